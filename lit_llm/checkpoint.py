@@ -1,0 +1,277 @@
+"""Checkpoint folders: reading Hugging Face's and our own, writing ours, and adapters beside them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.config import LIT_CONFIG, Config
+from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.model import GPT
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.weights import to_lit
+
+LIT_WEIGHTS = "lit_model.safetensors"
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# What travels with the weights into converted, merged and finetuned folders.
+COMPANION_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt",
+)  # fmt: skip
+
+Reader = Callable[[], Tensor]
+
+
+def load(
+    checkpoint_dir: Path | str,
+    adapter_dir: Path | str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    quantize: str | None = None,
+) -> tuple[GPT, Tokenizer]:
+    """Model in eval mode, weights frozen, and its tokenizer.
+
+    Args:
+        checkpoint_dir: A folder as Hugging Face publishes it, or one of ours.
+        adapter_dir: An adapter made for this checkpoint; it stays unmerged.
+        device: `auto` takes CUDA, then MPS, then the CPU.
+        precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
+            where bfloat16 is slow without units for it and would make results depend on the CPU's model.
+        quantize: One of `lit_llm.quantize.QUANTIZATIONS`; applies to the linears inside the blocks.
+
+    Raises:
+        FileNotFoundError: if files are missing.
+        ValueError: if they do not fit together; the message names the file or tensor.
+    """
+    target = resolve_device(device)
+    model = load_model(Path(checkpoint_dir), target, weights_dtype(precision, target), quantize)
+    tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
+    if adapter_dir is not None:
+        from lit_llm.methods import attach_saved
+
+        attach_saved(model, Path(adapter_dir))
+    return model.eval(), tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+_DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+
+
+def weights_dtype(precision: str | None, device: torch.device) -> torch.dtype | None:
+    """dtype to hold frozen weights in; None keeps the checkpoint's own. The `*-mixed` precisions hold float32."""
+    if precision is None:
+        return torch.float32 if device.type == "cpu" else None
+    return _DTYPES.get(precision, torch.float32)
+
+
+def load_tokenizer(checkpoint_dir: Path, config: Config) -> Tokenizer:
+    """Raises ValueError if the tokenizer has ids beyond the embedding's rows; fewer is padding."""
+    tokenizer = Tokenizer(checkpoint_dir)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {checkpoint_dir} has {tokenizer.vocab_size} ids but the model only {config.vocab_size} rows: "
+            "they do not belong together. Copy the tokenizer files of this very checkpoint"
+        )
+    return tokenizer
+
+
+def load_model(
+    checkpoint_dir: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+) -> GPT:
+    """GPT with all weights loaded and frozen; `fingerprint` is set. Peak memory is the model plus one tensor.
+
+    The model is built on the meta device and every memory-mapped tensor takes its place in it, cast or quantized on the way.
+    """
+    if not checkpoint_dir.is_dir():
+        state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"--checkpoint_dir {checkpoint_dir} {state}. Download a checkpoint: python scripts/download.py --repo_id ORG/NAME"
+        )
+    config = Config.from_checkpoint(checkpoint_dir)
+    with torch.device("meta"):
+        model = GPT(config)
+    if quantize is not None:
+        from lit_llm.quantize import quantize_linears
+
+        quantize_linears(model, quantize)
+    tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir))
+    if not (checkpoint_dir / LIT_CONFIG).is_file():
+        tensors = to_lit(config, tensors)
+    model.fingerprint = _fill(model, tensors, torch.device(device), dtype, checkpoint_dir)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.wte.weight
+    model.inv_freq = model.inv_freq.to(device)
+    return model
+
+
+def _fill(
+    model: GPT, tensors: Iterable[tuple[str, Reader]], device: torch.device, dtype: torch.dtype | None, folder: Path
+) -> str:
+    """Put every tensor in its place and return the fingerprint. Raises ValueError unless each place is filled exactly once."""
+    missing = expected_shapes(model.config)
+    rows = {}
+    for name, read in tensors:
+        if name not in missing:
+            raise ValueError(f"{folder}: tensor {name} stands there twice or has no place in the model")
+        tensor = read()
+        if tensor.shape != missing.pop(name):
+            raise ValueError(
+                f"{folder}: tensor {name} has shape {list(tensor.shape)}, "
+                f"config.json says {list(expected_shapes(model.config)[name])}. Weights and config do not belong together"
+            )
+        if tensor.dim() == 2 and name != "wte.weight":
+            rows[name] = tensor[0].to(torch.bfloat16).float()
+        if dtype is not None:
+            tensor = tensor.to(dtype)
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf == "weight" and hasattr(module, "load_weight"):  # quantized
+            module.load_weight(tensor, device)
+        else:
+            setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise ValueError(
+            f"{folder}: {len(missing)} tensors are missing, among them {names}. Download the checkpoint again"
+        )
+    return _fingerprint(model.config, rows)
+
+
+def expected_shapes(config: Config) -> dict[str, torch.Size]:
+    """Names and shapes of all weights of `GPT(config)`; a tied head is not listed."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    if config.tie_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _fingerprint(config: Config, rows: dict[str, Tensor]) -> str:
+    """sha256 of the config and of the first row of each linear in bfloat16: equal for a folder and its converted twin."""
+    default = {name: field.default for name, field in Config.__dataclass_fields__.items()}
+    maths = {name: value for name, value in config.to_dict().items() if value != default[name]}
+    digest = hashlib.sha256(json.dumps(maths, sort_keys=True).encode())
+    for name in sorted(rows):
+        digest.update(name.encode())
+        digest.update(rows[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weight_files(checkpoint_dir: Path) -> list[Path]:
+    """Files that hold the weights: ours, safetensors (single or sharded), or legacy pickles.
+
+    Raises:
+        FileNotFoundError: if there are none, or a shard is missing.
+        ValueError: if an index is broken or names a file outside of the folder.
+    """
+    names = (LIT_WEIGHTS, *_SINGLE_FILES) if (checkpoint_dir / LIT_CONFIG).is_file() else _SINGLE_FILES
+    for name in names:
+        if (checkpoint_dir / name).is_file():
+            return [checkpoint_dir / name]
+        index = checkpoint_dir / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+    raise FileNotFoundError(
+        f"{checkpoint_dir} holds no weights. Download them first: "
+        f"python scripts/download.py --repo_id {checkpoint_dir.parent.name}/{checkpoint_dir.name}"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    paths = []
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise ValueError(f"{index} names {name!r}, which lies outside of the folder. Do not trust this checkpoint")
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(
+                f"{index.parent} lacks the shard {name}. Download the checkpoint again to complete it"
+            )
+        paths.append(index.parent / name)
+    return paths
+
+
+def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
+    """Name and reader of every tensor, lazily: safetensors are memory-mapped, pickles read with `weights_only=True`."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in files:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        yield name, lambda file=file, name=name: file.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged or incomplete ({error}). Download it again") from error
+        else:
+            yield from ((name, lambda tensor=tensor: tensor) for name, tensor in _read_pickle(path).items())
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
+        tensors = _load_pickle(path)
+    except Exception as error:
+        raise _refused(path, error) from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"{path} does not hold a dict of tensors")
+    return tensors
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason})")
+
+
+def save_checkpoint(model: GPT, source_dir: Path, target: Path) -> None:
+    """Write model and companion files of `source_dir` as a checkpoint folder in our layout, whole or not at all."""
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del tensors["lm_head.weight"]
+    with new_folder(target) as folder:
+        save_safetensors(tensors, folder / LIT_WEIGHTS)
+        write_json(folder / LIT_CONFIG, model.config.to_dict())
+        copy_companions(source_dir, folder)
+
+
+def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors. Raises OSError if the disk is full, as other writers do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # it wraps the operating system's error in its own
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def copy_companions(source_dir: Path, target: Path) -> None:
+    """Copy tokenizer, generation config and licence files that exist."""
+    for name in COMPANION_FILES:
+        if (source_dir / name).is_file():
+            shutil.copyfile(source_dir / name, target / name)
