@@ -146,9 +146,7 @@ def _fill(
             setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
     if missing:
         names = ", ".join(sorted(missing)[:3])
-        raise ValueError(
-            f"{folder}: {len(missing)} tensors are missing, among them {names}. Download the checkpoint again"
-        )
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, among them {names}. Download the checkpoint again")
     return _fingerprint(model.config, rows)
 
 
@@ -201,9 +199,7 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name:
             raise ValueError(f"{index} names {name!r}, which lies outside of the folder. Do not trust this checkpoint")
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(
-                f"{index.parent} lacks the shard {name}. Download the checkpoint again to complete it"
-            )
+            raise FileNotFoundError(f"{index.parent} lacks the shard {name}. Download the checkpoint again to complete it")
         paths.append(index.parent / name)
     return paths
 

@@ -68,9 +68,7 @@ class Config:
         if self.n_head % self.n_query_groups:
             raise ValueError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
-            raise ValueError(
-                f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}"
-            )
+            raise ValueError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "Config":
@@ -81,15 +79,11 @@ class Config:
         """
         model_type = hf.get("model_type")
         if model_type not in FAMILIES:
-            raise ValueError(
-                f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}"
-            )
+            raise ValueError(f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}")
         keys = _Keys(hf)
         config = cls(model_type=model_type, **FAMILIES[model_type](keys))
         if unread := keys.unread():
-            warnings.warn(
-                f"config.json has keys that lit_llm does not know and ignores: {', '.join(unread)}", stacklevel=2
-            )
+            warnings.warn(f"config.json has keys that lit_llm does not know and ignores: {', '.join(unread)}", stacklevel=2)
         return config
 
     @classmethod
@@ -176,9 +170,7 @@ def _rope(k: _Keys, head_size: int, *, theta_key: str = "rope_theta", fraction_k
     fraction = scaling.pop("partial_rotary_factor", None) or k.get(fraction_key, fraction)
     scaling["rope_type"] = scaling.pop("type", None) or scaling.get("rope_type", "default")
     if scaling["rope_type"] not in ROPE_TYPES:
-        raise ValueError(
-            f"rope_scaling type {scaling['rope_type']!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
-        )
+        raise ValueError(f"rope_scaling type {scaling['rope_type']!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     known = {"rope_type", *ROPE_TYPES[scaling["rope_type"]]}
     if unknown := sorted(scaling.keys() - known):
         raise ValueError(f"rope_scaling has fields that are not understood: {', '.join(unknown)}")
@@ -250,9 +242,7 @@ def _gpt_neox(k: _Keys) -> dict[str, Any]:
 
 def _falcon(k: _Keys) -> dict[str, Any]:
     if k.get("alibi", False):
-        raise ValueError(
-            "Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are"
-        )
+        raise ValueError("Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are")
     n_embd, n_head = k.get("hidden_size", 4544), k.get("num_attention_heads", 71)
     new_architecture = k.get("new_decoder_architecture", False)
     n_kv_heads, multi_query = k.get("num_kv_heads", n_head), k.get("multi_query", True)

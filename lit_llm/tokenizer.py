@@ -32,9 +32,7 @@ class Tokenizer:
                 f"download them: python scripts/download.py --repo_id {folder.parent.name}/{folder.name} --tokenizer_only"
             )
         self.vocab_size = self._backend.vocab_size
-        settings = {
-            name: _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "generation_config", "config")
-        }
+        settings = {name: _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "generation_config", "config")}
         self.bos_id = self._special_id("bos", settings)
         self.eos_id = self._special_id("eos", settings)
         listed = settings["generation_config"].get("eos_token_id")

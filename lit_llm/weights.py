@@ -96,9 +96,7 @@ TABLES: dict[str, Callable[[Config], Table]] = {
 _DROPPED = re.compile(r"(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|self_attn\.bias)$")
 
 
-def to_lit(
-    config: Config, tensors: Iterable[tuple[str, Callable[[], Tensor]]]
-) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def to_lit(config: Config, tensors: Iterable[tuple[str, Callable[[], Tensor]]]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Our name and a function that reads the tensor, for each upstream tensor. Nothing is read here, except fused tensors
     when their first part is.
 
