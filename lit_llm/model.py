@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_llm.config import Config
 from lit_llm.rope import inverse_frequencies, rotate
@@ -35,6 +36,7 @@ class GPT(nn.Module):
         self.register_buffer("inv_freq", inverse_frequencies(config), persistent=False)
         self.inv_freq: Tensor
         self.fingerprint: str | None = None  # of the weights that were loaded
+        self.activation_checkpointing = False
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
@@ -68,7 +70,9 @@ class GPT(nn.Module):
         x = self.wte(ids)
         for i, block in enumerate(self.h):
             layer_cache = None if cache is None else (cache.k[i], cache.v[i])
-            x = block(x, rope, lengths, layer_cache, positions, mask)
+            inputs = (x, rope, lengths, layer_cache, positions, mask)
+            recompute = self.activation_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
