@@ -17,7 +17,7 @@ from lit_llm.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
 
 LIT_WEIGHTS = "lit_model.safetensors"
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # What travels with the weights into converted, merged and finetuned folders.
 COMPANION_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -52,9 +52,9 @@ def load(
     model = load_model(Path(checkpoint_dir), target, weights_dtype(precision, target), quantize)
     tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
     if adapter_dir is not None:
-        from lit_llm.methods import attach_saved
+        from lit_llm.adapters import attach_adapter
 
-        attach_saved(model, Path(adapter_dir))
+        attach_adapter(model, Path(adapter_dir))
     return model.eval(), tokenizer
 
 
@@ -97,20 +97,16 @@ def load_model(
 
     The model is built on the meta device and every memory-mapped tensor takes its place in it, cast or quantized on the way.
     """
-    if not checkpoint_dir.is_dir():
-        state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"--checkpoint_dir {checkpoint_dir} {state}. Download a checkpoint: python scripts/download.py --repo_id ORG/NAME"
-        )
-    config = Config.from_checkpoint(checkpoint_dir)
+    config = read_config(checkpoint_dir)
     with torch.device("meta"):
         model = GPT(config)
     if quantize is not None:
         from lit_llm.quantize import quantize_linears
 
         quantize_linears(model, quantize)
-    tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir))
-    if not (checkpoint_dir / LIT_CONFIG).is_file():
+    native = (checkpoint_dir / LIT_CONFIG).is_file()
+    tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
+    if not native:
         tensors = to_lit(config, tensors)
     model.fingerprint = _fill(model, tensors, torch.device(device), dtype, checkpoint_dir)
     if config.tie_embeddings:
@@ -121,21 +117,22 @@ def load_model(
     return model
 
 
+def read_config(checkpoint_dir: Path) -> Config:
+    """Raises FileNotFoundError if the folder does not exist or is none, and as `Config.from_checkpoint`."""
+    if not checkpoint_dir.is_dir():
+        state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"--checkpoint_dir {checkpoint_dir} {state}. Download a checkpoint: python scripts/download.py --repo_id ORG/NAME"
+        )
+    return Config.from_checkpoint(checkpoint_dir)
+
+
 def _fill(
     model: GPT, tensors: Iterable[tuple[str, Reader]], device: torch.device, dtype: torch.dtype | None, folder: Path
 ) -> str:
-    """Put every tensor in its place and return the fingerprint. Raises ValueError unless each place is filled exactly once."""
-    missing = expected_shapes(model.config)
+    """Put every tensor in its place and return the fingerprint."""
     rows = {}
-    for name, read in tensors:
-        if name not in missing:
-            raise ValueError(f"{folder}: tensor {name} stands there twice or has no place in the model")
-        tensor = read()
-        if tensor.shape != missing.pop(name):
-            raise ValueError(
-                f"{folder}: tensor {name} has shape {list(tensor.shape)}, "
-                f"config.json says {list(expected_shapes(model.config)[name])}. Weights and config do not belong together"
-            )
+    for name, tensor in checked(model.config, tensors, folder):
         if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
             rows[name] = tensor[0].to(torch.bfloat16).float()
         if dtype is not None:
@@ -143,13 +140,30 @@ def _fill(
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         if leaf == "weight" and hasattr(module, "load_weight"):  # quantized
-            module.load_weight(tensor, device)
+            module.load_weight(tensor, device)  # type: ignore[operator]
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
+    return _fingerprint(model.config, rows)
+
+
+def checked(config: Config, tensors: Iterable[tuple[str, Reader]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Read tensors one by one. Raises ValueError unless they are exactly those of `GPT(config)`, each once, in its shape."""
+    expected = expected_shapes(config)
+    missing = set(expected)
+    for name, read in tensors:
+        if name not in missing:
+            raise ValueError(f"{folder}: tensor {name} stands there twice or has no place in the model")
+        missing.remove(name)
+        tensor = read()
+        if tensor.shape != expected[name]:
+            raise ValueError(
+                f"{folder}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(expected[name])}. "
+                "Weights and config do not belong together"
+            )
+        yield name, tensor
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, among them {names}. Download the checkpoint again")
-    return _fingerprint(model.config, rows)
 
 
 def expected_shapes(config: Config) -> dict[str, torch.Size]:
@@ -172,15 +186,14 @@ def _fingerprint(config: Config, rows: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def weight_files(checkpoint_dir: Path) -> list[Path]:
-    """Files that hold the weights: ours, safetensors (single or sharded), or legacy pickles.
+def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
+    """Files that hold the weights: ours, or Hugging Face's safetensors or legacy pickles; one, or shards with an index.
 
     Raises:
         FileNotFoundError: if there are none, or a shard is missing.
         ValueError: if an index is broken or names a file outside of the folder.
     """
-    names = (LIT_WEIGHTS, *_SINGLE_FILES) if (checkpoint_dir / LIT_CONFIG).is_file() else _SINGLE_FILES
-    for name in names:
+    for name in (LIT_WEIGHTS,) if native else HF_WEIGHTS:
         if (checkpoint_dir / name).is_file():
             return [checkpoint_dir / name]
         index = checkpoint_dir / f"{name}.index.json"
@@ -252,9 +265,41 @@ def save_checkpoint(model: GPT, source_dir: Path, target: Path) -> None:
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
     with new_folder(target) as folder:
-        save_safetensors(tensors, folder / LIT_WEIGHTS)
+        write_shards(tensors.items(), folder, LIT_WEIGHTS)
         write_json(folder / LIT_CONFIG, model.config.to_dict())
         copy_companions(source_dir, folder)
+
+
+def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, name: str, max_bytes: int = 5 * 10**9) -> list[Path]:
+    """Write tensors as `name`, or as numbered shards of at most `max_bytes` each and `name.index.json`.
+
+    Holds one shard in memory. Returns the files.
+    """
+    shard: dict[str, Tensor] = {}
+    files: list[Path] = []
+    weight_map: dict[str, int] = {}
+    size = total = 0
+    stem, suffix = Path(name).stem, Path(name).suffix
+
+    def flush() -> None:
+        files.append(folder / f"{stem}-{len(files) + 1:05d}{suffix}")
+        save_safetensors(shard, files[-1], {"format": "pt"})
+        shard.clear()
+
+    for tensor_name, tensor in tensors:
+        if size and size + tensor.nbytes > max_bytes:
+            flush()
+            size = 0
+        shard[tensor_name] = tensor
+        weight_map[tensor_name] = len(files)
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    if len(files) == 1:
+        return [files[0].rename(folder / name)]
+    files = [file.rename(file.with_name(f"{file.stem}-of-{len(files):05d}{suffix}")) for file in files]
+    index = {"metadata": {"total_size": total}, "weight_map": {n: files[i].name for n, i in weight_map.items()}}
+    write_json(folder / f"{name}.index.json", index)
+    return [*files, folder / f"{name}.index.json"]
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

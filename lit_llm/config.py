@@ -1,12 +1,12 @@
 """The shape of a model, derived from the checkpoint's own `config.json`."""
 
-import json
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lit_llm.families import FAMILIES, MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Keys, check_size, positive
+from lit_llm.files import read_json_object
 
 LIT_CONFIG = "lit_config.json"
 
@@ -161,17 +161,19 @@ class Config:
             FileNotFoundError: if the folder has neither.
             ValueError: if the file is not a config that we understand.
         """
-        for name, parse in ((LIT_CONFIG, cls.from_dict), ("config.json", cls.from_hf)):
-            path = Path(checkpoint_dir) / name
-            if path.is_file():
-                try:
-                    values = json.loads(path.read_text(encoding="utf-8"))
-                    if not isinstance(values, dict):
-                        raise ValueError("it is not a JSON object")
-                    return parse(values)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{path}: {error}") from error
+        for name in (LIT_CONFIG, "config.json"):
+            if (Path(checkpoint_dir) / name).is_file():
+                return cls.from_file(Path(checkpoint_dir) / name)
         raise FileNotFoundError(
             f"{checkpoint_dir} has no config.json or {LIT_CONFIG}: it is not a checkpoint folder. "
             "Download one: python scripts/download.py --repo_id ORG/NAME"
         )
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Config":
+        """Read one of the two kinds of file. Raises ValueError, naming it, if it is not a config that we understand."""
+        try:
+            values = read_json_object(path)
+            return cls.from_dict(values) if path.name == LIT_CONFIG else cls.from_hf(values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

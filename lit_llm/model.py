@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_llm.config import Config
 from lit_llm.rope import Rope, rotate
@@ -39,6 +40,7 @@ class GPT(nn.Module):
         if config.local_rope_theta is not None:
             self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
         self.fingerprint: str | None = None  # of the weights that were loaded
+        self.activation_checkpointing = False
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
@@ -76,7 +78,9 @@ class GPT(nn.Module):
             sliding = self.config.is_sliding(i)
             layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
             layer_cache = None if cache is None else (cache.k[i], cache.v[i])
-            x = block(x, layer_rope, lengths, layer_cache, positions, window_mask if sliding else mask)
+            inputs = (x, layer_rope, lengths, layer_cache, positions, window_mask if sliding else mask)
+            recompute = self.activation_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.norm(x)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:

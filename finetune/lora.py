@@ -1,0 +1,15 @@
+"""Finetune a model with LoRA, or QLoRA with --quantize. Without flags: the embedded demo."""
+
+from lit_llm.args import LoRAFinetuneArgs
+from lit_llm.cli import run
+
+
+def main(args: LoRAFinetuneArgs) -> None:
+    from lit_llm.finetune import finetune
+    from lit_llm.methods.lora import LoRA
+
+    finetune(args, LoRA(args.lora.r, args.lora.alpha, args.lora.dropout, args.lora.targets))
+
+
+if __name__ == "__main__":
+    run(main)

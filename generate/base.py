@@ -1,0 +1,14 @@
+"""Continue a prompt with a model as it is. Prints the prompt and its continuation, and nothing else, on stdout."""
+
+from lit_llm.args import GenerateArgs
+from lit_llm.cli import run
+
+
+def main(args: GenerateArgs) -> None:
+    from lit_llm.complete import complete
+
+    complete(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""Adapter folders: the trained parameters of a method, its arguments, and which base they belong to."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llm.checkpoint import save_safetensors
+from lit_llm.files import read_json_object, write_json
+from lit_llm.methods.inject import Method
+from lit_llm.methods.lora import LoRA
+from lit_llm.model import GPT
+
+METHODS: dict[str, type] = {"lora": LoRA}
+
+
+def write_adapter(folder: Path, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
+    """Write `adapter.safetensors` and `adapter.json` into an existing folder."""
+    tensors = {name: p.detach() for name, p in model.named_parameters() if method.trainable(name)}
+    save_safetensors(tensors, folder / "adapter.safetensors")
+    about = {
+        "method": method.name,
+        "arguments": method.arguments(),
+        "base_checkpoint_dir": str(checkpoint_dir.resolve()),
+        "base_fingerprint": model.fingerprint,
+        "prompt_style": prompt_style,
+        "versions": {name: version(name) for name in ("torch", "lightning")},
+    }
+    write_json(folder / "adapter.json", about)
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Contents of `adapter.json`. Raises FileNotFoundError if `folder` is no adapter folder, ValueError if it is damaged."""
+    if not (folder / "adapter.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter. Train one: python finetune/lora.py --out_dir {folder.parent}")
+    about = read_json_object(folder / "adapter.json")
+    if about.get("method") not in METHODS:
+        raise ValueError(f"{folder}/adapter.json: method {about.get('method')!r} is not known; known: {', '.join(METHODS)}")
+    return about
+
+
+def attach_adapter(model: GPT, folder: Path) -> None:
+    """Attach a saved adapter to the model it was trained on.
+
+    Raises:
+        ValueError: if it was trained on another base, or its tensors are not exactly those of its method.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    about = read_adapter(folder)
+    if about.get("base_fingerprint") != model.fingerprint:
+        raise ValueError(
+            f"the adapter in {folder} was trained on another base ({about.get('base_checkpoint_dir')}). "
+            "Give that one as --checkpoint_dir"
+        )
+    method = METHODS[about["method"]](**about["arguments"])
+    method.attach(model)
+    try:
+        tensors = load_file(folder / "adapter.safetensors")
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{folder}/adapter.safetensors is missing or damaged ({error}). Train the adapter again") from error
+    parameters = {name: p for name, p in model.named_parameters() if method.trainable(name)}
+    if wrong := sorted(tensors.keys() ^ parameters.keys()):
+        raise ValueError(f"{folder}/adapter.safetensors does not fit adapter.json: tensor {wrong[0]} is missing or too much")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise ValueError(f"{folder}/adapter.safetensors: {name} has shape {list(tensors[name].shape)}")
+            parameter.copy_(tensors[name])
+            parameter.requires_grad_(False)

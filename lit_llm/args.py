@@ -1,0 +1,316 @@
+"""Every option that a user sees, as frozen dataclasses without torch, so that `--help` is instant.
+
+The docstring under a field is its help. `__post_init__` raises ValueError with one line for each mistake.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Collects the mistakes of a dataclass and raises them together."""
+
+    def __post_init__(self) -> None:
+        if mistakes := [text for wrong, text in self.rules() if wrong]:
+            raise ValueError("\n".join(mistakes))
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """(whether it is wrong, what to tell the user), for each rule."""
+        raise NotImplementedError
+
+    def below(self, limit: float, *names: str, group: str = "", allow_equal: bool = False) -> list[tuple[bool, str]]:
+        """Rules: each named field, where given, must be above `limit`, or equal to it if allowed."""
+        word = "at least" if allow_equal else "above"
+        found = []
+        for name in names:
+            value = getattr(self, name)
+            wrong = value is not None and not (value >= limit if allow_equal else value > limit)  # NaN is wrong too
+            found.append((wrong, f"--{group}{name} must be {word} {limit}, found {value}"))
+        return found
+
+
+@dataclass(frozen=True)
+class TrainArgs(Checked):
+    """Training"""
+
+    epochs: int | None = None
+    """Passes over the training data; 1 if neither max_steps nor max_time is given. Training ends at the first limit."""
+    max_steps: int | None = None
+    """Optimizer steps at most."""
+    max_time: float | None = None
+    """Hours at most. The step at which they are over is the last one."""
+    global_batch_size: int = 32
+    """Examples per optimizer step, over all devices."""
+    micro_batch_size: int = 4
+    """Examples per forward pass on a device; with packing, times max_seq_length the most tokens in one pass."""
+    learning_rate: float = 3e-4
+    """Highest learning rate."""
+    min_lr: float | None = None
+    """Learning rate at the end of the cosine; 10 % of learning_rate if not given."""
+    lr_warmup_steps: int | None = None
+    """Optimizer steps of linear warmup; 100, but at most 10 % of the run, if not given."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+    max_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null switches clipping off."""
+    packing: bool = True
+    """Fill each forward pass with as many examples as its token budget holds. Does not change the gradient."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third slower."""
+    save_interval: int | None = None
+    """Optimizer steps between saves from which a run can be resumed. Ctrl-C saves as well."""
+    log_interval: int = 1
+    """Optimizer steps between rows of metrics.csv."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        counts = ("epochs", "max_steps", "max_time", "global_batch_size", "micro_batch_size", "learning_rate", "max_norm")
+        return [
+            *self.below(0, *counts, "save_interval", "log_interval", group="train."),
+            *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
+            (
+                self.min_lr is not None and self.min_lr > self.learning_rate,
+                f"--train.min_lr {self.min_lr} is above --train.learning_rate {self.learning_rate}",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class EvalArgs(Checked):
+    """Evaluation during and after finetuning"""
+
+    interval: int | None = 100
+    """Optimizer steps between validations; null: only at the end."""
+    max_batches: int | None = None
+    """Micro-batches per validation at most; all if not given."""
+    initial: bool = True
+    """Validate before the first step."""
+    final: bool = True
+    """Validate after the last step."""
+    samples: int = 5
+    """Held-out prompts that are answered by the base and by the finetuned model, and shown side by side at the end."""
+    exact_match: int = 0
+    """Held-out prompts over which both models' rates of exact answers are measured at the end. An answer counts if it is
+    identical and has ended."""
+    max_new_tokens: int = 64
+    """Longest answer of these, in tokens."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "interval", "max_batches", "max_new_tokens", group="eval."),
+            *self.below(0, "samples", "exact_match", group="eval.", allow_equal=True),
+        ]
+
+
+@dataclass(frozen=True)
+class LoRAArgs(Checked):
+    """LoRA (https://arxiv.org/abs/2106.09685)"""
+
+    r: int = 8
+    """Rank of the update."""
+    alpha: float = 16
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.05
+    """Share of the update's input that is dropped while training."""
+    targets: str | list[str] = "q,v"
+    """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp)."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "r", "alpha", group="lora."),
+            (not 0 <= self.dropout < 1, f"--lora.dropout must be at least 0 and below 1, found {self.dropout}"),
+        ]
+
+
+@dataclass(frozen=True)
+class FinetuneArgs(Checked):
+    """What to finetune, on what"""
+
+    method: ClassVar[str]
+
+    checkpoint_dir: Path | None = None
+    """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
+    data_dir: Path | None = None
+    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it."""
+    out_dir: Path | None = None
+    """Folder of this run; out/<method>/<name of the data> if not given."""
+    prompt_style: str | None = None
+    """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
+    mask_prompt: bool = True
+    """Train on the answers only."""
+    max_seq_length: int | None = None
+    """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
+    precision: Precision | None = None
+    """Frozen weights and arithmetic; trained weights are always float32. The best that the device supports if not given."""
+    quantize: Quantization | None = None
+    """Hold the frozen linears in 4 or 8 bits (https://arxiv.org/abs/2305.14314)."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+    devices: int = 1
+    """Number of devices."""
+    seed: int = 1337
+    """Seed of initialisation, dropout and the order of the examples."""
+    resume: str | None = None
+    """Go on with an interrupted run in out_dir: `auto` from its newest save, or the path of one."""
+    train: TrainArgs = field(default_factory=TrainArgs)
+    eval: EvalArgs = field(default_factory=EvalArgs)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        one = (self.checkpoint_dir is None) != (self.data_dir is None)
+        given, lacking = ("data_dir", "checkpoint_dir") if self.checkpoint_dir is None else ("checkpoint_dir", "data_dir")
+        return [
+            (one, f"--{given} needs --{lacking}. Give both, or neither for the embedded demo"),
+            *self.below(0, "max_seq_length", "devices"),
+            *self.below(0, "seed", allow_equal=True),
+            (
+                self.precision == "16-true",
+                "--precision 16-true overflows in training. Take 16-mixed, or bf16-true where the device supports it",
+            ),
+            (self.quantize is not None and self.precision == "16-mixed", "--quantize does not go with --precision 16-mixed"),
+        ]
+
+
+@dataclass(frozen=True)
+class LoRAFinetuneArgs(FinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "lora"
+
+    lora: LoRAArgs = field(default_factory=LoRAArgs)
+
+
+@dataclass(frozen=True)
+class GenerateArgs(Checked):
+    """What to generate, and how"""
+
+    prompt: str | None = None
+    """Text to continue; an empty one starts from BOS."""
+    prompt_file: Path | None = None
+    """File that holds the prompt."""
+    checkpoint_dir: Path | None = None
+    """Folder of the model; the embedded demo's if not given."""
+    num_samples: int = 1
+    """Texts to generate."""
+    max_new_tokens: int = 50
+    """Tokens at most, the prompt not counted."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities sum to at least this (https://arxiv.org/abs/1904.09751)."""
+    seed: int = 1337
+    """Seed of the samples."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
+            *self.below(0, "num_samples", "max_new_tokens", "top_k"),
+            *self.below(0, "temperature", "seed", allow_equal=True),
+            (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
+            (
+                self.temperature == 0 and (self.top_k is not None or self.top_p < 1),
+                "--temperature 0 takes the likeliest token: --top_k and --top_p cannot act. Leave them out",
+            ),
+            (
+                self.temperature == 0 and self.num_samples > 1,
+                "--temperature 0 gives the same text each time: leave out --num_samples",
+            ),
+            (
+                self.precision is not None and self.precision.endswith("-mixed"),
+                f"--precision {self.precision} is for training. Generate in 32-true, 16-true or bf16-true",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class AdapterGenerateArgs(GenerateArgs):
+    """What to generate, and how"""
+
+    adapter_dir: Path = Path("out/lora/demo/final")
+    """Folder of the adapter, as finetuning wrote it."""
+    checkpoint_dir: Path | None = None
+    """Folder of the base model; the one that the adapter was trained on if not given."""
+    prompt: str | None = None
+    """Instruction to answer, in the adapter's prompt style."""
+    input: str = ""
+    """Further input that goes with the instruction."""
+
+
+@dataclass(frozen=True)
+class PrepareArgs(Checked):
+    """Where the data is, and where it goes"""
+
+    source: ClassVar[str] = "data_file"
+
+    destination_path: Path = Path("data")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+    val_split_fraction: float = 0.05
+    """Share of the rows that is held out for validation."""
+    seed: int = 42
+    """Seed of the split."""
+    checkpoint_dir: Path | None = None
+    """Folder of a model: its tokenizer counts the tokens of the examples."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            (
+                not 0 <= self.val_split_fraction < 1,
+                f"--val_split_fraction must be at least 0 and below 1, found {self.val_split_fraction}",
+            ),
+            *self.below(0, "seed", allow_equal=True),
+        ]
+
+
+@dataclass(frozen=True)
+class PrepareAlpacaArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    data_file: str = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
+    """JSON list of rows with instruction, input and output: a path or an address."""
+    destination_path: Path = Path("data/alpaca")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareCsvArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    csv_path: Path = field(kw_only=True)
+    """CSV file with a header row and at least the columns instruction and output; input may be missing."""
+    destination_path: Path = Path("data/csv")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareJsonArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    json_path: Path = field(kw_only=True)
+    """JSON list, or JSON lines, of rows with instruction and output; input may be missing."""
+    destination_path: Path = Path("data/json")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class ConvertHfArgs(Checked):
+    """What to convert"""
+
+    checkpoint_dir: Path
+    """Folder with config.json and weights, as Hugging Face publishes it. The result is written beside them."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """dtype of the result; as the source if not given."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return []

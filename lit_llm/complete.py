@@ -1,0 +1,65 @@
+"""The generate scripts: load, complete, print the text on stdout and the speed on stderr."""
+
+import sys
+import time
+from pathlib import Path
+
+from lit_llm.adapters import read_adapter
+from lit_llm.args import AdapterGenerateArgs, GenerateArgs
+from lit_llm.checkpoint import load, resolve_device
+from lit_llm.cli import DEMO
+from lit_llm.generate import Completion, encode_prompt, generate
+from lit_llm.model import GPT
+from lit_llm.prompts import prompt_style
+from lit_llm.report import peak_memory_gb
+from lit_llm.tokenizer import Tokenizer
+
+
+def complete(args: GenerateArgs) -> None:
+    """Print the prompt and what follows it, once per sample."""
+    prompt = _prompt(args)
+    model, tokenizer = _load(args, args.checkpoint_dir or DEMO / "checkpoint", None)
+    ids = encode_prompt(tokenizer, prompt)
+    for completion in _timed(args, model, tokenizer, ids):
+        print(tokenizer.decode(ids + completion.ids))
+
+
+def answer(args: AdapterGenerateArgs) -> None:
+    """Print the answer to an instruction, asked in the style that the adapter was trained with, once per sample."""
+    prompt = _prompt(args)
+    about = read_adapter(args.adapter_dir)
+    model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
+    ids = encode_prompt(tokenizer, prompt_style(about["prompt_style"])(prompt, args.input))
+    for completion in _timed(args, model, tokenizer, ids):
+        print(completion.text)
+
+
+def _prompt(args: GenerateArgs) -> str:
+    if args.prompt_file is None:
+        assert args.prompt is not None
+        return args.prompt
+    try:
+        return args.prompt_file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.prompt_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _load(args: GenerateArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
+    device = resolve_device(args.accelerator)
+    start = time.perf_counter()
+    loaded = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize)
+    print(f"loaded {checkpoint_dir} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return loaded
+
+
+def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int]) -> list[Completion]:
+    start = time.perf_counter()
+    completions = generate(
+        model, tokenizer, [ids] * args.num_samples, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    n_new = sum(len(c.ids) + c.ended for c in completions)
+    memory = peak_memory_gb(model.wte.weight.device)
+    print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
+    return completions

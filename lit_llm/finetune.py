@@ -1,0 +1,257 @@
+"""One finetuning run, wired from its parts: data, model, method, loop, result."""
+
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_llm.adapters import write_adapter
+from lit_llm.args import FinetuneArgs
+from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
+from lit_llm.data import Example, MicroBatch, Plan, batches, lay_out, read_records, tokenize_all
+from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.generate import Completion, generate
+from lit_llm.loss import next_token_loss
+from lit_llm.methods.inject import Method, freeze
+from lit_llm.model import GPT
+from lit_llm.prompts import prompt_style
+from lit_llm.runtime import make_fabric, resolve_precision
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.train import Objective, Schedule, State, fit, machine
+
+Record = dict[str, Any]
+
+
+def finetune(args: FinetuneArgs, method: Method) -> None:
+    """Train `method` on the data of `args`, write the run folder, and show what changed."""
+    assert args.checkpoint_dir is not None and args.data_dir is not None
+    device = resolve_device(args.accelerator)
+    args = _resolve(args, device)
+    style = args.prompt_style
+    assert style is not None and args.precision is not None and args.out_dir is not None
+    resume_dir = _find_save(args)
+
+    config = read_config(args.checkpoint_dir)
+    tokenizer = load_tokenizer(args.checkpoint_dir, config)
+    train_records = read_records(args.data_dir / "train.jsonl")
+    val_path = args.data_dir / "val.jsonl"
+    val_records = read_records(val_path) if val_path.is_file() else []
+    limit = min(args.max_seq_length or config.block_size, config.block_size)
+    examples = _examples("training", train_records, style, tokenizer, args.mask_prompt, limit)
+    val_examples = _examples("validation", val_records, style, tokenizer, args.mask_prompt, limit) if val_records else []
+    plan = _plan(args, examples)
+    Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
+
+    fabric = make_fabric(args, device, args.precision)
+    model = load_model(args.checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
+    model.activation_checkpointing = args.train.activation_checkpointing
+    fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
+    method.attach(model)
+    trained = freeze(model, method)
+    n_total = sum(p.numel() for p in model.parameters())
+    _say(f"training {sum(p.numel() for p in trained):,} parameters with {method.name}; {n_total:,} values in memory in all")
+    if resume_dir is None:
+        _start_run(args)
+    answers = Answers(args, model, tokenizer, val_records, style)
+    before = answers.make() if resume_dir is None else None
+    fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.train.learning_rate, betas=(0.9, 0.95), weight_decay=args.train.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )  # fmt: skip
+    objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
+
+    def write_result(folder: Path) -> None:
+        assert args.checkpoint_dir is not None
+        write_adapter(folder, model, method, args.checkpoint_dir, style)
+
+    out_dir = args.out_dir
+    validation = _validation(args, val_examples)
+    state = fit(
+        fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir
+    )
+    with new_folder(out_dir / "final") as final:
+        write_result(final)
+    _report(args, state, answers, before)
+
+
+def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
+    """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
+    assert args.data_dir is not None
+    prompt_style(args.prompt_style or "alpaca")
+    name = "demo" if args.data_dir.parent.name == "demo" and args.data_dir.name == "data" else args.data_dir.resolve().name
+    train = args.train
+    if train.epochs is None and train.max_steps is None and train.max_time is None:
+        train = dataclasses.replace(train, epochs=1)
+    return dataclasses.replace(
+        args,
+        out_dir=args.out_dir or Path("out") / args.method / name,
+        precision=resolve_precision(args.precision, device),
+        prompt_style=args.prompt_style or "alpaca",
+        train=train,
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _examples(
+    what: str, records: Sequence[Record], style: str, tokenizer: Tokenizer, mask_prompt: bool, limit: int
+) -> list[Example]:
+    examples, n_dropped = tokenize_all(records, style, tokenizer, mask_prompt, limit)
+    if not examples:
+        raise ValueError(
+            f"all {len(records)} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them"
+        )
+    n_tokens, n_targets = sum(map(len, examples)), sum(e.n_targets for e in examples)
+    dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
+    _say(f"{what}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} of them trained{dropped}")
+    return examples
+
+
+def _plan(args: FinetuneArgs, examples: Sequence[Example]) -> Plan:
+    lengths = [len(example) for example in examples]
+    sizes = args.train.global_batch_size, min(args.train.micro_batch_size, args.train.global_batch_size)
+    return Plan(lengths, *sizes, max(lengths), args.train.packing, args.seed)
+
+
+def _validation(args: FinetuneArgs, examples: Sequence[Example]) -> list[MicroBatch]:
+    lengths = [len(example) for example in examples]
+    groups = lay_out(range(len(lengths)), lengths, args.train.micro_batch_size, max(lengths, default=0), args.train.packing)
+    return list(batches(groups, examples))
+
+
+# The run folder
+
+
+def _find_save(args: FinetuneArgs) -> Path | None:
+    """The save to resume from, None for a new run. Raises ValueError if `out_dir` holds a run that is not to be resumed."""
+    out_dir = args.out_dir
+    assert out_dir is not None
+    started = (out_dir / "args.yaml").is_file()
+    if args.resume is None:
+        if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
+            raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
+        return None
+    if args.resume == "auto":
+        saves = sorted(out_dir.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-"))) if started else []
+        resume_dir = saves[-1] if saves else None
+    else:
+        resume_dir = Path(args.resume)
+        if not (resume_dir / "state.json").is_file():
+            raise FileNotFoundError(f"--resume {resume_dir} is not a save of a run: it has no state.json. Try --resume auto")
+    if resume_dir is not None:
+        _check_same_run(out_dir, _as_yaml(args), resume_dir)
+    return resume_dir
+
+
+def _start_run(args: FinetuneArgs) -> None:
+    """Make the run folder and write what describes the run."""
+    out_dir = args.out_dir
+    assert out_dir is not None
+    out_dir.mkdir(parents=True, exist_ok=True)
+    options = yaml.safe_dump(_as_yaml(args), sort_keys=False, allow_unicode=True)
+    (out_dir / "args.yaml").write_text(options, encoding="utf-8")
+    versions = {name: version(name) for name in ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")}
+    about = {"python": platform.python_version(), "platform": platform.platform(), **machine(), "versions": versions}
+    write_json(out_dir / "environment.json", about)
+
+
+def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(args), default=str))
+
+
+def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) -> None:
+    """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
+    saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
+    changed = [name for name in options if options[name] != saved.get(name) and name not in ("resume", "eval", "train")]
+    free = ("max_time", "save_interval", "log_interval")
+    changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
+    if changed:
+        raise ValueError(
+            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml"
+        )
+    before = read_json_object(resume_dir / "state.json")
+    if different := [name for name, value in machine().items() if before.get(name) != value]:
+        _say(f"warning: {' and '.join(different)} differ from the run that saved: the result will not be bit-identical")
+    _say(f"resuming from {resume_dir}")
+
+
+# Before and after
+
+
+class Answers:
+    """Answers of the model, as it is when asked, to held-out prompts."""
+
+    def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> None:
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
+        room = model.config.block_size - args.eval.max_new_tokens
+        asked = [
+            (r, tokenizer.encode(prompt_style(style)(r["instruction"], r.get("input") or ""))) for r in records if "output" in r
+        ]
+        asked = [(record, prompt) for record, prompt in asked if len(prompt) <= room]
+        self.n_exact, self.n_shown = min(args.eval.exact_match, len(asked)), min(args.eval.samples, len(asked))
+        asked = asked[: max(self.n_exact, self.n_shown)]
+        self.records, self.prompts = [record for record, _ in asked], [prompt for _, prompt in asked]
+
+    def make(self) -> list[Completion]:
+        """Greedy answers, in batches of 32."""
+        self.model.eval()
+        found: list[Completion] = []
+        for i in range(0, len(self.prompts), 32):
+            batch = self.prompts[i : i + 32]
+            found += generate(self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0)
+        return found
+
+    def exact(self, answers: Sequence[Completion]) -> int:
+        """How many of the first `n_exact` are identical to the reference and have ended."""
+        pairs = zip(answers[: self.n_exact], self.records, strict=False)
+        return sum(answer.ended and answer.text == record["output"] for answer, record in pairs)
+
+
+def _report(args: FinetuneArgs, state: State, answers: Answers, before: list[Completion] | None) -> None:
+    """Print what changed, where the result is, and how to talk to it."""
+    assert args.out_dir is not None
+    after = answers.make()
+    width = min(shutil.get_terminal_size((120, 24)).columns, 160)
+    cell = max((width - 6) // 3, 16)
+    if before is not None and answers.n_shown:
+        print(_row("held-out prompt", "base", "finetuned", cell))
+        print("-" * width)
+        for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
+            question = " / ".join(filter(None, (record["instruction"], record.get("input"))))
+            print(_row(question, old.text, new.text, cell))
+        print()
+    if answers.n_exact:
+        rates = [
+            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
+        ]
+        print(f"exact match on held-out prompts: {' -> '.join(rates)}")
+    if state.first_val_loss is not None and state.val_loss is not None:
+        print(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    final = args.out_dir / "final"
+    print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
+    print(f'python generate/{args.method}.py --adapter_dir {final} --prompt "{_shell_safe(answers)}"')
+
+
+def _row(question: str, old: str, new: str, cell: int) -> str:
+    def fit_cell(text: str) -> str:
+        text = " ".join(text.split())
+        return text if len(text) <= cell else f"{text[: cell - 3]}..."
+
+    return " | ".join(fit_cell(text).ljust(cell) for text in (question, old, new)).rstrip()
+
+
+def _shell_safe(answers: Answers) -> str:
+    """A held-out instruction that can stand between double quotes, to try the result with."""
+    usable = (r["instruction"] for r in answers.records if not r.get("input") and not set(r["instruction"]) & set('"$`\\!\n'))
+    return next(usable, "Hello!")

@@ -1,0 +1,84 @@
+"""Put trainable parameters beside the linears of a model, and keep the names of its own weights.
+
+A method's module becomes a child of the linear that it changes, and a forward hook adds its effect: the base weight keeps
+its name, plain and quantized linears are treated alike, and taking the adapter off leaves the model as it was.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lit_llm.model import GPT
+
+GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
+
+
+class Method(Protocol):
+    """What the training loop needs of a way of finetuning."""
+
+    name: str
+
+    def attach(self, model: GPT) -> None:
+        """Add the method's parameters. The model computes the same as before."""
+        ...
+
+    def trainable(self, name: str) -> bool:
+        """Whether the parameter of this name is trained."""
+        ...
+
+    def arguments(self) -> dict[str, Any]:
+        """What builds an equal method again."""
+        ...
+
+
+def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
+    """Linears by name that `targets` (names or groups, separated by commas, or a list) stand for.
+
+    Raises:
+        ValueError: for a target that matches nothing; the message lists what exists.
+    """
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "in_features") and name.rpartition(".")[2] != "router"
+    }
+    short = {name: "head" if name == "lm_head" else name.rpartition(".")[2] for name in linears}
+    wanted: set[str] = set()
+    asked = targets if isinstance(targets, list) else targets.strip("[]").split(",")
+    for target in (t.strip() for t in asked):
+        names = set(GROUPS.get(target, (target,))) & set(short.values())
+        if not names:
+            exist = ", ".join(dict.fromkeys(short.values()))
+            raise ValueError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
+        wanted |= names
+    return {name: linears[name] for name in linears if short[name] in wanted}
+
+
+def inject(linear: nn.Module, name: str, module: nn.Module, hook: Callable[[Any, Any, Tensor], Tensor]) -> None:
+    """Make `module` the child `name` of `linear`; `hook(linear, inputs, output)` returns the new output."""
+    linear.add_module(name, module)
+    module.hook = linear.register_forward_hook(hook)  # type: ignore[assignment]
+
+
+def eject(linear: nn.Module, name: str) -> None:
+    """Undo `inject`."""
+    getattr(linear, name).hook.remove()
+    delattr(linear, name)
+
+
+def freeze(model: GPT, method: Method) -> list[nn.Parameter]:
+    """Set `requires_grad` as the method says, and return what trains.
+
+    Raises:
+        ValueError: if nothing does.
+    """
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(method.trainable(name))
+        if parameter.requires_grad:
+            trained.append(parameter)
+    if not trained:
+        raise ValueError(f"{method.name} would train no parameter of this model")
+    return trained

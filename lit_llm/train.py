@@ -1,0 +1,294 @@
+"""The training loop, one for every method: which parameters train and what the loss is come from outside.
+
+A step is an optimizer step. Its loss is the sum over all its labels divided once by their number, so that neither
+micro-batches, packing nor devices change the gradient.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from lit_llm.args import EvalArgs, TrainArgs
+from lit_llm.checkpoint import save_safetensors
+from lit_llm.data import Example, MicroBatch, Plan, collate
+from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.model import GPT
+from lit_llm.report import Metrics, Progress, peak_memory_gb
+
+Loss = Callable[[GPT, MicroBatch], tuple[Tensor, int]]
+"""Sum of the loss over the labels of a micro-batch, and their number."""
+
+
+class Objective(nn.Module):
+    """A model with its loss: the one forward pass that precision and distribution wrap."""
+
+    def __init__(self, gpt: GPT, loss: Loss) -> None:
+        super().__init__()
+        self.gpt = gpt
+        self.loss = loss
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        return self.loss(self.gpt, batch)[0]
+
+
+@dataclass
+class State:
+    """Where a run stands; with the trained parameters, the optimizer and the random state all that resuming needs."""
+
+    step: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    first_val_loss: float | None = None
+    val_loss: float | None = None
+    """The newest one."""
+    best_val_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run and the learning rate along it."""
+
+    learning_rate: float
+    min_lr: float
+    warmup_steps: int
+    total_steps: int | None
+    """None where only `max_seconds` ends the run."""
+    max_seconds: float
+
+    @classmethod
+    def from_args(cls, args: TrainArgs, steps_per_epoch: int) -> "Schedule":
+        """Raises ValueError if a given warmup reaches the end of the run."""
+        epochs = 1 if args.epochs is None and args.max_steps is None and args.max_time is None else args.epochs
+        limits = [steps for steps in (args.max_steps, epochs and epochs * steps_per_epoch) if steps is not None]
+        total = min(limits) if limits else None
+        warmup = args.lr_warmup_steps
+        if warmup is None:
+            warmup = 100 if total is None else min(100, total // 10)
+        elif total is not None and warmup >= total:
+            raise ValueError(f"--train.lr_warmup_steps {warmup} reaches the end of the run, which has {total} steps")
+        min_lr = 0.1 * args.learning_rate if args.min_lr is None else args.min_lr
+        seconds = math.inf if args.max_time is None else args.max_time * 3600
+        return cls(args.learning_rate, min_lr, warmup, total, seconds)
+
+    def at(self, step: int, seconds: float) -> float:
+        """Learning rate of a step (0 is the first), `seconds` into the run.
+
+        Linear warmup from above 0, then a cosine (https://arxiv.org/abs/1608.03983, eq. 5) to `min_lr` at the last step; over
+        the time, where only that is limited.
+        """
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        if self.total_steps is None:
+            done = min(seconds / self.max_seconds, 1.0)
+        else:
+            done = (step - self.warmup_steps) / max(self.total_steps - 1 - self.warmup_steps, 1)
+        return self.min_lr + (self.learning_rate - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def ended(self, state: State) -> bool:
+        return state.step == self.total_steps or state.seconds >= self.max_seconds
+
+
+def fit(
+    fabric: Fabric,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    examples: Sequence[Example],
+    validation: Sequence[MicroBatch],
+    args: TrainArgs,
+    eval_args: EvalArgs,
+    out_dir: Path,
+    write_result: Callable[[Path], None],
+    resume_dir: Path | None = None,
+) -> State:
+    """Train until the first limit, and return where it ended.
+
+    Args:
+        objective, optimizer: As `fabric.setup` returns them.
+        validation: Micro-batches of the validation data; may be empty.
+        write_result: Writes the trained model into a folder; called for `best` and for each save.
+        resume_dir: A `step-*` folder of this run to go on from.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, when the step is made and saved.
+        ValueError: if the loss is not a number any more.
+    """
+    schedule = Schedule.from_args(args, plan.steps_per_epoch)
+    state = State() if resume_dir is None else load_state(resume_dir, objective, optimizer)
+    metrics = Metrics(out_dir / "metrics.csv", None if resume_dir is None else state.step)
+    if resume_dir is None and eval_args.initial and validation:
+        state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
+        metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
+    progress = Progress("step", schedule.total_steps, state.step)
+    start = time.monotonic() - state.seconds
+    objective.train()
+    with _stop_signals() as stopped:
+        while not schedule.ended(state):
+            step_start = time.monotonic()
+            lr = schedule.at(state.step, state.seconds)
+            loss, grad_norm, n_tokens, n_targets = _step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
+            state.step += 1
+            state.trained_tokens += n_targets
+            state.seconds = time.monotonic() - start
+            ended = schedule.ended(state)
+            row = {}
+            if state.step % args.log_interval == 0 or ended:
+                row = {"train_loss": loss.item(), "grad_norm": grad_norm.item()}  # waits for the GPU
+                if not math.isfinite(row["train_loss"]):
+                    raise ValueError(f"the loss is {row['train_loss']} at step {state.step}: try a lower --train.learning_rate")
+            speed = n_tokens / (time.monotonic() - step_start)
+            memory = peak_memory_gb(fabric.device)
+            due = eval_args.interval is not None and state.step % eval_args.interval == 0
+            if validation and ((eval_args.final and ended) or (due and not ended)):
+                state.val_loss = validate(fabric, objective, validation, eval_args.max_batches)
+                row["val_loss"] = state.val_loss
+                if state.best_val_loss is None or state.val_loss < state.best_val_loss:
+                    state.best_val_loss = state.val_loss
+                    with new_folder(out_dir / "best") as best:
+                        write_result(best)
+            if row:
+                metrics.write(
+                    step=state.step, epoch=state.step / plan.steps_per_epoch, learning_rate=lr,
+                    trained_tokens=state.trained_tokens, tokens_per_second=speed, peak_memory_gb=memory,
+                    seconds=state.seconds, **row,
+                )  # fmt: skip
+            shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
+            progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
+            due = args.save_interval is not None and state.step % args.save_interval == 0
+            if (due and not ended) or stopped:
+                save_state(out_dir / f"step-{state.step:06d}", state, objective, optimizer, write_result)
+            if stopped:
+                progress.close()
+                raise KeyboardInterrupt
+    progress.close()
+    metrics.close()
+    return state
+
+
+def _step(
+    fabric: Fabric,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    examples: Sequence[Example],
+    step: int,
+    learning_rate: float,
+    args: TrainArgs,
+) -> tuple[Tensor, Tensor, int, int]:
+    """One optimizer step. Returns mean loss per label, gradient norm before clipping, tokens, and labels."""
+    groups = plan.micro_batches(step)
+    n_targets = sum(examples[i].n_targets for group in groups for i in group)
+    n_tokens = sum(plan.lengths[i] for group in groups for i in group)
+    total = torch.zeros((), device=fabric.device)
+    for group in groups:
+        batch = collate([examples[i] for i in group]).to(fabric.device)
+        loss_sum = objective(batch)
+        fabric.backward(loss_sum / n_targets)
+        total += loss_sum.detach()
+    max_norm = math.inf if args.max_norm is None else args.max_norm
+    grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad()
+    assert grad_norm is not None
+    return total / n_targets, grad_norm, n_tokens, n_targets
+
+
+@torch.no_grad()
+def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch], max_batches: int | None) -> float:
+    """Mean loss in nats over all labels of the first `max_batches` micro-batches; independent of how they are cut."""
+    was_training = objective.training
+    objective.eval()
+    total, n_targets = 0.0, 0
+    for batch in batches[:max_batches]:
+        total += objective(batch.to(fabric.device)).item()
+        n_targets += len(batch.targets)
+    objective.train(was_training)
+    return total / n_targets
+
+
+def trained_parameters(objective: Objective) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in objective.gpt.named_parameters() if p.requires_grad}
+
+
+def save_state(
+    folder: Path,
+    state: State,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    write_result: Callable[[Path], None],
+) -> None:
+    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all."""
+    tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(objective).items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    with new_folder(folder) as new:
+        write_result(new)
+        save_safetensors(tensors, new / "state.safetensors")
+        write_json(new / "state.json", {**asdict(state), **machine()})
+
+
+def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> State:
+    """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / "state.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder} is damaged ({error}). Resume from an earlier step, or start afresh") from error
+    saved = read_json_object(folder / "state.json")
+    parameters = trained_parameters(objective)
+    names = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
+    if names != parameters.keys():
+        raise ValueError(f"{folder} holds other parameters than this run trains: resume with the options in args.yaml")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, kind = name.split("/")
+            moments.setdefault(int(index), {})[kind] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    return State(**{name: saved[name] for name in asdict(State())})
+
+
+def machine() -> dict[str, Any]:
+    """What a resumed run must share with the run that saved, to be bit-identical."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM fill; a second one ends the program at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,16 @@
+"""Turn Stanford Alpaca, or any JSON list of its shape, into a data folder."""
+
+from lit_llm.args import PrepareAlpacaArgs
+from lit_llm.cli import run
+
+
+def main(args: PrepareAlpacaArgs) -> None:
+    from lit_llm.hub import local_file
+    from lit_llm.prepare import json_rows, prepare
+
+    path = local_file(args.data_file)
+    prepare(args, args.data_file, path, json_rows(path))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,160 @@
+import copy
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from tiny import rows
+
+from lit_llm.args import EvalArgs, TrainArgs
+from lit_llm.checkpoint import load_model
+from lit_llm.data import Plan, tokenize_all
+from lit_llm.loss import next_token_loss
+from lit_llm.methods.inject import freeze
+from lit_llm.methods.lora import LoRA, merge
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.train import Objective, Schedule, fit
+
+
+def attached(checkpoint, **arguments):
+    model = load_model(checkpoint)
+    torch.manual_seed(3)
+    method = LoRA(**arguments)
+    method.attach(model)
+    return model, method
+
+
+def randomize(model):
+    """Give every update an effect: B starts at zero."""
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def test_lora_is_a_no_op_at_initialisation(checkpoint):
+    ids = torch.arange(2, 30)[None]
+    model, _ = attached(checkpoint, targets="all-linear")
+    assert torch.equal(model.eval()(ids), load_model(checkpoint)(ids))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("q,v", {"q", "v"}),
+        ("[q,v]", {"q", "v"}),
+        (["q", "v"], {"q", "v"}),
+        ("attn", {"q", "k", "v", "o"}),
+        ("mlp", {"gate", "up", "down"}),
+        ("all-linear", {"q", "k", "v", "o", "gate", "up", "down"}),
+        ("all-linear,head", {"q", "k", "v", "o", "gate", "up", "down", "lm_head"}),
+    ],
+)
+def test_targets_name_the_adapted_linears(checkpoint, targets, expected):
+    model, _ = attached(checkpoint, targets=targets)
+    found = {name.split(".lora.")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora." in name}
+    assert found == expected
+
+
+def test_a_target_that_matches_nothing_lists_what_exists(checkpoint):
+    with pytest.raises(ValueError, match=r"'qkv' matches no linear.*q, k, v, o, gate, up, down, head"):
+        attached(checkpoint, targets="q,qkv")
+
+
+def test_base_weights_keep_their_names(checkpoint):
+    before = load_model(checkpoint).state_dict().keys()
+    model, _ = attached(checkpoint, targets="all-linear")
+    assert {name for name in model.state_dict() if ".lora." not in name} == before
+
+
+def test_merged_logits_equal_adapter_logits(checkpoint):
+    model, _ = attached(checkpoint, targets="all-linear,head", dropout=0.0)
+    randomize(model)
+    ids = torch.arange(2, 60)[None]
+    with torch.no_grad():
+        base, adapted = load_model(checkpoint)(ids), model.eval()(ids)
+        merge(model)
+        torch.testing.assert_close(model(ids), adapted, rtol=1e-5, atol=1e-5)
+    assert (adapted - base).abs().max() > 0.1
+    assert model.state_dict().keys() == load_model(checkpoint).state_dict().keys()
+
+
+def test_three_steps_equal_peft(checkpoint):
+    """Same weights, batch, optimizer and learning rates: PEFT on transformers, its loss over the padded batch."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer(checkpoint)
+    examples, _ = tokenize_all(rows(8), "alpaca", tokenizer, True, 256)
+    train = TrainArgs(global_batch_size=8, micro_batch_size=2, max_steps=3, learning_rate=0.01, lr_warmup_steps=0)
+    model, method = attached(checkpoint, r=4, alpha=8, dropout=0.0)
+    start = copy.deepcopy({name: p.detach() for name, p in model.named_parameters() if method.trainable(name)})
+
+    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], bias="none")
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config)
+    names = {}
+    for name in start:
+        _, layer, _, linear, _, matrix = name.split(".")
+        names[name] = f"base_model.model.model.layers.{layer}.self_attn.{linear}_proj.lora_{matrix}.default.weight"
+    parameters = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, tensor in start.items():
+            parameters[names[name]].copy_(tensor)
+    longest = max(map(len, examples))
+    ids = torch.stack([torch.nn.functional.pad(e.ids.long(), (0, longest - len(e))) for e in examples])
+    mask = torch.stack([torch.arange(longest) < len(e) for e in examples]).long()
+    padded = [torch.nn.functional.pad(e.trained, (0, longest - len(e))) for e in examples]
+    labels = ids.where(torch.stack(padded), -100)
+    trained = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = Schedule.from_args(train, 1)
+    for step in range(3):
+        theirs(ids, attention_mask=mask, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.param_groups[0]["lr"] = schedule.at(step, 0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    fit_lora(model, method, examples, train)
+    for name, tensor in model.named_parameters():
+        if method.trainable(name):
+            torch.testing.assert_close(tensor.detach(), parameters[names[name]].detach(), rtol=1e-4, atol=1e-6)
+            assert not torch.equal(tensor, start[name])
+
+
+def fit_lora(model, method, examples, train, validation=(), out_dir=None):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        fabric = Fabric(accelerator="cpu", devices=1)
+        optimizer = torch.optim.AdamW(freeze(model, method), betas=(0.9, 0.95), weight_decay=0.01)
+        objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
+        plan = Plan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
+        out_dir = out_dir or Path(folder)
+        return fit(
+            fabric, objective, optimizer, plan, examples, list(validation), train, EvalArgs(), out_dir, lambda folder: None
+        )
+
+
+def test_after_a_validation_and_two_steps_all_that_trains_has_moved_and_nothing_else(checkpoint):
+    from lit_llm.data import collate
+
+    examples, _ = tokenize_all(rows(8), "alpaca", Tokenizer(checkpoint), True, 256)
+    model, method = attached(checkpoint, targets="all-linear,head")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train = TrainArgs(global_batch_size=4, micro_batch_size=2, max_steps=2, learning_rate=0.01)
+    state = fit_lora(model, method, examples, train, [collate(examples[:3])])
+    assert state.first_val_loss is not None
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != method.trainable(name), name
+
+
+def test_trained_parameters_are_float32_over_a_bfloat16_base(checkpoint):
+    model = load_model(checkpoint, dtype=torch.bfloat16)
+    method = LoRA()
+    method.attach(model)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    optimizer = torch.optim.AdamW(freeze(model, method))
+    objective, _ = fabric.setup(Objective(model, next_token_loss), optimizer)
+    for name, parameter in objective.named_parameters():
+        assert parameter.dtype == (torch.float32 if ".lora." in name else torch.bfloat16)
