@@ -143,9 +143,10 @@ def _rope_scaling(scaling: dict[str, Any], rotary_size: int, context: int, origi
         raise ValueError(f"rope_scaling type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     needed, optional = ROPE_TYPES[rope_type]
     if "original_max_position_embeddings" in needed:
-        scaling["original_max_position_embeddings"] = original or scaling.get("original_max_position_embeddings", context)
+        before = original or scaling.get("original_max_position_embeddings", context)
+        scaling["original_max_position_embeddings"] = check_size("original_max_position_embeddings", before)
         if rope_type != "llama3":
-            scaling.setdefault("factor", context / check_size("original_max_position_embeddings", original or context))
+            scaling.setdefault("factor", context / before)
     if unknown := sorted(scaling.keys() - {"rope_type", *needed, *optional}):
         raise ValueError(f"rope_scaling has fields that are not understood: {', '.join(unknown)}")
     if missing := sorted({*needed} - scaling.keys()):

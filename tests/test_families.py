@@ -93,3 +93,33 @@ def test_weight_table_covers_the_model_exactly(case, model):
     table = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry.names)]
     assert len(table) == len(set(table))
     assert set(table) == {pattern(name) for name in model.state_dict()}
+
+
+def test_gradients_equal_transformers(case, reference, folder):
+    """In training mode, of all weights, by way of the embedding and of the parts of each layer that are not fused."""
+    ids, weight = random_ids(case, 2, 12), torch.linspace(-1, 1, case.vocab_size)
+    model = load_model(folder).train()
+    model.requires_grad_(True)
+    (model(ids) * weight).sum().backward()
+    reference.zero_grad()
+    (reference(ids).logits * weight).sum().backward()
+    # As weights, the gradients take the names and the layout of Hugging Face.
+    ours = dict(to_hf(model.config, {name: lambda p=p: p.grad for name, p in model.named_parameters()}))
+    theirs = {name: p.grad for name, p in reference.named_parameters()}
+    assert len(ours.keys() & theirs.keys()) > 2 + len(theirs) // 2
+    for name in ours.keys() & theirs.keys():
+        assert relative_difference(ours[name], theirs[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize("window", [5, 300])
+@torch.inference_mode()
+def test_window_over_many_blocks_of_queries_equals_transformers(family, window, tmp_path):
+    """Queries attend in blocks of 256, or of the window where that is longer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    case = Case(family, family, {**sizes, "num_key_value_heads": 1, "sliding_window": window})
+    reference, ids = make_reference(case, tmp_path), random_ids(case, 1, 700)
+    model = load_model(tmp_path)
+    logits = model(ids)
+    assert relative_difference(logits, reference(ids).logits) < 1e-5
+    assert relative_difference(model(ids.repeat(1, 2), [700, 700]), logits.repeat(1, 2, 1)) < 1e-5
