@@ -87,9 +87,9 @@ def _fail(message: str, error: Exception | None) -> NoReturn:
 
 
 def _tell(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in str(error):
-        where = getattr(error, "filename", None)
-        return f"no space left on the disk{f' for {where}' if where else ''}. Free some space, or write elsewhere; what was saved before is intact"
+    """What to print for an error that the user can mend."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        return "no space left on the disk. Free some, or write elsewhere; what was saved before is intact"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
@@ -98,8 +98,8 @@ def _tell(error: Exception) -> str:
 def _complete_switches(parser: _Parser, argv: list[str]) -> list[str]:
     """`--flag` of a yes/no option, with no value behind it, means `--flag=true`."""
     switches = {o for action in parser._actions if getattr(action, "_typehint", None) is bool for o in action.option_strings}
-    following = [*argv[1:], "--"]
-    return [f"{a}=true" if a in switches and next_.startswith("--") else a for a, next_ in zip(argv, following, strict=True)]
+    ends = [i + 1 == len(argv) or argv[i + 1].startswith("--") for i in range(len(argv))]
+    return [f"{a}=true" if a in switches and end else a for a, end in zip(argv, ends, strict=True)]
 
 
 def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> jsonargparse.Namespace:

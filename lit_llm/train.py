@@ -157,8 +157,9 @@ def fit(
                         write_result(best)
             if row:
                 metrics.write(
-                    step=state.step, epoch=state.step / plan.steps_per_epoch, learning_rate=lr, trained_tokens=state.trained_tokens,
-                    tokens_per_second=speed, peak_memory_gb=memory, seconds=state.seconds, **row,
+                    step=state.step, epoch=state.step / plan.steps_per_epoch, learning_rate=lr,
+                    trained_tokens=state.trained_tokens, tokens_per_second=speed, peak_memory_gb=memory,
+                    seconds=state.seconds, **row,
                 )  # fmt: skip
             shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})

@@ -28,7 +28,13 @@ def make_tokenizer(folder: Path, vocab_size: int = 300) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-SIZES = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
 
 
 def hf_model(model_type: str = "llama", seed: int = 0, **changes):

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from tiny import hf_model, make_checkpoint
+
+import lit_llm
+from lit_llm.checkpoint import load_model
+from lit_llm.generate import generate, sample
+from lit_llm.tokenizer import Tokenizer
+
+FAMILIES = {
+    "llama": {"num_key_value_heads": 2},
+    "gpt_neox": {},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def models(request, tmp_path_factory):
+    """Folder and transformers model of a family."""
+    folder = tmp_path_factory.mktemp("checkpoints") / request.param
+    make_checkpoint(folder, request.param, **FAMILIES[request.param])
+    return folder, hf_model(request.param, **FAMILIES[request.param])
+
+
+def greedy(theirs, ids, n):
+    """transformers' continuation, with no token that ends it."""
+    ids = torch.tensor([ids])
+    new = theirs.generate(ids, max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return new[0, ids.size(1) :].tolist()
+
+
+class NoEnd(Tokenizer):
+    """A tokenizer with which nothing ends a text."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.eos_ids = frozenset()
+
+
+def test_greedy_generation_equals_transformers_for_64_tokens(models):
+    folder, theirs = models
+    prompt = torch.randint(2, 320, (11,), generator=torch.Generator().manual_seed(1)).tolist()
+    (found,) = generate(load_model(folder), NoEnd(folder), [prompt], max_new_tokens=64, temperature=0)
+    assert found.ids == greedy(theirs, prompt, 64)
+
+
+def test_a_ragged_batch_equals_each_prompt_alone(models):
+    folder, theirs = models
+    generator = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(2, 320, (n,), generator=generator).tolist() for n in (3, 29, 1, 12)]
+    found = generate(load_model(folder), NoEnd(folder), prompts, max_new_tokens=20, temperature=0)
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert completion.ids == greedy(theirs, prompt, 20)
+
+
+def test_cached_generation_equals_generation_without_the_cache(models):
+    folder, _ = models
+    model = load_model(folder)
+    ids = list(range(5, 12))
+    (found,) = generate(model, NoEnd(folder), [ids], max_new_tokens=64, temperature=0)
+    with torch.no_grad():
+        for _ in range(64):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert found.ids == ids[7:]
+
+
+def test_generation_ends_at_eos_and_leaves_it_out(checkpoint):
+    model, tokenizer = lit_llm.load(checkpoint)
+    free = NoEnd(checkpoint)
+    (long,) = generate(model, free, ["the red cat"], max_new_tokens=30, temperature=0)
+    stop = long.ids[12]
+    tokenizer.eos_ids = frozenset([stop])
+    (found,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=30, temperature=0)
+    assert found.ids == long.ids[: long.ids.index(stop)]
+    assert found.ended
+    assert not long.ended
+
+
+def test_a_sample_repeats_with_its_seed(checkpoint):
+    model, tokenizer = lit_llm.load(checkpoint)
+    first, other, again = (
+        generate(model, tokenizer, ["the red cat"], max_new_tokens=20, temperature=1.0, seed=seed)[0] for seed in (1, 2, 1)
+    )
+    assert first == again != other
+    in_batch = generate(model, tokenizer, ["a dog", "the red cat"], max_new_tokens=20, temperature=1.0, seed=0)[1]
+    assert in_batch == first
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, None, 1.0), (0.7, None, 1.0), (1.0, 3, 1.0), (1.0, None, 0.8), (1.3, 5, 0.9)]
+)
+def test_samples_follow_the_exact_distribution(temperature, top_k, top_p):
+    """Chi-square of 20,000 draws over 8 tokens; 27 is its 99.97th percentile at 7 degrees of freedom."""
+    logits = torch.tensor([2.0, -1.0, 0.5, 1.0, 1.5, -3.0, 0.0, 0.9])
+    expected = (logits.double() / temperature).softmax(0)
+    order = expected.argsort(descending=True)
+    kept, mass = [], 0.0
+    for token in order[: top_k or 8].tolist():
+        if mass >= top_p * float(expected[order[: top_k or 8]].sum()):
+            break
+        kept.append(token)
+        mass += float(expected[token])
+    expected = torch.zeros(8, dtype=torch.double).index_add(0, torch.tensor(kept), expected[kept])
+    expected /= expected.sum()
+    n = 20_000
+    generators = [torch.Generator().manual_seed(7)] * n
+    draws = sample(logits.expand(n, 8), temperature, top_k, top_p, generators)
+    counts = draws.bincount(minlength=8).double()
+    assert counts[expected == 0].sum() == 0
+    present = expected > 0
+    chi_square = ((counts - n * expected)[present] ** 2 / (n * expected)[present]).sum()
+    assert chi_square < 27
+
+
+def test_a_prompt_beyond_the_context_is_refused(checkpoint):
+    model, tokenizer = lit_llm.load(checkpoint)
+    with pytest.raises(ValueError, match="exceed the context of 256"):
+        generate(model, tokenizer, [[5] * 250], max_new_tokens=10)
+
+
+def test_base_prints_prompt_and_continuation_and_nothing_else(checkpoint, script):
+    done = script("generate/base.py", "--checkpoint_dir", checkpoint, "--prompt", "the red cat", "--max_new_tokens=5", "--temperature=0")
+    model, tokenizer = lit_llm.load(checkpoint)
+    (expected,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=5, temperature=0)
+    assert done.stdout == "the red cat" + expected.text + "\n"
+    assert "tokens/s" in done.stderr
+
+
+def test_real_stories_model_reproduces_the_published_text(shared_data, script):
+    folder = shared_data / "stories260K"
+    done = script("generate/base.py", "--checkpoint_dir", folder, "--prompt=", "--temperature=0", "--max_new_tokens=200")
+    assert done.stdout.strip() == (folder / "expected_greedy_200.txt").read_text().strip()
