@@ -1,56 +1,87 @@
-"""Text to token ids and back, over the files that a checkpoint ships."""
+"""Text to token ids and back, over the files that a checkpoint ships.
+
+The reference is transformers 5, which contradicts itself: `PreTrainedTokenizerFast` runs `tokenizer.json` as it is written, but
+`LlamaTokenizer` takes vocabulary and merges alone from it and puts a pipeline of its own around them, in which a leading space
+is lost (" a" gets the ids of "a"). We run the file: it agrees with sentencepiece, which the models were trained with.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, decoders, pre_tokenizers
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.models import BPE, WordLevel
+
+# Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+
 
 class Tokenizer:
-    """`tokenizer.json` (tokenizers) where there is one, else `tokenizer.model` (sentencepiece).
+    """`tokenizer.json`, else `tokenizer.model` (sentencepiece), else GPT-2's `vocab.json` with `merges.txt`.
 
     Attributes:
         bos_id, eos_id: Ids of the special tokens, or None where the checkpoint names none.
         eos_ids: All ids that end a generation (`generation_config.json` may list several).
-        adds_bos: Whether `encode` puts BOS first by default, as the checkpoint's configuration or post-processor says.
+        adds_bos: Whether `encode` puts BOS first by default: `add_bos_token` of `tokenizer_config.json`, else the
+            post-processor of `tokenizer.json`. (transformers 5 ignores `add_bos_token` beside a `tokenizer.json`, and then
+            leaves out the BOS that transformers 4 put before the same checkpoint's prompts.)
         vocab_size: Highest id plus one.
 
     Raises:
-        FileNotFoundError: if the folder has neither file.
-        ValueError: if a file is broken.
+        FileNotFoundError: if the folder has no tokenizer.
+        ValueError: if a file is broken, or two files contradict each other.
     """
 
     def __init__(self, checkpoint_dir: Path | str) -> None:
         folder = Path(checkpoint_dir)
+        config = _read_json(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in config:  # older checkpoints keep in two more files what the new key holds
+            config = config | _read_json(folder / "special_tokens_map.json")
+        added = _added_tokens(folder, config)
+        special = _special_tokens(config)
+        self._backend: _Fast | _SentencePiece
         if (path := folder / "tokenizer.json").is_file():
-            self._backend: _Fast | _SentencePiece = _Fast(path)
+            self._backend = _Fast(_read_tokenizer_json(path), added, special, path)
         elif (path := folder / "tokenizer.model").is_file():
-            self._backend = _SentencePiece(path)
+            self._backend = _SentencePiece(path, config, added, special)
+        elif (path := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"} | config
+            self._backend = _Fast(_read_gpt2(path, config), added, _special_tokens(config), path)
         else:
             raise FileNotFoundError(
-                f"{folder} has no tokenizer.json or tokenizer.model. Copy the tokenizer files of the checkpoint there, or "
-                f"download them: python scripts/download.py --repo_id {folder.parent.name}/{folder.name} --tokenizer_only"
+                f"{folder} has no tokenizer.json, no tokenizer.model and no vocab.json with merges.txt. Copy the tokenizer "
+                "files of the checkpoint there, or download them: "
+                f"python scripts/download.py --repo_id {folder.parent.name}/{folder.name} --tokenizer_only"
             )
         self.vocab_size = self._backend.vocab_size
-        settings = {name: _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "generation_config", "config")}
-        self.bos_id = self._special_id("bos", settings)
-        self.eos_id = self._special_id("eos", settings)
-        listed = settings["generation_config"].get("eos_token_id")
-        listed = listed if isinstance(listed, list) else [listed]
-        self.eos_ids = frozenset(i for i in (self.eos_id, *listed) if i is not None)
-        adds_bos = settings["tokenizer_config"].get("add_bos_token")
+
+        generation, model = (_read_json(folder / name) for name in ("generation_config.json", "config.json"))
+        listed = {name: _id_list(generation, name) or _id_list(model, name) for name in ("bos_token_id", "eos_token_id")}
+        self.bos_id = self._special_id("bos", config, listed["bos_token_id"])
+        self.eos_id = self._special_id("eos", config, listed["eos_token_id"])
+        self.eos_ids = frozenset(i for i in (self.eos_id, *listed["eos_token_id"]) if i is not None)
+        adds_bos = config.get("add_bos_token")
         if adds_bos is None:
             adds_bos = self._backend.adds_bos(self.bos_id)
         self.adds_bos = bool(adds_bos) and self.bos_id is not None
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
-        """Token ids of `text`. BOS is added once, and not at all if the text already begins with it.
+        """Token ids of `text`, in which the text of a special token stands for that token.
+
+        BOS is added once, and not at all if the text already begins with it. `add_eos_token` of `tokenizer_config.json` is for
+        training the base model: a prompt must not end in EOS, so only the argument adds it.
 
         Args:
             bos: Put BOS first; None: as the checkpoint does.
+            eos: Put EOS last.
+
+        Raises:
+            ValueError: if the token asked for does not exist.
         """
         ids = self._backend.encode(text)
-        if (self.adds_bos if bos is None else bos) and ids[:1] != [self.bos_id]:
+        if (self.adds_bos if bos is None else bos) and (not ids or ids[0] != self.bos_id):
             if self.bos_id is None:
                 raise ValueError("this tokenizer has no BOS token")
             ids = [self.bos_id, *ids]
@@ -61,34 +92,37 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`; special tokens and ids beyond the vocabulary (padding rows of the embedding) are left out."""
         return self._backend.decode(list(ids))
 
-    def _special_id(self, name: str, settings: dict[str, dict[str, Any]]) -> int | None:
-        """By the token's text in `tokenizer_config.json`, else by id in `generation_config.json` or `config.json`."""
-        token = settings["tokenizer_config"].get(f"{name}_token")
-        if isinstance(token, dict):
-            token = token["content"]
+    def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
+        """The token that `tokenizer_config.json` names, else the id of the model's configuration, else the tokenizer's own."""
+        token = config.get(f"{name}_token")
         if token is not None:
-            return self._backend.token_id(token)
-        for source in ("generation_config", "config"):
-            found = settings[source].get(f"{name}_token_id")
-            if found is not None:
-                return found[0] if isinstance(found, list) else found
-        return self._backend.default_id(name)
+            return self._backend.token_id(_content(token))
+        # Qwen says `"bos_token": null`, and yet its config.json has a bos_token_id, which is not meant for prompts.
+        if name == "bos" and "bos_token" in config:
+            return None
+        return listed[0] if listed else self._backend.default_id(name)
 
 
 class _Fast:
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as HFTokenizer
+    """A pipeline of the tokenizers library, with the added tokens of the other files."""
 
-        try:
-            self._tokenizer = HFTokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ValueError(f"{path} is not a tokenizer: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    def __init__(self, tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str], path: Path) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        new = [(i, token.content) for i, token in added.items() if tokenizer.token_to_id(token.content) is None]
+        _register(tokenizer, added, special)
+        for i, token in new:
+            if (got := tokenizer.token_to_id(token)) != i:  # new tokens are numbered on from the end of the vocabulary
+                raise ValueError(
+                    f"{path.parent} gives the added token {token!r} the id {i}, but after {path.name} its id would be "
+                    f"{got}. Copy all tokenizer files of one checkpoint there"
+                )
+        self._tokenizer = tokenizer
+        self._first = _leading_token(json.loads(tokenizer.post_processor.__getstate__())) if tokenizer.post_processor else None
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -100,44 +134,182 @@ class _Fast:
         return self._tokenizer.token_to_id(token)
 
     def default_id(self, name: str) -> int | None:
-        return None
+        return self._tokenizer.token_to_id(self._first) if name == "bos" and self._first is not None else None
 
     def adds_bos(self, bos_id: int | None) -> bool:
-        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+        return self._first is not None and self._tokenizer.token_to_id(self._first) == bos_id
 
 
 class _SentencePiece:
-    def __init__(self, path: Path) -> None:
+    """sentencepiece for the text, the tokenizers library for the added tokens in it and for decoding.
+
+    Llama's models put a space before the text (dummy prefix). With `"legacy": true` in `tokenizer_config.json` transformers 5
+    puts one before each stretch of text between added tokens, otherwise only where the whole text begins; so do we.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], added: dict[int, AddedToken], special: list[str]) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        model = path.read_bytes()
         try:
-            self._processor = SentencePieceProcessor(model_file=str(path))
+            self._processor = SentencePieceProcessor(model_proto=model)
+            # Serialized protocol buffers merge when concatenated: this one says normalizer_spec.add_dummy_prefix = false.
+            self._unprefixed = SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        self.vocab_size = self._processor.vocab_size()
+        prefixed = self._processor.normalize("a") != self._unprefixed.normalize("a")
+        if config.get("add_prefix_space") is False:
+            self._processor, prefixed = self._unprefixed, False
+        self._legacy = bool(config.get("legacy", False))
+
+        n_pieces = self._processor.vocab_size()
+        control = [i for i in range(n_pieces) if self._processor.is_control(i) or self._processor.is_unknown(i)]
+        special = [*map(self._processor.id_to_piece, control), *special]
+        self._ids = {token.content: i for i, token in added.items()}
+        for token in special:
+            if token not in self._ids:  # a new one that no file numbers comes last, as in transformers
+                found = self._piece_id(token)
+                self._ids[token] = max(n_pieces, *(i + 1 for i in self._ids.values())) if found is None else found
+        self._tokens = {i: token for token, i in self._ids.items()}
+        self.vocab_size = max(n_pieces, *(i + 1 for i in self._tokens))
+
+        # The splitter knows the added tokens alone: all between two of them is to it one unknown word, "", with id 0.
+        self._splitter = HFTokenizer(WordLevel({"": 0}, unk_token=""))
+        _register(self._splitter, added, special)
+        self._split_ids = {i: self._ids[token.content] for i, token in self._splitter.get_added_tokens_decoder().items()}
+        self._skipped = {self._ids[token] for token in special} | {i for i, token in added.items() if token.special}
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        self._decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        ids: list[int] = []
+        split = self._splitter.encode(text)
+        for token, (start, end) in zip(split.ids, split.offsets, strict=True):
+            if token != 0:
+                ids.append(self._split_ids[token])
+            else:
+                processor = self._processor if start == 0 or self._legacy else self._unprefixed
+                ids += processor.encode(text[start:end])
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode([i for i in ids if not self._processor.is_control(i)])
+        # Not sentencepiece's own decoder: it turns bytes that are no UTF-8 into other replacement characters than transformers.
+        return self._decoder.decode([token for i in ids if i not in self._skipped and (token := self._token(i)) is not None])
 
     def token_id(self, token: str) -> int | None:
-        found = self._processor.piece_to_id(token)
-        return None if found == self._processor.unk_id() and token != "<unk>" else found
+        return self._ids.get(token, self._piece_id(token))
 
     def default_id(self, name: str) -> int | None:
         found = self._processor.bos_id() if name == "bos" else self._processor.eos_id()
         return None if found < 0 else found
 
     def adds_bos(self, bos_id: int | None) -> bool:
-        return bos_id is not None
+        return True  # as in transformers 4; transformers 5 drops the BOS of Llama where the config does not speak of it
+
+    def _token(self, i: int) -> str | None:
+        """Text of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""
+        return self._tokens.get(i) or (self._processor.id_to_piece(i) if i < self._processor.vocab_size() else None)
+
+    def _piece_id(self, piece: str) -> int | None:
+        found = self._processor.piece_to_id(piece)  # the unknown piece's id for all that is not there
+        return found if self._processor.id_to_piece(found) == piece else None
+
+
+def _register(tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str]) -> None:
+    """Add tokens in the order of their ids, then mark the special ones, as transformers does."""
+    tokenizer.add_tokens([added[i] for i in sorted(added)])
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([known.get(token) or AddedToken(token, special=True, normalized=False) for token in special])
+
+
+def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
+    """Tokens that the vocabulary file need not hold, by id: `added_tokens_decoder` of the config, else `added_tokens.json`."""
+    if "added_tokens_decoder" in config:
+        path, entries = folder / "tokenizer_config.json", config["added_tokens_decoder"]
+    else:
+        path = folder / "added_tokens.json"
+        special = set(_special_tokens(config))
+        entries = {i: {"content": token, "special": token in special} for token, i in _read_json(path).items()}
+    names = ("content", "single_word", "lstrip", "rstrip", "special")
+    try:
+        # Special tokens are looked for in the text as it is. Old Llama 2 files say normalized, and then "</s>" is not found
+        # behind the "▁" that the normalizer puts before it.
+        return {
+            int(i): AddedToken(
+                **{name: entry[name] for name in names if name in entry},
+                normalized=not entry.get("special", False) and entry.get("normalized", True),
+            )
+            for i, entry in entries.items()
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: the added tokens cannot be read: {error}") from error
+
+
+def _special_tokens(config: dict[str, Any]) -> list[str]:
+    """Texts of the tokens that the config calls special: every `..._token`, and the lists of more."""
+    named = [value for name, value in config.items() if name.endswith("_token") and isinstance(value, str | Mapping)]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(name) or []
+        named += more.values() if isinstance(more, Mapping) else more
+    return list(dict.fromkeys(map(_content, named)))
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _leading_token(processor: dict[str, Any] | None) -> str | None:
+    """The special token that a post-processor, in the form of `tokenizer.json`, puts before the text."""
+    if processor is None:
+        return None
+    if processor["type"] == "Sequence":
+        return next(filter(None, map(_leading_token, processor["processors"])), None)
+    template = processor.get("single") or [{}]
+    return template[0].get("SpecialToken", {}).get("id")
+
+
+def _read_tokenizer_json(path: Path) -> HFTokenizer:
+    try:
+        tokenizer = HFTokenizer.from_file(str(path))
+        if any(token.special and token.normalized for token in tokenizer.get_added_tokens_decoder().values()):
+            # See `_added_tokens`. Such a token is neither found in the text nor left out by decode.
+            data = json.loads(path.read_text(encoding="utf-8"))
+            for token in data["added_tokens"]:
+                token["normalized"] = token["normalized"] and not token["special"]
+            tokenizer = HFTokenizer.from_str(json.dumps(data))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
+    return tokenizer
+
+
+def _read_gpt2(path: Path, config: dict[str, Any]) -> HFTokenizer:
+    if config.get("tokenizer_class") not in GPT2_CLASSES:
+        raise ValueError(
+            f"{path.parent} has vocab.json and merges.txt but no tokenizer.json, and a {config['tokenizer_class']} cannot be "
+            "built from these two alone. Download its tokenizer.json"
+        )
+    merges = path.with_name("merges.txt")
+    try:
+        tokenizer = HFTokenizer(BPE.from_file(str(path), str(merges)))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path} and {merges} are not a GPT-2 vocabulary: {error}") from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _id_list(config: dict[str, Any], name: str) -> list[int]:
+    ids = config.get(name)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return data
