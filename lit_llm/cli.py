@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import itertools
 import re
 import sys
 import traceback
@@ -98,8 +99,8 @@ def _tell(error: Exception) -> str:
 def _complete_switches(parser: _Parser, argv: list[str]) -> list[str]:
     """`--flag` of a yes/no option, with no value behind it, means `--flag=true`."""
     switches = {o for action in parser._actions if getattr(action, "_typehint", None) is bool for o in action.option_strings}
-    following = [*argv[1:], "--"]
-    return [f"{a}=true" if a in switches and next_.startswith("--") else a for a, next_ in zip(argv, following, strict=True)]
+    pairs = itertools.pairwise([*argv, "--"])
+    return [f"{a}=true" if a in switches and next_.startswith("--") else a for a, next_ in pairs]
 
 
 def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> jsonargparse.Namespace:
