@@ -33,7 +33,7 @@ class FakeHub:
         corrupt: names of files of which one byte is wrong.
         busy: how many of the next requests for content are answered 503.
         ranges: whether the Range header is honoured.
-        weak: whether ETags of plain files are weak.
+        weak: whether plain files have a weak ETag, which stays the same when their content changes.
         length: whether answers tell their length; without it they end with the connection.
         login_page: every answer is a web page, as in a hotel's network.
     """
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.content(parts[2], content, f'"{parts[1]}"', {})
         elif path in self.state.plain:
             etag = hashlib.md5(self.state.plain[path]).hexdigest()
-            self.content(parts[-1], self.state.plain[path], f'W/"{etag}"' if self.state.weak else f'"{etag}"', {})
+            self.content(parts[-1], self.state.plain[path], 'W/"same"' if self.state.weak else f'"{etag}"', {})
         else:
             self.send(404, b"", {})
 
