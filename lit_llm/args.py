@@ -3,6 +3,7 @@
 The docstring under a field is its help. `__post_init__` raises ValueError with one line for each mistake.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -314,3 +315,32 @@ class ConvertHfArgs(Checked):
 
     def rules(self) -> list[tuple[bool, str]]:
         return []
+
+
+@dataclass(frozen=True)
+class DownloadArgs(Checked):
+    """What to download"""
+
+    repo_id: str | None = None
+    """Repository on the Hugging Face hub, as ORG/NAME; a list to choose from if not given."""
+    checkpoint_dir: Path = Path("checkpoints")
+    """Folder of all checkpoints; this one goes into ORG/NAME in it."""
+    revision: str | None = None
+    """Branch, tag or commit; the main branch if not given."""
+    access_token: str | None = None
+    """Token for gated and private repositories; that of HF_TOKEN or of `hf auth login` if not given."""
+    tokenizer_only: bool = False
+    """Config and tokenizer without the weights."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        part = r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?"
+        parts = (self.repo_id or "").split("/")
+        well_formed = len(parts) == 2 and all(re.fullmatch(part, name, re.ASCII) for name in parts)
+        others = {"revision": self.revision, "access_token": self.access_token, "tokenizer_only": self.tokenizer_only}
+        return [
+            (
+                self.repo_id is not None and not well_formed,
+                f"--repo_id takes ORG/NAME, as in EleutherAI/pythia-70m; found {self.repo_id}",
+            ),
+            *[(self.repo_id is None and bool(value), f"--{name} needs --repo_id ORG/NAME") for name, value in others.items()],
+        ]

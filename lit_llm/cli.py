@@ -31,7 +31,7 @@ class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (\S+)|Option '(.+)' is not accepted", message):
             message = self._unknown((unknown[1] or f"--{unknown[2]}").split("=")[0])
-        elif wrong := re.match(r"Parser key \"(.+?)\":.*Given value: (.*)", message, re.DOTALL):
+        elif wrong := re.match(r"Parser key \"(.+?)\":.*(?:Given|Got) value: (.*)", message, re.DOTALL):
             message = self._wrong_value(wrong[1], wrong[2]) or message
         _fail(" ".join(line.strip() for line in message.splitlines()), ex)
 

@@ -59,7 +59,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip():
-                    records.append(json.loads(line.decode("utf-8")))
+                    records.append(json.loads(line.decode("utf-8").rstrip()))
                     check_record(records[-1])
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error

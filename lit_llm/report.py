@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step", "epoch", "train_loss", "val_loss", "learning_rate", "grad_norm", "trained_tokens", "tokens_per_second",
     "peak_memory_gb", "seconds",
 )  # fmt: skip

@@ -14,6 +14,8 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE, WordLevel
 
+from lit_llm.files import read_json_object
+
 # Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
@@ -304,12 +306,4 @@ def _id_list(config: dict[str, Any], name: str) -> list[int]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return data
+    return read_json_object(path) if path.is_file() else {}

@@ -119,7 +119,9 @@ def test_a_prompt_beyond_the_context_is_refused(checkpoint):
 
 
 def test_base_prints_prompt_and_continuation_and_nothing_else(checkpoint, script):
-    done = script("generate/base.py", "--checkpoint_dir", checkpoint, "--prompt", "the red cat", "--max_new_tokens=5", "--temperature=0")
+    done = script(
+        "generate/base.py", "--checkpoint_dir", checkpoint, "--prompt", "the red cat", "--max_new_tokens=5", "--temperature=0"
+    )
     model, tokenizer = lit_llm.load(checkpoint)
     (expected,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=5, temperature=0)
     assert done.stdout == "the red cat" + expected.text + "\n"

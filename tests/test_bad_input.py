@@ -1,0 +1,233 @@
+"""What a user can do wrong: one `error:` line that says what to do, exit code 2, no traceback, nothing lost or left behind."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file, save_file
+from tiny import make_checkpoint
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys, tmp_path):
+    """Run a script in this process and return its exit code and stderr."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        return stopped.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def base(tmp_path, checkpoint):
+    """A checkpoint to damage."""
+    return shutil.copytree(checkpoint, tmp_path / "base")
+
+
+@pytest.fixture
+def data(tmp_path, data_dir):
+    """A data folder to damage."""
+    return shutil.copytree(data_dir, tmp_path / "rows")
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def append(path, line):
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+
+
+MISTAKES = {
+    "folder missing": (lambda b, d: shutil.rmtree(b), "does not exist. Download a checkpoint"),
+    "folder is a file": (lambda b, d: (shutil.rmtree(b), b.write_text("x")), "is a file, not a folder"),
+    "no config": (lambda b, d: (b / "config.json").unlink(), "not a checkpoint folder"),
+    "config is not JSON": (lambda b, d: (b / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "unknown model_type": (lambda b, d: edit_json(b / "config.json", model_type="bert"), "'bert' is not supported"),
+    "unknown activation": (lambda b, d: edit_json(b / "config.json", hidden_act="snake"), "activation 'snake'"),
+    "unknown rope type": (
+        lambda b, d: edit_json(b / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
+        "rope_scaling type 'spiral' is not supported",
+    ),
+    "no weights": (lambda b, d: (b / "model.safetensors").unlink(), "holds no weights. Download them first"),
+    "truncated weights": (lambda b, d: truncate(b / "model.safetensors"), "is damaged or incomplete"),
+    "tensor missing": (lambda b, d: edit_weights(b, lambda t: t.pop("model.norm.weight")), "among them norm.weight"),
+    "tensor of wrong shape": (
+        lambda b, d: edit_weights(b, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
+        "norm.weight has shape [7], config.json says [32]",
+    ),
+    "unexpected tensor": (lambda b, d: edit_weights(b, lambda t: t.update(extra=torch.ones(7))), "unexpected tensor extra"),
+    "no tokenizer": (lambda b, d: (b / "tokenizer.json").unlink(), "Copy the tokenizer files"),
+    "broken tokenizer": (lambda b, d: truncate(b / "tokenizer.json"), "is not a tokenizer"),
+    "no data": (lambda b, d: shutil.rmtree(d), "train.jsonl does not exist"),
+    "empty data": (lambda b, d: (d / "train.jsonl").write_text(""), "is empty: there is nothing to train on"),
+    "record without output": (
+        lambda b, d: append(d / "train.jsonl", b'{"instruction": "a"}'),
+        "train.jsonl:21: the record has no",
+    ),
+    "not UTF-8": (lambda b, d: append(d / "train.jsonl", b'{"instruction": "\xff"}'), "train.jsonl:21: not UTF-8"),
+    "not JSON": (lambda b, d: append(d / "train.jsonl", b'{"instruction": '), "train.jsonl:21:16: not JSON"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_damaged_folder_is_told_in_one_line(run_script, base, data, tmp_path, mistake):
+    damage, message = MISTAKES[mistake]
+    damage(base, data)
+    code, stderr = run_script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", tmp_path / "out")
+    assert_told(code, stderr, message)
+    assert not (tmp_path / "out").exists()
+
+
+FLAGS = {
+    "unknown flag": (["--train.epocs=3"], "unknown flag --train.epocs; did you mean --train.epochs?"),
+    "abbreviated flag": (["--check=x"], "unknown flag --check"),
+    "negative number": (["--train.epochs=-1"], "--train.epochs must be above 0, found -1"),
+    "not a number": (["--train.learning_rate=fast"], "--train.learning_rate takes a number"),
+    "NaN": (["--train.learning_rate=nan"], "--train.learning_rate takes a number; found nan"),
+    "unknown quantization": (["--quantize=bnb.nf5"], "--quantize takes bnb.nf4, bnb.nf4-dq"),
+    "half of a pair": (["--data_dir=x"], "--data_dir needs --checkpoint_dir"),
+    "16-true": (["--precision=16-true"], "overflows in training"),
+    "dropout of 1": (["--lora.dropout=1"], "--lora.dropout must be at least 0 and below 1"),
+    "unknown target": (["--lora.targets=qq"], "target 'qq' matches no linear"),
+    "unknown style": (["--prompt_style=alpacca"], "prompt style 'alpacca' is not known"),
+    "no place for an example": (["--max_seq_length=3"], "are longer than 3 tokens"),
+    "no such save": (["--resume=nowhere"], "--resume nowhere is not a save"),
+}
+
+
+@pytest.mark.parametrize("mistake", FLAGS)
+def test_a_wrong_option_is_told_in_one_line(run_script, base, data, tmp_path, mistake):
+    flags, message = FLAGS[mistake]
+    folders = [] if mistake == "half of a pair" else ["--checkpoint_dir", base, "--data_dir", data]
+    code, stderr = run_script("finetune/lora.py", *folders, "--out_dir", tmp_path / "out", *flags)
+    assert_told(code, stderr, message)
+    assert not (tmp_path / "out").exists()
+
+
+def assert_told(code, stderr, message):
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert code == 2, stderr
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in stderr
+
+
+def test_mistakes_in_several_groups_are_told_together(run_script):
+    code, stderr = run_script("finetune/lora.py", "--train.epochs=0", "--lora.r=0", "--eval.interval=0")
+    assert code == 2
+    assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--eval.interval", "--lora.r"]
+
+
+CSV = {
+    "missing columns": (b"question,answer\na,b\n", "the columns instruction, output are missing; found question, answer"),
+    "wrong delimiter": (b"instruction;output\na;b\n", "Is the delimiter a comma?"),
+    "not UTF-8": (b"instruction,output\na,\xff\n", "is not UTF-8"),
+    "empty": (b"", "columns instruction, output are missing; found none"),
+    "only empty answers": (b"instruction,output\na,\nb,\n", "nothing to train on is left: 'output' is empty (2)"),
+}
+
+
+@pytest.mark.parametrize("mistake", CSV)
+def test_a_bad_csv_is_told_and_an_earlier_data_folder_stays(run_script, tmp_path, mistake):
+    content, message = CSV[mistake]
+    (tmp_path / "good.csv").write_text("instruction,output\na,b\nc,d\n")
+    (tmp_path / "bad.csv").write_bytes(content)
+    target = tmp_path / "data"
+    runpy_argv = ["--destination_path", target, "--val_split_fraction=0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    good = [sys.executable, REPOSITORY / "scripts/prepare_csv.py", "--csv_path", tmp_path / "good.csv", *runpy_argv]
+    subprocess.run(good, check=True, env=environment, capture_output=True)
+    before = (target / "train.jsonl").read_bytes()
+    code, stderr = run_script("scripts/prepare_csv.py", "--csv_path", tmp_path / "bad.csv", *runpy_argv)
+    assert_told(code, stderr, message)
+    assert (target / "train.jsonl").read_bytes() == before
+
+
+def test_an_adapter_of_another_base_is_refused(run_script, base, data, tmp_path, script):
+    options = ["--train.max_steps=1", "--eval.samples=0", "--out_dir", tmp_path / "run"]
+    script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, *options)
+    other = make_checkpoint(tmp_path / "other", seed=9)
+    adapter = ["--adapter_dir", tmp_path / "run" / "final", "--prompt=x"]
+    code, stderr = run_script("generate/lora.py", "--checkpoint_dir", other, *adapter)
+    assert_told(code, stderr, "was trained on another base")
+    truncate(tmp_path / "run" / "final" / "adapter.safetensors")
+    code, stderr = run_script("generate/lora.py", *adapter)
+    assert_told(code, stderr, "is missing or damaged")
+    code, stderr = run_script("generate/lora.py", "--adapter_dir", tmp_path / "nowhere", "--prompt=x")
+    assert_told(code, stderr, "holds no adapter")
+
+
+GENERATE = {
+    "no prompt": ([], "give either --prompt TEXT or --prompt_file FILE"),
+    "two prompts": (["--prompt=x", "--prompt_file=y"], "give either --prompt TEXT or --prompt_file FILE"),
+    "negative temperature": (["--prompt=x", "--temperature=-1"], "--temperature must be at least 0"),
+    "NaN temperature": (["--prompt=x", "--temperature=nan"], "--temperature takes a number; found nan"),
+    "top_p above 1": (["--prompt=x", "--top_p=1.5"], "--top_p must be above 0 and at most 1"),
+    "top_k that cannot act": (["--prompt=x", "--temperature=0", "--top_k=5"], "cannot act"),
+    "beyond the context": (["--prompt=x", "--max_new_tokens=9999"], "exceed the context of 256"),
+    "no such file": (["--prompt_file=nowhere"], "No such file or directory: nowhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", GENERATE)
+def test_a_wrong_request_is_told_in_one_line(run_script, base, mistake):
+    flags, message = GENERATE[mistake]
+    code, stderr = run_script("generate/base.py", "--checkpoint_dir", base, *flags)
+    assert_told(code, stderr, message)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount]).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_earlier_save(base, data, script, small_disk):
+    """Saves fill the disk until one fails; after making room the run goes on from the newest complete one."""
+    out_dir = small_disk / "run"
+    command = [
+        "finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", out_dir, "--eval.samples=0",
+        "--train.save_interval=1", "--train.epochs=3", "--train.global_batch_size=2", "--lora.r=32",
+        "--lora.targets=all-linear",
+    ]  # fmt: skip
+    failed = script(*command, check=False)
+    assert failed.returncode == 2, failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: no space left on the disk")
+    assert "Traceback" not in failed.stderr
+    saves = sorted(out_dir.glob("step-*"))
+    assert saves
+    assert all((save / "state.json").is_file() for save in saves)
+    assert not list(out_dir.glob(".new-*"))
+    for save in saves[:-1]:
+        shutil.rmtree(save)
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    done = script(*command, "--resume=auto")
+    assert f"resuming from {saves[-1]}" in done.stderr
+    assert (out_dir / "final" / "adapter.safetensors").is_file()
