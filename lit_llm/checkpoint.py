@@ -160,6 +160,8 @@ def checked(config: Config, tensors: Iterable[tuple[str, Reader]], folder: Path)
                 f"{folder}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(expected[name])}. "
                 "Weights and config do not belong together"
             )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{folder}: tensor {name} has dtype {tensor.dtype}. Take the checkpoint that is not quantized")
         yield name, tensor
     if missing:
         names = ", ".join(sorted(missing)[:3])

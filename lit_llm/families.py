@@ -1,4 +1,7 @@
-"""What `config.json` of each family says about the maths: one small function per `model_type`."""
+"""What `config.json` of each family says about the maths: one small function per `model_type`.
+
+The first line of a function's docstring names published checkpoints; tutorials/models.md lists them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -219,6 +222,7 @@ def _window(k: Keys, n_layer: int, window: int | None, default: list[bool]) -> d
 
 
 def _llama(k: Keys) -> dict[str, Any]:
+    """Llama 1 to 3.3, Code Llama, TinyLlama, OpenLLaMA, Vicuna, LongChat, Nous-Hermes, Platypus, SmolLM 1 and 2."""
     bias = k.get("attention_bias", False)
     shape = _shape(
         k, vocab_size=32000, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048,
@@ -238,7 +242,7 @@ def _llama(k: Keys) -> dict[str, Any]:
 
 
 def _smollm3(k: Keys) -> dict[str, Any]:
-    """Llama with some layers without RoPE (https://arxiv.org/abs/2501.18795)."""
+    """SmolLM3 3B: some layers have no RoPE (https://arxiv.org/abs/2501.18795)."""
     shape = _shape(
         k, vocab_size=128256, hidden_size=2048, intermediate_size=11008, layers=36, heads=16, kv_heads=4, context=32768,
         theta=2000000.0, tie=True,
@@ -264,6 +268,7 @@ def _smollm3(k: Keys) -> dict[str, Any]:
 
 
 def _mistral(k: Keys) -> dict[str, Any]:
+    """Mistral 7B v0.1 to v0.3, Mistral Nemo, Zephyr 7B."""
     return dict(
         **_shape(
             k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
@@ -275,6 +280,7 @@ def _mistral(k: Keys) -> dict[str, Any]:
 
 
 def _mixtral(k: Keys) -> dict[str, Any]:
+    """Mixtral 8x7B and 8x22B."""
     shape = _shape(
         k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
         theta=1000000.0,
@@ -292,6 +298,7 @@ def _mixtral(k: Keys) -> dict[str, Any]:
 
 
 def _qwen2(k: Keys) -> dict[str, Any]:
+    """Qwen 1.5, 2 and 2.5 but for their mixtures of experts, Qwen2.5-Coder, Qwen2.5-Math."""
     shape = _shape(
         k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, context=32768,
     )  # fmt: skip
@@ -314,6 +321,7 @@ def _qwen_window(k: Keys, n_layer: int) -> dict[str, Any]:
 
 
 def _qwen3(k: Keys) -> dict[str, Any]:
+    """Qwen3 0.6B to 32B."""
     shape = _shape(
         k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, head_dim=128,
         context=32768,
@@ -331,6 +339,7 @@ def _qwen3(k: Keys) -> dict[str, Any]:
 
 
 def _qwen3_moe(k: Keys) -> dict[str, Any]:
+    """Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B."""
     shape = _shape(
         k, vocab_size=151936, hidden_size=2048, intermediate_size=6144, layers=24, heads=32, kv_heads=4, context=32768,
     )  # fmt: skip
@@ -356,6 +365,7 @@ def _qwen3_moe(k: Keys) -> dict[str, Any]:
 
 
 def _gemma(k: Keys) -> dict[str, Any]:
+    """Gemma 2B and 7B, CodeGemma."""
     activation = k.get("hidden_act", "gelu_pytorch_tanh")
     k.unused("hidden_activation")
     shape = _shape(
@@ -375,6 +385,7 @@ def _gemma_parts(k: Keys) -> dict[str, Any]:
 
 
 def _gemma2(k: Keys) -> dict[str, Any]:
+    """Gemma 2 2B, 9B and 27B."""
     shape = _shape(
         k, vocab_size=256000, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4, head_dim=256,
         context=8192, tie=True,
@@ -394,7 +405,10 @@ def _gemma2(k: Keys) -> dict[str, Any]:
 
 
 def _gemma3_text(k: Keys) -> dict[str, Any]:
-    """Layers with a sliding window have their own RoPE, so `rope_parameters` is keyed by the kind of layer."""
+    """Gemma 3 270M and 1B.
+
+    Layers with a sliding window have their own RoPE, so `rope_parameters` is keyed by the kind of layer.
+    """
     kinds = k.get("rope_parameters", {})
     if unknown := sorted(kinds.keys() - {"full_attention", "sliding_attention"}):
         raise ValueError(f"rope_parameters has fields that are not understood: {', '.join(unknown)}")
@@ -424,6 +438,7 @@ def _gemma3_text(k: Keys) -> dict[str, Any]:
 
 
 def _phi(k: Keys) -> dict[str, Any]:
+    """Phi-1, Phi-1.5 and Phi-2."""
     return dict(
         **_shape(
             k, vocab_size=51200, hidden_size=2048, intermediate_size=8192, layers=24, heads=32, context=2048, fraction=0.5,
@@ -446,6 +461,7 @@ _LAYER_NORM = {"norm": "layer", "norm_bias": True}
 
 
 def _phi3(k: Keys) -> dict[str, Any]:
+    """Phi-3 and Phi-3.5 mini, Phi-3 medium, Phi-4, Phi-4-mini."""
     parameters = {**k.get("rope_parameters", {}), **k.get("rope_scaling", {})}
     for key in ("type", "rope_type"):
         if parameters.get(key) in ("su", "yarn"):  # what the first releases called it
@@ -463,6 +479,7 @@ def _phi3(k: Keys) -> dict[str, Any]:
 
 
 def _olmo(k: Keys) -> dict[str, Any]:
+    """OLMo 1B and 7B."""
     bias = k.get("attention_bias", False)
     return dict(
         **_shape(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
@@ -475,6 +492,7 @@ def _olmo(k: Keys) -> dict[str, Any]:
 
 
 def _olmo2(k: Keys) -> dict[str, Any]:
+    """OLMo 2 1B, 7B, 13B and 32B."""
     bias = k.get("attention_bias", False)
     return dict(
         **_shape(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
@@ -489,6 +507,7 @@ def _olmo2(k: Keys) -> dict[str, Any]:
 
 
 def _stablelm(k: Keys) -> dict[str, Any]:
+    """StableLM 3B-4E1T, StableLM Zephyr 3B, StableLM 2 1.6B and 12B, Stable Code 3B."""
     parallel = k.get("use_parallel_residual", False)
     return dict(
         **_shape(
@@ -506,6 +525,7 @@ def _stablelm(k: Keys) -> dict[str, Any]:
 
 
 def _gpt_neox(k: Keys) -> dict[str, Any]:
+    """Pythia, GPT-NeoX 20B, Dolly v2, RedPajama-INCITE, StableLM alpha, StableCode alpha."""
     bias = k.get("attention_bias", True)
     shape = _shape(
         k, vocab_size=50432, hidden_size=6144, intermediate_size=24576, layers=44, heads=64, context=2048,
@@ -525,6 +545,7 @@ def _gpt_neox(k: Keys) -> dict[str, Any]:
 
 
 def _falcon(k: Keys) -> dict[str, Any]:
+    """Falcon 7B, 11B, 40B and 180B."""
     new_architecture = k.get("new_decoder_architecture", False)
     multi_query, n_head = k.get("multi_query", True), k.size("num_attention_heads", 71)
     n_kv_heads = k.nullable("num_kv_heads", None) or n_head
@@ -541,7 +562,7 @@ def _falcon(k: Keys) -> dict[str, Any]:
 
 
 def _refined_web(k: Keys) -> dict[str, Any]:
-    """Falcon as first published, before transformers had it: `RefinedWebModel` is 7B, `RefinedWeb` 40B."""
+    """Falcon 7B (`RefinedWebModel`) and 40B (`RefinedWeb`) as first published, before transformers had them."""
     is_40b = k.get("model_type", None) == "RefinedWeb"
     multi_query, n_head = k.get("multi_query", False), k.size("n_head", 8)
     k.only("apply_residual_connection_post_layernorm", False)
@@ -587,12 +608,14 @@ def _falcon_parts(
 
 
 def _gpt2(k: Keys) -> dict[str, Any]:
+    """GPT-2 and DistilGPT2."""
     k.only("scale_attn_by_inverse_layer_idx", False)
     k.only("reorder_and_upcast_attn", False)
     return _gpt2_parts(k, "gelu_new", multi_query=False)
 
 
 def _gpt_bigcode(k: Keys) -> dict[str, Any]:
+    """SantaCoder, StarCoder, StarCoderBase, TinyStarCoder."""
     k.unused("num_key_value_heads")  # follows from multi_query
     return _gpt2_parts(k, "gelu_pytorch_tanh", multi_query=k.get("multi_query", True))
 

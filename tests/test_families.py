@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from families import CASES, Case, make_reference, random_ids, relative_difference
 
 from lit_llm.checkpoint import load_model, read_tensors, save_checkpoint, weight_files
+from lit_llm.families import FAMILIES
 from lit_llm.model import KVCache
 from lit_llm.weights import TABLES, to_hf
 
@@ -123,3 +125,18 @@ def test_window_over_many_blocks_of_queries_equals_transformers(family, window, 
     logits = model(ids)
     assert relative_difference(logits, reference(ids).logits) < 1e-5
     assert relative_difference(model(ids.repeat(1, 2), [700, 700]), logits.repeat(1, 2, 1)) < 1e-5
+
+
+def models_table() -> str:
+    """The table of tutorials/models.md."""
+    lines = ["| `model_type` | published checkpoints | variants compared with transformers |", "|---|---|---|"]
+    for model_type, family in FAMILIES.items():
+        published = (family.__doc__ or "").splitlines()[0].rstrip(".")
+        variants = [case.name for case in CASES if case.old_keys.get("model_type", case.family) == model_type]
+        assert variants, f"no test compares {model_type} with transformers"
+        lines.append(f"| `{model_type}` | {published} | {', '.join(variants)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_models_is_that_of_the_code():
+    assert models_table() in (REPOSITORY / "tutorials" / "models.md").read_text()

@@ -1,0 +1,218 @@
+"""Damaged, incomplete and hostile checkpoint folders: refused with a message that names the cause, before harm is done."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from families import CASES, make_reference
+from safetensors.torch import load_file, save_file
+
+from lit_llm.checkpoint import load_model
+from lit_llm.config import Config
+
+LLAMA = CASES[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A llama in three shards or more."""
+    make_reference(LLAMA, tmp_path, max_shard_size="40KB")
+    return tmp_path
+
+
+@pytest.fixture
+def index(folder):
+    return folder / "model.safetensors.index.json"
+
+
+def shard_of(index, tensor):
+    return index.parent / json.loads(index.read_text())["weight_map"][tensor]
+
+
+def remap(index, tensor, file):
+    values = json.loads(index.read_text())
+    values["weight_map"][tensor] = file
+    index.write_text(json.dumps(values))
+
+
+def edit(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_shards_load(folder):
+    load_model(folder)
+
+
+def test_missing_shard(folder, index):
+    shard_of(index, "model.norm.weight").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks the shard model-0000"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "sub/model.safetensors"])
+def test_index_that_leaves_the_folder(folder, index, name):
+    remap(index, "model.norm.weight", name)
+    with pytest.raises(ValueError, match="outside of the folder"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_broken_index(folder, index, text):
+    index.write_text(text)
+    with pytest.raises(ValueError, match=r"index\.json"):
+        load_model(folder)
+
+
+def test_index_names_a_shard_that_lacks_the_tensor(folder, index):
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(ValueError, match=r"1 tensors are missing, among them norm\.weight"):
+        load_model(folder)
+
+
+def test_tensor_in_two_shards(folder, index):
+    other = shard_of(index, "model.embed_tokens.weight")
+    assert other != shard_of(index, "model.norm.weight")
+    edit(other, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
+    with pytest.raises(ValueError, match=r"norm\.weight stands there twice"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -100])
+def test_truncated_safetensors(folder, index, size):
+    path = shard_of(index, "model.norm.weight")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or incomplete"):
+        load_model(folder)
+
+
+def test_unexpected_tensor(folder, index):
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.layers.0.extra.weight": torch.ones(1)}))
+    with pytest.raises(ValueError, match=r"unexpected tensor model\.layers\.0\.extra\.weight"):
+        load_model(folder)
+
+
+def test_tensor_of_a_layer_that_config_does_not_have(folder, index):
+    name = "model.layers.3.input_layernorm.weight"
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({name: torch.ones(32)}))
+    with pytest.raises(ValueError, match=r"h\.3\.norm_1\.weight"):
+        load_model(folder)
+
+
+def test_wrong_shape(folder, index):
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": torch.ones(7)}))
+    with pytest.raises(ValueError, match=r"norm\.weight has shape \[7\], config\.json says \[32\]"):
+        load_model(folder)
+
+
+def test_wrong_rows_of_a_fused_tensor(tmp_path):
+    make_reference(next(case for case in CASES if case.name == "phi3"), tmp_path)
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    edit(tmp_path / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(65, 32)}))
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.qkv_proj\.weight has 65 rows, config\.json says 64"):
+        load_model(tmp_path)
+
+
+def test_weights_that_are_not_numbers_with_a_point(folder, index):
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": torch.ones(32).char()}))
+    with pytest.raises(ValueError, match=r"norm\.weight has dtype torch\.int8"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_legacy_pickle_of_tensors_is_read(folder, tmp_path_factory, new_format):
+    model, old = load_model(folder), tmp_path_factory.mktemp("old")
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    torch.save(tensors, old / "pytorch_model.bin", _use_new_zipfile_serialization=new_format)
+    (old / "config.json").write_text((folder / "config.json").read_text())
+    assert load_model(old).fingerprint == model.fingerprint
+
+
+class Bomb:
+    """Pickled, it is a call that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["torch.save", "torch.save, old format", "pickle"])
+def test_pickle_with_code_in_it_is_refused_and_not_executed(folder, tmp_path_factory, how):
+    old = tmp_path_factory.mktemp("old")
+    (old / "config.json").write_text((folder / "config.json").read_text())
+    content = {"model.norm.weight": torch.ones(32), "x": Bomb(old / "executed")}
+    if how == "pickle":
+        (old / "pytorch_model.bin").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, old / "pytorch_model.bin", _use_new_zipfile_serialization=how == "torch.save")
+    with pytest.raises(ValueError, match="it was not executed"):
+        load_model(old)
+    assert not (old / "executed").exists()
+
+
+def test_config_and_weights_of_different_families(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "gpt_neox"}))
+    with pytest.raises(ValueError, match="unexpected tensor"):
+        load_model(folder)
+
+
+_MINIMAL = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_size": 2**40}, "hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_attention_heads": -4}, "num_attention_heads"),
+        ({"num_attention_heads": "4"}, "num_attention_heads"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"hidden_size": 2**24, "vocab_size": 2**24}, "weights"),
+        ({"intermediate_size": 2**31, "hidden_size": 2**20}, "weights"),
+        ({"num_key_value_heads": 3}, "key/value heads"),
+        ({"head_dim": 2**40}, "head_dim"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"hidden_act": "snake"}, "snake"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 10**8}, "n_expert"),
+        ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise"),
+        ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"model_type": "falcon", "alibi": True}, "ALiBi"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"model_type": "gpt2", "reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
+        ({"model_type": "gpt_bigcode", "scale_attn_weights": False}, "scale_attn_weights"),
+        ({"model_type": "phi3", "attention_bias": True}, "attention_bias"),
+    ],
+)
+def test_config_that_is_absurd_or_not_supported_is_refused_by_name(changes, named):
+    with pytest.raises(ValueError, match=named):
+        Config.from_hf({**_MINIMAL, **changes})
+
+
+def test_unknown_keys_are_listed_in_a_warning():
+    with pytest.warns(UserWarning, match="flux_capacitor, warp_factor"):
+        Config.from_hf({**_MINIMAL, "warp_factor": 9, "flux_capacitor": True, "use_cache": True})
+
+
+def test_configs_written_by_an_earlier_version_stay_valid():
+    """lit_config.json holds all fields; a field that is new has a default, and what is unknown is refused."""
+    config = Config.from_hf(_MINIMAL)
+    values = config.to_dict()
+    assert Config.from_dict(json.loads(json.dumps(values))) == config
+    for name in ("qk_norm", "sliding_window", "n_expert", "rope_scaling"):
+        del values[name]
+    assert Config.from_dict(values) == config
+    with pytest.raises(ValueError, match="warp_factor"):
+        Config.from_dict({**values, "warp_factor": 9})
