@@ -11,6 +11,14 @@ from lit_llm.files import read_json_object
 LIT_CONFIG = "lit_config.json"
 
 
+_CHOICES = {
+    "norm": ("rms", "rms_plus_one", "layer", "layer_fixed"),
+    "qk_norm": (None, "head", "each_head", "row"),
+    "mlp": ("gated", "plain"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """What `GPT` computes. Sizes are numbers of elements; a field that a family does not use keeps its default."""
@@ -89,6 +97,9 @@ class Config:
     """The output layer uses the embedding's weight."""
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, found {getattr(self, name)!r}")
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)

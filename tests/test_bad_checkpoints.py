@@ -216,3 +216,9 @@ def test_configs_written_by_an_earlier_version_stay_valid():
     assert Config.from_dict(values) == config
     with pytest.raises(ValueError, match="warp_factor"):
         Config.from_dict({**values, "warp_factor": 9})
+
+
+@pytest.mark.parametrize("name", ["norm", "qk_norm", "mlp", "activation"])
+def test_parts_that_do_not_exist_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
+        Config.from_dict({**Config.from_hf(_MINIMAL).to_dict(), name: "other"})

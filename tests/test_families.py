@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from families import CASES, Case, make_reference, random_ids, relative_difference
+from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint import load_model, read_tensors, save_checkpoint, weight_files
 from lit_llm.families import FAMILIES
@@ -140,3 +141,41 @@ def models_table() -> str:
 
 def test_the_table_of_models_is_that_of_the_code():
     assert models_table() in (REPOSITORY / "tutorials" / "models.md").read_text()
+
+
+def _rewrite(folder, change) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        # The first GPT-2 checkpoints: the decoder alone, with its causal masks.
+        ("gpt2", lambda tensors: {k.removeprefix("transformer."): v for k, v in tensors.items()}),
+        ("gpt2", lambda tensors: tensors | {"transformer.h.0.attn.bias": torch.ones(1, 1, 96, 96)}),
+        ("gpt2", lambda tensors: tensors | {"transformer.h.1.attn.masked_bias": torch.tensor(-1e4)}),
+        ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64)}),
+        ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1)}),
+        ("llama", lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+        ("falcon-7b", lambda tensors: tensors | {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}),
+    ],
+)
+def test_tensors_as_old_checkpoints_have_them(name, change, tmp_path):
+    make_reference(next(case for case in CASES if case.name == name), tmp_path)
+    model = load_model(tmp_path)
+    _rewrite(tmp_path, change)
+    old = load_model(tmp_path)
+    assert old.fingerprint == model.fingerprint
+    assert all(torch.equal(old.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@torch.inference_mode()
+def test_experts_without_a_token_do_not_run_in_inference(tmp_path):
+    case = next(case for case in CASES if case.name == "mixtral")
+    make_reference(case, tmp_path)
+    model, ran = load_model(tmp_path).eval(), []
+    for expert in model.h[0].mlp.experts:
+        expert.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    model(random_ids(case, 1, 1))
+    assert ran == [1, 1]
