@@ -46,7 +46,8 @@ class Update(nn.Module):
         self.scale = alpha / r
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(self.dropout(x), self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+        low = F.linear(self.dropout(x), self.A.to(x.dtype)) * self.scale  # (..., r): scaling the output would cost more
+        return F.linear(low, self.B.to(x.dtype))
 
     def delta(self) -> Tensor:
         """The update of the weight, (out_features, in_features)."""
