@@ -111,7 +111,9 @@ def load_model(
     model.fingerprint = _fill(model, tensors, torch.device(device), dtype, checkpoint_dir)
     if config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
-    model.inv_freq = model.inv_freq.to(device)
+    for rope in (model.rope, model.local_rope):
+        if rope is not None:
+            rope.to(device)
     return model
 
 
@@ -131,7 +133,7 @@ def _fill(
     """Put every tensor in its place and return the fingerprint."""
     rows = {}
     for name, tensor in checked(model.config, tensors, folder):
-        if tensor.dim() == 2 and name != "wte.weight":
+        if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
             rows[name] = tensor[0].to(torch.bfloat16).float()
         if dtype is not None:
             tensor = tensor.to(dtype)

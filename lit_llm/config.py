@@ -1,23 +1,14 @@
-"""The shape of a model, derived from the checkpoint's own `config.json`; one small entry per family."""
+"""The shape of a model, derived from the checkpoint's own `config.json`."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lit_llm.families import FAMILIES, MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Keys, check_size, positive
 from lit_llm.files import read_json_object
 
 LIT_CONFIG = "lit_config.json"
-
-# Keys of `config.json` that do not change what the model computes at inference and finetuning.
-_NEUTRAL_KEYS = frozenset(
-    """_name_or_path architectures attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id gradient_checkpointing hidden_dropout id2label
-    initializer_range is_decoder is_encoder_decoder label2id max_sequence_length model_type output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop return_dict torch_dtype transformers_version
-    unk_token_id use_cache""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -38,38 +29,98 @@ class Config:
     head_size: int
     intermediate_size: int
     norm: str = "rms"
-    """`rms` (https://arxiv.org/abs/1910.07467) or `layer` (https://arxiv.org/abs/1607.06450)."""
+    """`rms` (https://arxiv.org/abs/1910.07467), `rms_plus_one` (its weight is stored minus one), `layer`
+    (https://arxiv.org/abs/1607.06450) or `layer_fixed` (without weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
+    pre_norm: bool = True
+    """Attention and MLP read the normalised residual stream."""
+    post_norm: bool = False
+    """What attention and MLP add to the residual stream is normalised first."""
+    qk_norm: str | None = None
+    """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
+    n_expert: int = 0
+    """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
+    n_expert_per_token: int = 0
+    expert_size: int = 0
+    """intermediate_size of each expert."""
+    normalize_expert_weights: bool = True
+    """The weights of the chosen experts sum to 1."""
+    dense_layers: list[int] | None = None
+    """Layers with one MLP of intermediate_size in a model with experts. None: no layer."""
     attn_bias: bool = False
     """Bias of the q, k and v projections."""
     attn_out_bias: bool = False
     mlp_bias: bool = False
+    lm_head_bias: bool = False
+    clip_qkv: float | None = None
+    """q, k and v are clamped to plus and minus this."""
+    attention_scale: float | None = None
+    """Factor of q k^T. None: 1 / sqrt(head_size)."""
+    attention_softcap: float | None = None
+    """Attention scores s become softcap * tanh(s / softcap)."""
+    logit_softcap: float | None = None
+    """The same for the logits."""
+    sliding_window: int | None = None
+    """Positions that each one attends to, itself included. None: all before it."""
+    sliding_layers: list[int] | None = None
+    """Layers that have the sliding window. None: all of them."""
     parallel_residual: bool = False
     """x + attn(norm_1(x)) + mlp(norm_2(x)) instead of attention first, MLP second."""
     shared_attention_norm: bool = False
     """Parallel residual with one norm for both branches."""
+    learned_positions: bool = False
+    """A trained vector for each of block_size positions is added to the embedding."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and what that type needs."""
+    local_rope_theta: float | None = None
+    """Layers with a sliding window use this theta, and no scaling."""
+    no_rope_layers: list[int] | None = None
+    """Layers without RoPE. None: no layer."""
+    scale_embeddings: bool = False
+    """Embeddings are multiplied by sqrt(n_embd)."""
     tie_embeddings: bool = False
     """The output layer uses the embedding's weight."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_query_groups", "n_embd", "head_size")
-        for name in (*sizes, "intermediate_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 0 < value <= 2**31:
-                raise ValueError(f"{name} must be a positive whole number below 2^31, found {value!r}")
+        for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
+            check_size(name, getattr(self, name))
+        check_size("n_layer", self.n_layer, MAX_LAYERS)
         if self.n_head % self.n_query_groups:
             raise ValueError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise ValueError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
+        for name in ("norm_eps", "rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
+        if self.sliding_window is not None:
+            check_size("sliding_window", self.sliding_window)
+        if self.n_expert:
+            check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
+            check_size("n_expert_per_token", self.n_expert_per_token, self.n_expert)
+            check_size("expert_size", self.expert_size)
+        attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
+        mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size)
+        n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
+        n_weights += self.n_embd * self.n_layer * (attention + mlp)
+        if n_weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"these sizes make a model of about {n_weights:.1e} weights; more than {MAX_WEIGHTS:.0e} is refused"
+            )
+
+    def is_sliding(self, layer: int) -> bool:
+        """Whether attention in this layer is limited to `sliding_window`."""
+        return self.sliding_window is not None and (self.sliding_layers is None or layer in self.sliding_layers)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer has a mixture of experts instead of one MLP."""
+        return self.n_expert > 0 and layer not in (self.dense_layers or ())
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "Config":
@@ -81,7 +132,12 @@ class Config:
         model_type = hf.get("model_type")
         if model_type not in FAMILIES:
             raise ValueError(f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}")
-        keys = _Keys(hf)
+        if "quantization_config" in hf:
+            raise ValueError(
+                "the weights are quantized (quantization_config), which cannot be trained or converted. "
+                "Take the original checkpoint and quantize it while loading: --quantize bnb.nf4"
+            )
+        keys = Keys(hf)
         config = cls(model_type=model_type, **FAMILIES[model_type](keys))
         if unread := keys.unread():
             warnings.warn(f"config.json has keys that lit_llm does not know and ignores: {', '.join(unread)}", stacklevel=2)
@@ -121,163 +177,3 @@ class Config:
             return cls.from_dict(values) if path.name == LIT_CONFIG else cls.from_hf(values)
         except (ValueError, TypeError) as error:
             raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-
-class _Keys:
-    """A `config.json` that remembers which of its keys were read."""
-
-    def __init__(self, hf: dict[str, Any]) -> None:
-        self._hf = hf
-        self._read: set[str] = set()
-
-    def get(self, name: str, default: Any) -> Any:
-        """Value of `name`; `default`, which is upstream's, where it is missing or null."""
-        self._read.add(name)
-        value = self._hf.get(name)
-        return default if value is None else value
-
-    def only(self, name: str, *allowed: Any) -> Any:
-        """Value of `name`, the first allowed one where missing. Raises ValueError for any other."""
-        value = self.get(name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"{name} = {value!r} is not supported; supported: {', '.join(map(repr, allowed))}")
-        return value
-
-    def unread(self) -> list[str]:
-        return sorted(self._hf.keys() - self._read - _NEUTRAL_KEYS)
-
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
-
-def _activation(name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
-
-
-def _rope(k: _Keys, head_size: int, *, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor",
-          fraction: float = 1.0) -> dict[str, Any]:  # fmt: skip
-    """RoPE fields from either generation of keys: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
-    old = k.get("rope_scaling", {})
-    scaling = dict(k.get("rope_parameters", {}) or old)
-    theta = scaling.pop("rope_theta", None) or k.get(theta_key, 10000.0)
-    fraction = scaling.pop("partial_rotary_factor", None) or k.get(fraction_key, fraction)
-    scaling["rope_type"] = scaling.pop("type", None) or scaling.get("rope_type", "default")
-    if scaling["rope_type"] not in ROPE_TYPES:
-        raise ValueError(f"rope_scaling type {scaling['rope_type']!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    known = {"rope_type", *ROPE_TYPES[scaling["rope_type"]]}
-    if unknown := sorted(scaling.keys() - known):
-        raise ValueError(f"rope_scaling has fields that are not understood: {', '.join(unknown)}")
-    if missing := sorted(known - scaling.keys()):
-        raise ValueError(f"rope_scaling of type {scaling['rope_type']!r} lacks {', '.join(missing)}")
-    return {
-        "rotary_size": int(head_size * fraction),
-        "rope_theta": float(theta),
-        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-    }
-
-
-# Each type of RoPE scaling and the fields that it needs.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
-
-def _llama(k: _Keys) -> dict[str, Any]:
-    n_embd, n_head = k.get("hidden_size", 4096), k.get("num_attention_heads", 32)
-    head_size = k.get("head_dim", n_embd // n_head)
-    bias = k.get("attention_bias", False)
-    return dict(
-        vocab_size=k.get("vocab_size", 32000),
-        block_size=k.get("max_position_embeddings", 2048),
-        n_layer=k.get("num_hidden_layers", 32),
-        n_head=n_head,
-        n_query_groups=k.get("num_key_value_heads", n_head),
-        n_embd=n_embd,
-        head_size=head_size,
-        intermediate_size=k.get("intermediate_size", 11008),
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=k.get("mlp_bias", False),
-        tie_embeddings=k.get("tie_word_embeddings", False),
-        **_rope(k, head_size),
-    )
-
-
-def _gpt_neox(k: _Keys) -> dict[str, Any]:
-    n_embd, n_head = k.get("hidden_size", 6144), k.get("num_attention_heads", 64)
-    bias = k.get("attention_bias", True)
-    return dict(
-        vocab_size=k.get("vocab_size", 50432),
-        block_size=k.get("max_position_embeddings", 2048),
-        n_layer=k.get("num_hidden_layers", 44),
-        n_head=n_head,
-        n_query_groups=n_head,
-        n_embd=n_embd,
-        head_size=n_embd // n_head,
-        intermediate_size=k.get("intermediate_size", 24576),
-        norm="layer",
-        norm_eps=k.get("layer_norm_eps", 1e-5),
-        norm_bias=True,
-        mlp="plain",
-        activation=_activation(k.get("hidden_act", "gelu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=True,
-        parallel_residual=k.get("use_parallel_residual", True),
-        tie_embeddings=k.get("tie_word_embeddings", False),
-        **_rope(k, n_embd // n_head, theta_key="rotary_emb_base", fraction_key="rotary_pct", fraction=0.25),
-    )
-
-
-def _falcon(k: _Keys) -> dict[str, Any]:
-    if k.get("alibi", False):
-        raise ValueError("Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are")
-    n_embd, n_head = k.get("hidden_size", 4544), k.get("num_attention_heads", 71)
-    new_architecture = k.get("new_decoder_architecture", False)
-    n_kv_heads, multi_query = k.get("num_kv_heads", n_head), k.get("multi_query", True)
-    parallel = k.get("parallel_attn", True) or new_architecture
-    n_norms = k.get("num_ln_in_parallel_attn", 2 if new_architecture else 1)
-    bias = k.get("bias", False)
-    return dict(
-        vocab_size=k.get("vocab_size", 65024),
-        block_size=k.get("max_position_embeddings", 2048),
-        n_layer=k.get("num_hidden_layers", 32),
-        n_head=n_head,
-        n_query_groups=n_kv_heads if new_architecture else 1 if multi_query else n_head,
-        n_embd=n_embd,
-        head_size=n_embd // n_head,
-        intermediate_size=k.get("ffn_hidden_size", 4 * n_embd),
-        norm="layer",
-        norm_eps=k.get("layer_norm_epsilon", 1e-5),
-        norm_bias=True,
-        mlp="plain",
-        activation=_activation(k.get("activation", "gelu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=bias,
-        parallel_residual=parallel,
-        shared_attention_norm=parallel and n_norms == 1,
-        tie_embeddings=k.get("tie_word_embeddings", True),
-        **_rope(k, n_embd // n_head),
-    )
-
-
-FAMILIES: dict[str, Callable[[_Keys], dict[str, Any]]] = {
-    "llama": _llama,
-    "gpt_neox": _gpt_neox,
-    "falcon": _falcon,
-}

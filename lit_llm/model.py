@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.config import Config
-from lit_llm.rope import inverse_frequencies, rotate
+from lit_llm.rope import Rope, rotate
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -28,13 +28,17 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = Norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
-        self.register_buffer("inv_freq", inverse_frequencies(config), persistent=False)
-        self.inv_freq: Tensor
+        self.rope = self.local_rope = None
+        if config.rotary_size:
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling)
+        if config.local_rope_theta is not None:
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
         self.fingerprint: str | None = None  # of the weights that were loaded
         self.activation_checkpointing = False
 
@@ -58,81 +62,115 @@ class GPT(nn.Module):
             cache: Filled with the keys and values of `ids`. Without `positions` it is filled from its beginning.
             positions: (B, T), where in the cache `ids` lie; each attends to all slots up to its own position.
         """
-        mask = None
+        where, length = _positions(ids, lengths, positions)
+        mask = window_mask = None
         if positions is not None:
             assert cache is not None
-            mask = torch.arange(cache.length, device=ids.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-            rope = self.rope(positions)
-        elif lengths is not None:
-            rope = self.rope(torch.cat([torch.arange(n, device=ids.device) for n in lengths]))
-        else:
-            rope = self.rope(torch.arange(ids.size(1), device=ids.device))
-        x = self.wte(ids)
+            slots, last = torch.arange(cache.length, device=ids.device), positions[:, None, :, None]
+            mask = window_mask = slots <= last  # (B, 1, T, S)
+            if self.config.sliding_window is not None:
+                window_mask = mask & (slots > last - self.config.sliding_window)
+        rope = None if self.rope is None else self.rope(where, length)
+        local_rope = rope if self.local_rope is None else self.local_rope(where, length)
+        no_rope_layers = self.config.no_rope_layers or ()
+        x = self.embed(ids, where)
         for i, block in enumerate(self.h):
+            sliding = self.config.is_sliding(i)
+            layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
             layer_cache = None if cache is None else (cache.k[i], cache.v[i])
-            inputs = (x, rope, lengths, layer_cache, positions, mask)
+            inputs = (x, layer_rope, lengths, layer_cache, positions, window_mask if sliding else mask)
             recompute = self.activation_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.norm(x)
 
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, C) from ids (B, T) at positions (T,) or (B, T)."""
+        x = self.wte(ids)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)  # rounded like the weights, as in training
+        return x if self.wpe is None else x + self.wpe(positions)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab_size) from final hidden states (..., C)."""
-        return self.lm_head(hidden)
+        logits = self.lm_head(hidden)
+        return logits if self.config.logit_softcap is None else _softcap(logits, self.config.logit_softcap)
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, (T, rotary_size) or (B, 1, T, rotary_size), in float32: half precision has too few positions."""
-        angles = positions[..., None].float() * self.inv_freq.float()
-        if angles.dim() == 3:
-            angles = angles[:, None]  # over heads
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+
+def _positions(ids: Tensor, lengths: Sequence[int] | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Position of each token in its sequence, (T,) or (B, T), and the length of that sequence, which broadcasts to it."""
+    if positions is not None:
+        return positions, positions.amax(dim=1, keepdim=True) + 1
+    where = torch.arange(ids.size(1), device=ids.device)
+    if lengths is None:
+        return where, torch.tensor(ids.size(1), device=ids.device)
+    n = torch.tensor(list(lengths), device=ids.device)
+    start = (n.cumsum(0) - n).repeat_interleave(n, output_size=ids.size(1))
+    return where - start, n.repeat_interleave(n, output_size=ids.size(1))
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.norm_1 = Norm(config)
-        self.attn = CausalSelfAttention(config)
-        self.norm_2 = None if config.shared_attention_norm else Norm(config)
-        self.mlp = GatedMLP(config) if config.mlp == "gated" else PlainMLP(config)
+        self.norm_1 = Norm(config) if config.pre_norm else nn.Identity()
+        self.attn = CausalSelfAttention(config, layer)
+        self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
+        self.shared_norm = config.shared_attention_norm
+        self.norm_2 = Norm(config) if config.pre_norm and not self.shared_norm else nn.Identity()
+        self.mlp = MoE(config) if config.has_experts(layer) else MLPS[config.mlp](config)
+        self.post_mlp_norm = Norm(config) if config.post_norm else nn.Identity()
 
     def forward(self, x: Tensor, *attn_args) -> Tensor:
         h = self.norm_1(x)
-        a = self.attn(h, *attn_args)
+        a = self.post_attn_norm(self.attn(h, *attn_args))
         if self.parallel:
-            return x + a + self.mlp(h if self.norm_2 is None else self.norm_2(x))
+            return x + a + self.mlp(h if self.shared_norm else self.norm_2(x))
         x = x + a
-        return x + self.mlp(self.norm_2(x))
+        return x + self.post_mlp_norm(self.mlp(self.norm_2(x)))
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.head_size = hs = config.head_size
+        self.clip = config.clip_qkv
+        self.scale = config.attention_scale
+        self.softcap = config.attention_softcap
+        self.window = config.sliding_window if config.is_sliding(layer) else None
+        self.qk_norm = config.qk_norm
         self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
         self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
+        if self.qk_norm is not None:
+            self.q_norm = _qk_norm(config, config.n_head)
+            self.k_norm = _qk_norm(config, config.n_query_groups)
 
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor] | None,
         lengths: Sequence[int] | None,
         cache: tuple[Tensor, Tensor] | None,
         positions: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
         B, T, _ = x.shape
-        q = self.q(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nh, T, hs)
-        k = self.k(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
-        v = self.v(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
-        cos, sin = (table.to(q.dtype) for table in rope)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.clip is not None:
+            q, k, v = (y.clamp(-self.clip, self.clip) for y in (q, k, v))
+        if self.qk_norm == "row":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
+        v = v.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
+        if self.qk_norm in ("head", "each_head"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = _write(cache, k, v, positions, mask)
-        y = _attend(q, k, v, lengths, mask)
+        y = _attend(q, k, v, lengths, mask, self.window, self.scale, self.softcap)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -150,25 +188,64 @@ def _write(
     return cache[0][:, :, : mask.size(-1)], cache[1][:, :, : mask.size(-1)]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None, mask: Tensor | None) -> Tensor:
-    """Causal attention (B, nh, T, hs), or where `mask` (B, 1, T, S) is true, or causal within each of `lengths`."""
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int] | None,
+    mask: Tensor | None,
+    window: int | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Causal attention (B, nh, T, hs) within `window`, or where `mask` (..., T, S) is true, or within each of `lengths`."""
+    if lengths is not None:
+        q_parts, k_parts, v_parts = (x.split(list(lengths), dim=2) for x in (q, k, v))
+        documents = zip(q_parts, k_parts, v_parts, strict=True)
+        return torch.cat([_attend(q, k, v, None, None, window, scale, softcap) for q, k, v in documents], dim=2)
+    if mask is None and window is not None and q.size(2) > window:
+        return _attend_in_window(q, k, v, window, scale, softcap)
+    if softcap is not None:
+        return _attend_softcapped(q, k, v, mask, scale, softcap)
     gqa = q.size(1) != k.size(1)
-    if lengths is None:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=gqa)
-    documents = zip(*(x.split(list(lengths), dim=2) for x in (q, k, v)), strict=True)
-    return torch.cat(
-        [F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=gqa) for qkv in documents],
-        dim=2,
-    )
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
+
+
+def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, softcap: float | None) -> Tensor:
+    """Causal attention to the last `window` positions, for blocks of queries: a T x T mask would waste what a window saves."""
+    T, outputs = q.size(2), []
+    for start in range(0, T, max(window, 256)):
+        stop = min(start + max(window, 256), T)
+        first = max(start - window + 1, 0)
+        queries, keys = (torch.arange(*span, device=q.device) for span in ((start, stop), (first, stop)))
+        mask = (keys <= queries[:, None]) & (keys > queries[:, None] - window)
+        k_block, v_block = k[:, :, first:stop], v[:, :, first:stop]
+        outputs.append(_attend(q[:, :, start:stop], k_block, v_block, None, mask, None, scale, softcap))
+    return torch.cat(outputs, dim=2)
+
+
+def _attend_softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float) -> Tensor:
+    """Attention with bounded scores (https://arxiv.org/abs/2408.00118, section 2), which no fused kernel computes."""
+    if mask is None:
+        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
+    grouped = q.unflatten(1, (k.size(1), -1))  # (B, ng, nh / ng, T, hs)
+    scores = grouped @ k[:, :, None].transpose(-1, -2) * (q.size(-1) ** -0.5 if scale is None else scale)
+    scores = _softcap(scores, softcap).masked_fill(~mask.unsqueeze(-3), -torch.inf)
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+
+
+def _softcap(x: Tensor, cap: float) -> Tensor:
+    return cap * torch.tanh(x / cap)
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, size: int | None = None) -> None:
         super().__init__()
+        size = config.intermediate_size if size is None else size
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
+        self.up = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
+        self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))
@@ -185,21 +262,68 @@ class PlainMLP(nn.Module):
         return self.down(self.activation(self.up(x)))
 
 
-class Norm(nn.Module):
-    """RMSNorm or LayerNorm, computed in float32 and returned in the dtype of the input."""
+MLPS = {"gated": GatedMLP, "plain": PlainMLP}
+
+
+class MoE(nn.Module):
+    """Each token passes through `n_expert_per_token` of the experts, weighted by the router (https://arxiv.org/abs/2401.04088)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.kind, self.eps = config.norm, config.norm_eps
-        self.weight = nn.Parameter(torch.ones(config.n_embd))
-        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.norm_bias else None
+        self.n_chosen = config.n_expert_per_token
+        self.normalize = config.normalize_expert_weights
+        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.experts = nn.ModuleList(GatedMLP(config, config.expert_size) for _ in range(config.n_expert))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape, weight = self.weight.shape, self.weight.float()
-        if self.kind == "rms":
-            return F.rms_norm(x.float(), shape, weight, self.eps).to(x.dtype)
+        flat = x.flatten(0, -2)  # (N, C)
+        weights, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
+        if self.normalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)  # token-expert pairs, those of one expert together
+        tokens, weights = order // self.n_chosen, weights.flatten()[order, None].to(x.dtype)
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()  # waits for the GPU, once per layer
+        outputs = [
+            expert(rows)
+            for expert, rows in zip(self.experts, flat[tokens].split(counts), strict=True)
+            # In training an expert without tokens runs too: all ranks must have a gradient, even if it is zero.
+            if self.training or len(rows)
+        ]
+        return torch.zeros_like(flat).index_add(0, tokens, torch.cat(outputs) * weights).view_as(x)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm, computed in float32 and returned in the dtype of the input."""
+
+    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
+        super().__init__()
+        self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
+        self.weight = None if self.kind == "layer_fixed" else nn.Parameter(torch.ones(self.size))
+        self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), shape, weight, bias, self.eps).to(x.dtype)
+        if self.kind in ("layer", "layer_fixed"):
+            return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
+        if weight is not None and self.kind == "rms_plus_one":
+            weight = weight + 1
+        return F.rms_norm(x.float(), (self.size,), weight, self.eps).to(x.dtype)
+
+
+class HeadNorms(nn.ModuleList):
+    """One norm without bias for each head of (B, heads, T, hs); a list, because upstream has one tensor for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
+
+
+def _qk_norm(config: Config, n_heads: int) -> nn.Module:
+    if config.qk_norm == "row":
+        return Norm(config, n_heads * config.head_size)
+    if config.qk_norm == "each_head":
+        return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
+    return Norm(config, config.head_size)
 
 
 class KVCache:

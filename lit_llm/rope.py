@@ -1,25 +1,72 @@
-"""Frequencies of rotary position embeddings (https://arxiv.org/abs/2104.09864) and their extensions to longer contexts."""
+"""Rotary position embeddings (https://arxiv.org/abs/2104.09864) and their extensions to longer contexts."""
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
-
-from lit_llm.config import Config
+from torch import Tensor, nn
 
 
-def inverse_frequencies(config: Config) -> Tensor:
-    """Radians per position for each rotated pair, float32 of shape (rotary_size / 2,), on the CPU even under a meta device."""
-    half = torch.arange(0, config.rotary_size, 2, dtype=torch.int64, device="cpu").float() / max(config.rotary_size, 1)
-    inv_freq = 1.0 / config.rope_theta**half
-    scaling = config.rope_scaling
-    if scaling is None:
-        return inv_freq
-    if scaling["rope_type"] == "linear":  # position interpolation, https://arxiv.org/abs/2306.15595
+class Rope(nn.Module):
+    """Tables of cos and sin by which `rotate` turns queries and keys.
+
+    Its buffers are created on the CPU even under `torch.device("meta")`: they are computed, not loaded.
+
+    Args:
+        size: Leading dimensions of each head that are rotated.
+        theta: Base of the wavelengths.
+        scaling: `Config.rope_scaling`.
+    """
+
+    def __init__(self, size: int, theta: float, scaling: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.scaling: dict[str, Any] = {"rope_type": "default"} if scaling is None else scaling
+        self.factor = _attention_factor(**self.scaling)
+        self.register_buffer("inv_freq", _inverse_frequencies(size, theta, self.scaling), persistent=False)
+        self.inv_freq: Tensor
+
+    def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, (T, size) or (B, 1, T, size), in float32: half precision has too few positions.
+
+        Args:
+            positions: (T,) or (B, T).
+            length: Positions of the sequence that each one belongs to; broadcasts to `positions`. The types `dynamic` and
+                `longrope` turn by it, so that keys that were cached while a sequence was short do not fit a long one.
+        """
+        angles = positions[..., None].float() * self._frequencies(length)
+        if angles.dim() == 3:
+            angles = angles[:, None]  # over heads
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.factor, angles.sin() * self.factor
+
+    def _frequencies(self, length: Tensor) -> Tensor:
+        """Radians per position for each rotated pair: (size / 2,), or (..., size / 2) if they depend on the length (...)."""
+        inv_freq, rope_type = self.inv_freq.float(), self.scaling["rope_type"]
+        if rope_type not in ("dynamic", "longrope"):
+            return inv_freq
+        original = self.scaling["original_max_position_embeddings"]
+        if rope_type == "longrope":  # https://arxiv.org/abs/2402.13753
+            return inv_freq[(length > original).long()]
+        # NTK-aware scaling of theta with the length, https://arxiv.org/abs/2309.00071, appendix B.1
+        size, factor = 2 * inv_freq.size(-1), self.scaling["factor"]
+        growth = factor * length.clamp(min=original) / original - (factor - 1)
+        return inv_freq * growth[..., None] ** (-torch.arange(0, size, 2, device=inv_freq.device) / (size - 2))
+
+
+def _inverse_frequencies(size: int, theta: float, scaling: dict[str, Any]) -> Tensor:
+    """Radians per position for each pair, float32 (size / 2,); for `longrope` (2, size / 2), of short and long sequences."""
+    exponents = torch.arange(0, size, 2, dtype=torch.int64, device="cpu").float() / size
+    inv_freq = 1.0 / theta**exponents
+    rope_type = scaling["rope_type"]
+    if rope_type == "linear":  # position interpolation, https://arxiv.org/abs/2306.15595
         return inv_freq / scaling["factor"]
-    if scaling["rope_type"] == "llama3":
-        return _llama3(inv_freq, **{k: v for k, v in scaling.items() if k != "rope_type"})
-    raise AssertionError(scaling)
+    if rope_type == "llama3":
+        return _llama3(inv_freq, **scaling)
+    if rope_type == "yarn":
+        return _yarn(inv_freq, theta, **scaling)
+    if rope_type == "longrope":
+        return inv_freq / torch.tensor([scaling["short_factor"], scaling["long_factor"]], device="cpu")
+    return inv_freq
 
 
 def _llama3(
@@ -28,12 +75,63 @@ def _llama3(
     low_freq_factor: float,
     high_freq_factor: float,
     original_max_position_embeddings: int,
+    rope_type: str,
 ) -> Tensor:
     """Llama 3.1: divide the low frequencies by `factor`, keep the high ones, interpolate between
     (https://github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
     turns = original_max_position_embeddings * inv_freq / (2 * math.pi)  # of each pair over the original context
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return keep * inv_freq + (1 - keep) * inv_freq / factor
+
+
+def _yarn(
+    inv_freq: Tensor,
+    theta: float,
+    factor: float,
+    original_max_position_embeddings: int,
+    beta_fast: float = 32,
+    beta_slow: float = 1,
+    truncate: bool = True,
+    **_: Any,
+) -> Tensor:
+    """YaRN (https://arxiv.org/abs/2309.00071, section 3.2): pairs that turn more than `beta_fast` times over the original
+    context are kept, those that turn less than `beta_slow` times are divided by `factor`, with a ramp between."""
+    half = inv_freq.numel()
+
+    def pair_that_turns(times: float) -> float:
+        return half * math.log(original_max_position_embeddings / (times * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    ramp = (torch.arange(half, dtype=torch.float32, device="cpu") - low) / (high - low or 0.001)
+    keep = 1 - ramp.clamp(0, 1)
+    return keep * inv_freq + (1 - keep) * inv_freq / factor
+
+
+def _attention_factor(
+    rope_type: str,
+    factor: float = 1.0,
+    attention_factor: float | None = None,
+    mscale: float | None = None,
+    mscale_all_dim: float | None = None,
+    original_max_position_embeddings: int = 0,
+    **_: Any,
+) -> float:
+    """Factor of cos and sin, by which long contexts sharpen the attention: YaRN section 3.4, LongRoPE section 3.4."""
+    if rope_type not in ("yarn", "longrope"):
+        return 1.0
+    if attention_factor is not None:
+        return attention_factor
+    if factor <= 1:
+        return 1.0
+    if rope_type == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(original_max_position_embeddings))
+    growth = 0.1 * math.log(factor)
+    if mscale and mscale_all_dim:
+        return (growth * mscale + 1) / (growth * mscale_all_dim + 1)
+    return growth + 1
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -45,5 +143,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n = cos.size(-1)
     head, rest = x[..., :n], x[..., n:]
     x1, x2 = head.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     rotated = head * cos + torch.cat((-x2, x1), dim=-1) * sin
     return rotated if rest.size(-1) == 0 else torch.cat((rotated, rest), dim=-1)

@@ -1,0 +1,125 @@
+"""Every family against transformers: tiny random models, saved as Hugging Face saves them and loaded as users load them."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from families import CASES, Case, make_reference, random_ids, relative_difference
+
+from lit_llm.checkpoint import load_model, read_tensors, save_checkpoint, weight_files
+from lit_llm.model import KVCache
+from lit_llm.weights import TABLES, to_hf
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(case, tmp_path_factory):
+    return tmp_path_factory.mktemp(case.name)
+
+
+@pytest.fixture(scope="module")
+def reference(case, folder):
+    return make_reference(case, folder)
+
+
+@pytest.fixture(scope="module")
+def model(reference, folder):
+    return load_model(folder).eval()
+
+
+@torch.inference_mode()
+def test_logits_equal_transformers(case, reference, model):
+    ids = random_ids(case, 2, 24)
+    assert relative_difference(model(ids), reference(ids).logits) < 1e-5
+
+
+@torch.inference_mode()
+def test_packed_documents_equal_separate_ones(case, model):
+    lengths = [5, 1, 20, 9]  # one is longer than the windows and than the original context of scaled RoPE
+    ids = random_ids(case, 1, sum(lengths))
+    packed = model(ids, lengths).split(lengths, dim=1)
+    for document, logits in zip(ids.split(lengths, dim=1), packed, strict=True):
+        assert relative_difference(logits, model(document)) < 1e-5
+
+
+@torch.inference_mode()
+def test_decoding_with_a_cache_equals_no_cache(case, model):
+    """Prompts of different lengths in one batch, then one token at a time, past the sliding window."""
+    n_prompt = torch.tensor([11, 3])
+    ids = random_ids(case, 2, 16)
+    full = model(ids)
+    cache = KVCache(model.config, 2, 20, "cpu", torch.float32)
+    prompts = torch.where(torch.arange(11) < n_prompt[:, None], ids[:, :11], 0)  # padded on the right
+    logits = model.head(model.hidden(prompts, cache=cache))[[0, 1], n_prompt - 1]
+    for step in range(5):
+        assert relative_difference(logits, full[[0, 1], n_prompt + step - 1]) < 1e-5
+        positions = (n_prompt + step)[:, None]
+        cache.length = int(positions.max()) + 1
+        logits = model.head(model.hidden(ids.gather(1, positions), cache=cache, positions=positions))[:, 0]
+    assert relative_difference(logits, full[[0, 1], n_prompt + 4]) < 1e-5
+
+
+def test_export_gives_the_same_file_back(case, reference, model, folder):
+    original = {name: read() for name, read in read_tensors(weight_files(folder, native=False))}
+    lit = {name: lambda tensor=tensor: tensor for name, tensor in model.state_dict().items()}
+    exported = dict(to_hf(model.config, lit))
+    assert original.keys() == exported.keys()
+    for name, tensor in original.items():
+        assert torch.equal(exported[name], tensor.to(exported[name].dtype)), name
+
+
+def test_converted_folder_and_shards_give_the_same_model(case, reference, model, folder, tmp_path):
+    save_checkpoint(model, folder, tmp_path / "lit")
+    reference.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    shutil.copy(folder / "config.json", tmp_path / "shards")
+    assert len(weight_files(tmp_path / "shards", native=False)) > 1
+    for twin in (load_model(tmp_path / "lit"), load_model(tmp_path / "shards")):
+        assert twin.config == model.config
+        assert twin.fingerprint == model.fingerprint
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(twin.state_dict()[name], tensor), name
+
+
+def test_weight_table_covers_the_model_exactly(case, model):
+    def pattern(name: str) -> str:
+        return re.sub(r"\.\d+(?=\.)", ".{}", name).rpartition(".")[0]
+
+    entries = TABLES[model.config.model_type](model.config).values()
+    table = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry.names)]
+    assert len(table) == len(set(table))
+    assert set(table) == {pattern(name) for name in model.state_dict()}
+
+
+def test_gradients_equal_transformers(case, reference, folder):
+    """In training mode, of all weights, by way of the embedding and of the parts of each layer that are not fused."""
+    ids, weight = random_ids(case, 2, 12), torch.linspace(-1, 1, case.vocab_size)
+    model = load_model(folder).train()
+    model.requires_grad_(True)
+    (model(ids) * weight).sum().backward()
+    reference.zero_grad()
+    (reference(ids).logits * weight).sum().backward()
+    # As weights, the gradients take the names and the layout of Hugging Face.
+    ours = dict(to_hf(model.config, {name: lambda p=p: p.grad for name, p in model.named_parameters()}))
+    theirs = {name: p.grad for name, p in reference.named_parameters()}
+    assert len(ours.keys() & theirs.keys()) > 2 + len(theirs) // 2
+    for name in ours.keys() & theirs.keys():
+        assert relative_difference(ours[name], theirs[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize("window", [5, 300])
+@torch.inference_mode()
+def test_window_over_many_blocks_of_queries_equals_transformers(family, window, tmp_path):
+    """Queries attend in blocks of 256, or of the window where that is longer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    case = Case(family, family, {**sizes, "num_key_value_heads": 1, "sliding_window": window})
+    reference, ids = make_reference(case, tmp_path), random_ids(case, 1, 700)
+    model = load_model(tmp_path)
+    logits = model(ids)
+    assert relative_difference(logits, reference(ids).logits) < 1e-5
+    assert relative_difference(model(ids.repeat(1, 2), [700, 700]), logits.repeat(1, 2, 1)) < 1e-5
