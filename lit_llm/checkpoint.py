@@ -313,6 +313,7 @@ def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # it wraps the operating system's error in its own
         raise OSError(f"cannot write {path}: {error}") from error
+    path.chmod(0o644)  # safetensors makes files that only the owner can read
 
 
 def copy_companions(source_dir: Path, target: Path) -> None:

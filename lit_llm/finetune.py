@@ -32,17 +32,16 @@ Record = dict[str, Any]
 
 def finetune(args: FinetuneArgs, method: Method) -> None:
     """Train `method` on the data of `args`, write the run folder, and show what changed."""
-    assert args.checkpoint_dir is not None and args.data_dir is not None
     device = resolve_device(args.accelerator)
     args = _resolve(args, device)
-    style = args.prompt_style
-    assert style is not None and args.precision is not None and args.out_dir is not None
-    resume_dir = _find_save(args)
+    checkpoint_dir, data_dir, out_dir, style = args.checkpoint_dir, args.data_dir, args.out_dir, args.prompt_style
+    assert checkpoint_dir and data_dir and out_dir and style and args.precision
+    resume_dir = _find_save(args, out_dir)
 
-    config = read_config(args.checkpoint_dir)
-    tokenizer = load_tokenizer(args.checkpoint_dir, config)
-    train_records = read_records(args.data_dir / "train.jsonl")
-    val_path = args.data_dir / "val.jsonl"
+    config = read_config(checkpoint_dir)
+    tokenizer = load_tokenizer(checkpoint_dir, config)
+    train_records = read_records(data_dir / "train.jsonl")
+    val_path = data_dir / "val.jsonl"
     val_records = read_records(val_path) if val_path.is_file() else []
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     examples = _examples("training", train_records, style, tokenizer, args.mask_prompt, limit)
@@ -51,7 +50,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
 
     fabric = make_fabric(args, device, args.precision)
-    model = load_model(args.checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
+    model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
     model.activation_checkpointing = args.train.activation_checkpointing
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
@@ -59,7 +58,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     n_total = sum(p.numel() for p in model.parameters())
     _say(f"training {sum(p.numel() for p in trained):,} parameters with {method.name}; {n_total:,} values in memory in all")
     if resume_dir is None:
-        _start_run(args)
+        _start_run(args, out_dir)
     answers = Answers(args, model, tokenizer, val_records, style)
     before = answers.make() if resume_dir is None else None
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
@@ -70,17 +69,15 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
 
     def write_result(folder: Path) -> None:
-        assert args.checkpoint_dir is not None
-        write_adapter(folder, model, method, args.checkpoint_dir, style)
+        write_adapter(folder, model, method, checkpoint_dir, style)
 
-    out_dir = args.out_dir
     validation = _validation(args, val_examples)
     state = fit(
         fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir
     )
     with new_folder(out_dir / "final") as final:
         write_result(final)
-    _report(args, state, answers, before)
+    _report(args, out_dir, state, answers, before)
 
 
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
@@ -133,10 +130,8 @@ def _validation(args: FinetuneArgs, examples: Sequence[Example]) -> list[MicroBa
 # The run folder
 
 
-def _find_save(args: FinetuneArgs) -> Path | None:
+def _find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
     """The save to resume from, None for a new run. Raises ValueError if `out_dir` holds a run that is not to be resumed."""
-    out_dir = args.out_dir
-    assert out_dir is not None
     started = (out_dir / "args.yaml").is_file()
     if args.resume is None:
         if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
@@ -154,10 +149,8 @@ def _find_save(args: FinetuneArgs) -> Path | None:
     return resume_dir
 
 
-def _start_run(args: FinetuneArgs) -> None:
+def _start_run(args: FinetuneArgs, out_dir: Path) -> None:
     """Make the run folder and write what describes the run."""
-    out_dir = args.out_dir
-    assert out_dir is not None
     out_dir.mkdir(parents=True, exist_ok=True)
     options = yaml.safe_dump(_as_yaml(args), sort_keys=False, allow_unicode=True)
     (out_dir / "args.yaml").write_text(options, encoding="utf-8")
@@ -218,9 +211,8 @@ class Answers:
         return sum(answer.ended and answer.text == record["output"] for answer, record in pairs)
 
 
-def _report(args: FinetuneArgs, state: State, answers: Answers, before: list[Completion] | None) -> None:
+def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None) -> None:
     """Print what changed, where the result is, and how to talk to it."""
-    assert args.out_dir is not None
     after = answers.make()
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     cell = max((width - 6) // 3, 16)
@@ -238,7 +230,7 @@ def _report(args: FinetuneArgs, state: State, answers: Answers, before: list[Com
         print(f"exact match on held-out prompts: {' -> '.join(rates)}")
     if state.first_val_loss is not None and state.val_loss is not None:
         print(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
-    final = args.out_dir / "final"
+    final = out_dir / "final"
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
     print(f'python generate/{args.method}.py --adapter_dir {final} --prompt "{_shell_safe(answers)}"')
 

@@ -71,3 +71,23 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grad * grad_outputs[0], None, None, None
+
+
+def document_log_probs(model: GPT, batch: MicroBatch) -> Tensor:
+    """Sum of the log-probabilities of the labels of each document, (documents,) float32.
+
+    The logits of a chunk are computed again in the backward pass.
+    """
+    hidden = model.hidden(batch.ids, batch.lengths)[0][batch.positions]  # (M, C)
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    parts = [
+        checkpoint(_chunk_log_probs, model, h, t, use_reentrant=False)
+        for h, t in zip(hidden.split(chunk), batch.targets.split(chunk), strict=True)
+    ]
+    ends = torch.tensor(batch.lengths, device=hidden.device).cumsum(0)
+    document = torch.searchsorted(ends, batch.positions, right=True)  # (M,)
+    return torch.zeros(len(ends), device=hidden.device).index_add(0, document, torch.cat(parts))
+
+
+def _chunk_log_probs(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(model.head(hidden).float(), targets, reduction="none")

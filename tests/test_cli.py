@@ -47,7 +47,7 @@ def test_every_option_has_help():
 
 
 LAYERS = [
-    ["args", "files"],
+    ["args", "files", "fetch"],
     ["config", "tokenizer", "prompts"],
     ["rope"],
     ["model"],

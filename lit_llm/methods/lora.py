@@ -1,6 +1,8 @@
 """Low-rank adaptation (https://arxiv.org/abs/2106.09685): W x + alpha / r * B A x, with A and B trained."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,9 +46,11 @@ class Update(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.scale = alpha / r
+        self.on = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(self.dropout(x), self.A.to(x.dtype)), self.B.to(x.dtype)) * self.scale
+        low = F.linear(self.dropout(x), self.A.to(x.dtype)) * self.scale  # (..., r): scaling the output would cost more
+        return F.linear(low, self.B.to(x.dtype))
 
     def delta(self) -> Tensor:
         """The update of the weight, (out_features, in_features)."""
@@ -54,7 +58,20 @@ class Update(nn.Module):
 
 
 def add_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output + linear.lora(inputs[0])  # type: ignore[operator]
+    return output + linear.lora(inputs[0]) if linear.lora.on else output  # type: ignore[operator]
+
+
+@contextmanager
+def switched_off(model: GPT) -> Iterator[None]:
+    """The base model, for as long as this lasts."""
+    updates = [module for module in model.modules() if isinstance(module, Update)]
+    for update in updates:
+        update.on = False
+    try:
+        yield
+    finally:
+        for update in updates:
+            update.on = True
 
 
 @torch.no_grad()

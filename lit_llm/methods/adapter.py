@@ -1,0 +1,66 @@
+"""LLaMA-Adapter (https://arxiv.org/abs/2303.16199): learned prompts that the attention of the upper layers also sees.
+
+nh query heads, ng key/value heads, hs head size, P tokens of the prompt, C = n_embd.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.model import GPT, CausalSelfAttention
+
+
+class Adapter:
+    """Give each layer from `start_layer` on a prompt of `prompt_length` embeddings and a gate per head."""
+
+    name = "adapter"
+
+    def __init__(self, prompt_length: int = 10, start_layer: int = 2) -> None:
+        self.prompt_length, self.start_layer = prompt_length, start_layer
+
+    def attach(self, model: GPT) -> None:
+        """Raises ValueError if no layer is left to adapt."""
+        if self.start_layer >= len(model.h):
+            raise ValueError(f"--adapter.start_layer {self.start_layer} leaves no layer: the model has {len(model.h)}")
+        for block in list(model.h)[self.start_layer :]:
+            prompt = Prompt(self.prompt_length, model.config.n_embd, model.config.n_head)
+            block.attn.adapter = prompt.to(model.wte.weight.device)
+
+    def trainable(self, name: str) -> bool:
+        return ".attn.adapter." in name
+
+    def arguments(self) -> dict[str, Any]:
+        return {"prompt_length": self.prompt_length, "start_layer": self.start_layer}
+
+
+class Prompt(nn.Module):
+    """What a layer's prompt adds to its attention output: gate * attention(q, prompt_k, prompt_v).
+
+    The prompt goes through the layer's own key and value projections, without positions. The gates start at zero, so that the
+    model starts unchanged. Both are float32 whatever the base is held in.
+    """
+
+    def __init__(self, prompt_length: int, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(prompt_length, n_embd))
+        self.gate = nn.Parameter(torch.zeros(n_head))
+        self._kv: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, attn: CausalSelfAttention, q: Tensor) -> Tensor:
+        """(B, nh, T, hs) for rotated queries q (B, nh, T, hs)."""
+        k, v = self._kv or attn.project_kv(self.embedding.to(q.dtype)[None])  # (1, ng, P, hs)
+        k, v = (x.expand(q.size(0), -1, -1, -1) for x in (k, v))
+        return self.gate.to(q.dtype)[:, None, None] * attn.attend_all(q, k, v)
+
+    def precompute(self, attn: CausalSelfAttention) -> None:
+        """Keep the prompt's keys and values for generation; after this the prompt must not train any more."""
+        with torch.no_grad():
+            self._kv = attn.project_kv(self.embedding.to(attn.dtype)[None])
+
+
+def precompute_prompts(model: GPT) -> None:
+    """Do once for a whole generation what each token would do again."""
+    for block in model.h:
+        if block.attn.adapter is not None:
+            block.attn.adapter.precompute(block.attn)

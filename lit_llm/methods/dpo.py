@@ -1,0 +1,31 @@
+"""Direct preference optimisation (https://arxiv.org/abs/2305.18290) with LoRA: the reference is the same model with the
+adapter switched off, so there is no second copy.
+
+P pairs of a micro-batch, whose documents are chosen and rejected answer in turn.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_llm.data import MicroBatch
+from lit_llm.loss import document_log_probs
+from lit_llm.methods.lora import LoRA, switched_off
+from lit_llm.model import GPT
+
+
+class DPO(LoRA):
+    """LoRA, and an adapter that loads as LoRA's: only the loss differs."""
+
+    def __init__(self, beta: float, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
+        super().__init__(r, alpha, dropout, targets)
+        self.beta = beta
+
+    def loss(self, model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the loss over pairs (eq. 7), and sums of the reward margin in nats and of the pairs ranked rightly."""
+        with torch.no_grad(), switched_off(model):
+            reference = document_log_probs(model, batch)  # (2 P,)
+        rewards = self.beta * (document_log_probs(model, batch) - reference)
+        margins = rewards[0::2] - rewards[1::2]  # (P,)
+        shown = {"reward_margin": margins.detach().sum(), "reward_accuracy": (margins.detach() > 0).sum()}
+        return -F.logsigmoid(margins).sum(), shown

@@ -1,0 +1,47 @@
+"""Full finetuning, or of some blocks only: the model's own weights train."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_llm.model import GPT
+
+
+class Full:
+    """Train all parameters, or those under the names in `trainable`, as in `lm_head,h.30,h.31,norm`."""
+
+    name = "full"
+
+    def __init__(self, trainable: str | list[str] = "all") -> None:
+        names = trainable if isinstance(trainable, list) else trainable.strip("[]").split(",")
+        self.prefixes = [name.strip() for name in names]
+
+    def attach(self, model: GPT) -> None:
+        """Make the weights that train float32, whatever the others are held in: bfloat16 has 8 bits of precision, so that an
+        update below 1/256 of a weight would be lost. Autocast makes the half-precision copies that the products use.
+
+        Raises:
+            ValueError: if a name matches no parameter; the message lists what exists.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        for prefix in self.prefixes:
+            if prefix != "all" and not any(_under(name, prefix) for name in names):
+                exist = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+                raise ValueError(f"--full.trainable {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}")
+        for name, module in model.named_modules():
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                if self.trainable(f"{name}.{leaf}".lstrip(".")):
+                    setattr(module, leaf, nn.Parameter(parameter.detach().to(torch.float32, copy=True)))
+        if model.config.tie_embeddings:
+            model.lm_head.weight = model.wte.weight
+
+    def trainable(self, name: str) -> bool:
+        return any(prefix == "all" or _under(name, prefix) for prefix in self.prefixes)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"trainable": self.prefixes}
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")

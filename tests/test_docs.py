@@ -1,0 +1,82 @@
+"""What the documentation says, held against the code."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from tiny import make_checkpoint, rows
+
+from lit_llm import args
+
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+
+def commands(path):
+    return [line for block in BLOCK.findall((REPOSITORY / path).read_text()) for line in block.splitlines() if line.strip()]
+
+
+def run_all(lines, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for line in lines:
+        line = re.sub(r"^python (\S+)", rf"{sys.executable} {REPOSITORY}/\1", line)
+        done = subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_finetuning_tutorial_runs_as_written(tmp_path):
+    import json
+
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
+    (tmp_path / "rows.json").write_text(json.dumps(rows(60)))
+    run_all(commands("tutorials/finetune.md"), tmp_path)
+    assert (tmp_path / "out/lora/rows/final/adapter.json").is_file()
+
+
+def test_the_readme_runs_on_a_csv(tmp_path):
+    """The commands of "Your model, your data", with a tiny model where the download would be."""
+    lines = [line for line in commands("README.md") if line.startswith("python")]
+    assert lines[0] == "python finetune/lora.py"
+    assert lines[1].startswith("python scripts/download.py --repo_id EleutherAI/pythia-160m")
+    make_checkpoint(tmp_path / "checkpoints" / "EleutherAI" / "pythia-160m", "gpt_neox")
+    table = [f'"{row["instruction"]}","{row["output"]}"' for row in rows(30)]
+    (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
+    run_all(lines[2:], tmp_path)
+
+
+def options(kind, prefix=""):
+    """Flag -> default of a dataclass of options and its groups."""
+    for f in dataclasses.fields(kind):
+        default = f.default if f.default is not dataclasses.MISSING else None
+        if f.default_factory is not dataclasses.MISSING:
+            yield from options(f.default_factory, f"{prefix}{f.name}.")
+        else:
+            yield f"--{prefix}{f.name}", default
+
+
+def defaults_table():
+    """The table of tutorials/defaults.md."""
+    lines = ["| flag | default |", "|---|---|"]
+    for flag, default in options(args.LoRAFinetuneArgs):
+        shown = "" if default is None else str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"| `{flag}` | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_defaults_is_that_of_the_code():
+    assert defaults_table() in (REPOSITORY / "tutorials" / "defaults.md").read_text()
+
+
+@pytest.mark.parametrize("path", [p.relative_to(REPOSITORY) for p in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]])
+def test_links_between_documents_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (REPOSITORY / path).read_text()):
+        assert ((REPOSITORY / path).parent / target).exists(), target
+
+
+def test_scripts_named_in_the_documents_exist():
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]:
+        for script in re.findall(r"\b(?:finetune|generate|eval|scripts)/\w+\.py", path.read_text()):
+            assert (REPOSITORY / script).is_file(), f"{path.name}: {script}"
