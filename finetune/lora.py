@@ -8,7 +8,7 @@ def main(args: LoRAFinetuneArgs) -> None:
     from lit_llm.finetune import finetune
     from lit_llm.methods.lora import LoRA
 
-    finetune(args, LoRA(args.lora.r, args.lora.alpha, args.lora.dropout, args.lora.targets))
+    finetune(args, LoRA(**vars(args.lora)))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,27 @@ from typing import Any
 
 import torch
 
-from lit_llm.checkpoint import save_safetensors
+from lit_llm.checkpoint import save_safetensors, write_checkpoint
 from lit_llm.files import read_json_object, write_json
+from lit_llm.methods.adapter import Adapter, precompute_prompts
+from lit_llm.methods.adapter_v2 import AdapterV2
+from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
 from lit_llm.model import GPT
 
-METHODS: dict[str, type] = {"lora": LoRA}
+METHODS: dict[str, type] = {"lora": LoRA, "adapter": Adapter, "adapter_v2": AdapterV2}
 
 
 def write_adapter(folder: Path, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
     """Write `adapter.safetensors` and `adapter.json` into an existing folder."""
     tensors = {name: p.detach() for name, p in model.named_parameters() if method.trainable(name)}
     save_safetensors(tensors, folder / "adapter.safetensors")
-    about = {
+    write_json(folder / "adapter.json", _describe(model, method, checkpoint_dir, prompt_style))
+
+
+def _describe(model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> dict[str, Any]:
+    return {
         "method": method.name,
         "arguments": method.arguments(),
         "base_checkpoint_dir": str(checkpoint_dir.resolve()),
@@ -27,7 +34,18 @@ def write_adapter(folder: Path, model: GPT, method: Method, checkpoint_dir: Path
         "prompt_style": prompt_style,
         "versions": {name: version(name) for name in ("torch", "lightning")},
     }
-    write_json(folder / "adapter.json", about)
+
+
+def write_finetuned(
+    folder: Path, model: GPT, method: Full, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
+) -> None:
+    """Write a fully finetuned model as a checkpoint into an existing folder, with `finetuned.json` beside it.
+
+    Args:
+        dtype: To write the weights in; None: as they are held.
+    """
+    write_checkpoint(folder, model, checkpoint_dir, dtype)
+    write_json(folder / "finetuned.json", _describe(model, method, checkpoint_dir, prompt_style))
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
@@ -70,3 +88,4 @@ def attach_adapter(model: GPT, folder: Path) -> None:
                 raise ValueError(f"{folder}/adapter.safetensors: {name} has shape {list(tensors[name].shape)}")
             parameter.copy_(tensors[name])
             parameter.requires_grad_(False)
+    precompute_prompts(model)

@@ -120,10 +120,16 @@ class LoRAArgs(Checked):
     """Share of the update's input that is dropped while training."""
     targets: str | list[str] = "q,v"
     """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp)."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead, for high ranks (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each row of a weight apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    lr_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
-            *self.below(0, "r", "alpha", group="lora."),
+            *self.below(0, "r", "alpha", "lr_ratio", group="lora."),
             (not 0 <= self.dropout < 1, f"--lora.dropout must be at least 0 and below 1, found {self.dropout}"),
         ]
 
@@ -186,6 +192,94 @@ class LoRAFinetuneArgs(FinetuneArgs):
 
 
 @dataclass(frozen=True)
+class FullArgs(Checked):
+    """Full finetuning"""
+
+    trainable: str | list[str] = "all"
+    """What trains: all, or names of parameters and modules, as in `lm_head,h.30,h.31,norm`."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return []
+
+
+@dataclass(frozen=True)
+class FullFinetuneArgs(FinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "full"
+
+    train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=2e-5))
+    full: FullArgs = field(default_factory=FullArgs)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        quantized = "--quantize freezes the weights that full finetuning trains. Take finetune/lora.py for a quantized base"
+        return [*super().rules(), (self.quantize is not None, quantized)]
+
+
+@dataclass(frozen=True)
+class AdapterArgs(Checked):
+    """LLaMA-Adapter (https://arxiv.org/abs/2303.16199; V2: https://arxiv.org/abs/2304.15010)"""
+
+    prompt_length: int = 10
+    """Learned tokens that the attention of a layer also sees."""
+    start_layer: int = 2
+    """First layer that has them; 0 is the lowest."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "prompt_length", group="adapter."),
+            *self.below(0, "start_layer", group="adapter.", allow_equal=True),
+        ]
+
+
+def _adapter_training() -> TrainArgs:
+    return TrainArgs(learning_rate=1e-3, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class AdapterFinetuneArgs(FinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "adapter"
+
+    train: TrainArgs = field(default_factory=_adapter_training)
+    adapter: AdapterArgs = field(default_factory=AdapterArgs)
+
+
+@dataclass(frozen=True)
+class AdapterV2FinetuneArgs(AdapterFinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "adapter_v2"
+
+
+@dataclass(frozen=True)
+class DPOArgs(Checked):
+    """Direct preference optimisation (https://arxiv.org/abs/2305.18290)"""
+
+    beta: float = 0.1
+    """How much a change of the model costs: the higher, the closer it stays to the base."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return self.below(0, "beta", group="dpo.")
+
+
+@dataclass(frozen=True)
+class DPOFinetuneArgs(FinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "dpo"
+
+    train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=5e-6))
+    lora: LoRAArgs = field(default_factory=LoRAArgs)
+    dpo: DPOArgs = field(default_factory=DPOArgs)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        unmasked = "--mask_prompt false has no effect here: a preference is about the answers only"
+        return [*super().rules(), (not self.mask_prompt, unmasked)]
+
+
+@dataclass(frozen=True)
 class GenerateArgs(Checked):
     """What to generate, and how"""
 
@@ -239,12 +333,24 @@ class GenerateArgs(Checked):
 class AdapterGenerateArgs(GenerateArgs):
     """What to generate, and how"""
 
-    adapter_dir: Path = Path("out/lora/demo/final")
+    adapter_dir: Path = field(kw_only=True)
     """Folder of the adapter, as finetuning wrote it."""
     checkpoint_dir: Path | None = None
     """Folder of the base model; the one that the adapter was trained on if not given."""
     prompt: str | None = None
     """Instruction to answer, in the adapter's prompt style."""
+    input: str = ""
+    """Further input that goes with the instruction."""
+
+
+@dataclass(frozen=True)
+class FullGenerateArgs(GenerateArgs):
+    """What to generate, and how"""
+
+    checkpoint_dir: Path = field(kw_only=True)
+    """Folder of the finetuned model, as finetuning wrote it."""
+    prompt: str | None = None
+    """Instruction to answer, in the prompt style of the finetuning."""
     input: str = ""
     """Further input that goes with the instruction."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import LIT_CONFIG, Config
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import read_json_object, write_json
 from lit_llm.model import GPT
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
@@ -261,15 +261,16 @@ def _refused(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason})")
 
 
-def save_checkpoint(model: GPT, source_dir: Path, target: Path) -> None:
-    """Write model and companion files of `source_dir` as a checkpoint folder in our layout, whole or not at all."""
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+def write_checkpoint(folder: Path, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder."""
+    tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
-    with new_folder(target) as folder:
-        write_shards(tensors.items(), folder, LIT_WEIGHTS)
-        write_json(folder / LIT_CONFIG, model.config.to_dict())
-        copy_companions(source_dir, folder)
+    write_shards(tensors.items(), folder, LIT_WEIGHTS)
+    write_json(folder / LIT_CONFIG, model.config.to_dict())
+    for name in COMPANION_FILES:
+        if (source_dir / name).is_file():
+            shutil.copyfile(source_dir / name, folder / name)
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, name: str, max_bytes: int = 5 * 10**9) -> list[Path]:
@@ -314,10 +315,3 @@ def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
     except SafetensorError as error:  # it wraps the operating system's error in its own
         raise OSError(f"cannot write {path}: {error}") from error
     path.chmod(0o644)  # safetensors makes files that only the owner can read
-
-
-def copy_companions(source_dir: Path, target: Path) -> None:
-    """Copy tokenizer, generation config and licence files that exist."""
-    for name in COMPANION_FILES:
-        if (source_dir / name).is_file():
-            shutil.copyfile(source_dir / name, target / name)

@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 from lit_llm.adapters import read_adapter
-from lit_llm.args import AdapterGenerateArgs, GenerateArgs
+from lit_llm.args import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.cli import DEMO
+from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
 from lit_llm.model import GPT
 from lit_llm.prompts import prompt_style
@@ -30,6 +31,20 @@ def answer(args: AdapterGenerateArgs) -> None:
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
     ids = encode_prompt(tokenizer, prompt_style(about["prompt_style"])(prompt, args.input))
+    for completion in _timed(args, model, tokenizer, ids):
+        print(completion.text)
+
+
+def answer_finetuned(args: FullGenerateArgs) -> None:
+    """Print the answer of a fully finetuned model to an instruction, asked in the style of its finetuning."""
+    prompt = _prompt(args)
+    path = args.checkpoint_dir / "finetuned.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
+        )
+    model, tokenizer = _load(args, args.checkpoint_dir, None)
+    ids = encode_prompt(tokenizer, prompt_style(read_json_object(path)["prompt_style"])(prompt, args.input))
     for completion in _timed(args, model, tokenizer, ids):
         print(completion.text)
 

@@ -28,8 +28,37 @@ class Example:
         return len(self.ids)
 
     @property
-    def n_targets(self) -> int:
+    def documents(self) -> tuple["Example", ...]:
+        return (self,)
+
+    @property
+    def n_labels(self) -> int:
         return int(self.trained[1:].sum())
+
+    @property
+    def n_targets(self) -> int:
+        """What the loss is divided by: labels."""
+        return self.n_labels
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, for preference learning. The loss counts pairs."""
+
+    chosen: Example
+    rejected: Example
+    n_targets: int = 1
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+    @property
+    def documents(self) -> tuple[Example, ...]:
+        return (self.chosen, self.rejected)
+
+    @property
+    def n_labels(self) -> int:
+        return self.chosen.n_labels + self.rejected.n_labels
 
 
 @dataclass(frozen=True)
@@ -40,9 +69,16 @@ class MicroBatch:
     lengths: tuple[int, ...]
     positions: Tensor  # (M,)
     targets: Tensor  # (M,)
+    n_targets: int
+    """What the sum of the loss is divided by: labels, or pairs."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(self.ids.to(device), self.lengths, self.positions.to(device), self.targets.to(device))
+        moved = (tensor.to(device) for tensor in (self.ids, self.positions, self.targets))
+        ids, positions, targets = moved
+        return MicroBatch(ids, self.lengths, positions, targets, self.n_targets)
+
+
+PAIR = ("prompt", "chosen", "rejected")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -73,10 +109,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError unless `record` is an instruction row or a text."""
+    """Raises ValueError unless `record` is a complete instruction row, text or preference pair."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
-    required = ("text",) if "text" in record else ("instruction", "output")
+    required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
         if name not in record:
             raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
@@ -88,18 +124,24 @@ def check_record(record: Any) -> None:
         raise ValueError("'input' must be a text")
 
 
-def tokenize(record: dict[str, Any], style: str, tokenizer: Tokenizer, mask_prompt: bool) -> Example:
+def tokenize(record: dict[str, Any], style: str, tokenizer: Tokenizer, mask_prompt: bool) -> Example | Pair:
     """Tokens and labels of a record.
 
-    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS ends every example and is
-    trained; BOS and, with `mask_prompt`, the prompt are not.
+    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS ends every document and is
+    trained; BOS and, with `mask_prompt`, the prompt are not. Of a preference pair only the answers have labels.
     """
     if "text" in record:
-        prompt, answer = tokenizer.encode(""), tokenizer.encode(record["text"], bos=False, eos=True)
-    else:
-        prompt = tokenizer.encode(prompt_style(style)(record["instruction"], record.get("input") or ""))
-        answer = tokenizer.encode(record["output"], bos=False, eos=True)
-    ids = torch.tensor(prompt + answer, dtype=torch.int32)
+        return _document(tokenizer.encode(""), record["text"], tokenizer, mask_prompt)
+    if "chosen" in record:
+        prompt = tokenizer.encode(prompt_style(style)(record["prompt"], ""))
+        chosen, rejected = (_document(prompt, record[name], tokenizer, True) for name in ("chosen", "rejected"))
+        return Pair(chosen, rejected)
+    prompt = tokenizer.encode(prompt_style(style)(record["instruction"], record.get("input") or ""))
+    return _document(prompt, record["output"], tokenizer, mask_prompt)
+
+
+def _document(prompt: list[int], answer: str, tokenizer: Tokenizer, mask_prompt: bool) -> Example:
+    ids = torch.tensor(prompt + tokenizer.encode(answer, bos=False, eos=True), dtype=torch.int32)
     trained = torch.ones(len(ids), dtype=torch.bool)
     trained[: len(prompt) if mask_prompt else 0] = False
     return Example(ids, trained)
@@ -107,26 +149,28 @@ def tokenize(record: dict[str, Any], style: str, tokenizer: Tokenizer, mask_prom
 
 def tokenize_all(
     records: Sequence[dict[str, Any]], style: str, tokenizer: Tokenizer, mask_prompt: bool, max_seq_length: int
-) -> tuple[list[Example], int]:
-    """Examples of at most `max_seq_length` tokens, and the number of longer ones that were dropped.
+) -> tuple[list[Example | Pair], int]:
+    """Examples whose documents have at most `max_seq_length` tokens, and the number of longer ones that were dropped.
 
     An over-long example is dropped whole: cut short, it would teach the model to stop, or not to stop, at a random place.
     """
     examples = [tokenize(record, style, tokenizer, mask_prompt) for record in records]
-    kept = [example for example in examples if len(example) <= max_seq_length and example.n_targets]
+    kept = [e for e in examples if all(len(d) <= max_seq_length and d.n_labels for d in e.documents)]
     return kept, len(examples) - len(kept)
 
 
-def collate(examples: Sequence[Example]) -> MicroBatch:
-    """Lay examples end to end. Labels are shifted here, and only here."""
+def collate(examples: Sequence[Example | Pair]) -> MicroBatch:
+    """Lay the documents of examples end to end. Labels are shifted here, and only here."""
+    documents = [document for example in examples for document in example.documents]
     positions, targets, start = [], [], 0
-    for example in examples:
-        where = example.trained[1:].nonzero().squeeze(1)
+    for document in documents:
+        where = document.trained[1:].nonzero().squeeze(1)
         positions.append(where + start)
-        targets.append(example.ids[where + 1])
-        start += len(example)
-    ids = torch.cat([example.ids for example in examples])
-    return MicroBatch(ids.long()[None], tuple(len(e) for e in examples), torch.cat(positions), torch.cat(targets).long())
+        targets.append(document.ids[where + 1])
+        start += len(document)
+    ids = torch.cat([document.ids for document in documents]).long()[None]
+    lengths, n_targets = tuple(map(len, documents)), sum(example.n_targets for example in examples)
+    return MicroBatch(ids, lengths, torch.cat(positions), torch.cat(targets).long(), n_targets)
 
 
 @dataclass(frozen=True)
@@ -183,5 +227,5 @@ def lay_out(
     return bins
 
 
-def batches(groups: Sequence[Sequence[int]], examples: Sequence[Example]) -> Iterator[MicroBatch]:
+def batches(groups: Sequence[Sequence[int]], examples: Sequence[Example | Pair]) -> Iterator[MicroBatch]:
     return (collate([examples[i] for i in group]) for group in groups)

@@ -13,19 +13,21 @@ from typing import Any
 import torch
 import yaml
 
-from lit_llm.adapters import write_adapter
+from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
-from lit_llm.data import Example, MicroBatch, Plan, batches, lay_out, read_records, tokenize_all
+from lit_llm.data import PAIR, Example, MicroBatch, Pair, Plan, batches, lay_out, read_records, tokenize_all
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
 from lit_llm.loss import next_token_loss
-from lit_llm.methods.inject import Method, freeze
+from lit_llm.methods.dpo import DPO
+from lit_llm.methods.full import Full
+from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
 from lit_llm.prompts import prompt_style
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, State, fit, machine
+from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
 
 Record = dict[str, Any]
 
@@ -43,37 +45,51 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     train_records = read_records(data_dir / "train.jsonl")
     val_path = data_dir / "val.jsonl"
     val_records = read_records(val_path) if val_path.is_file() else []
+    _check_kind(args.method, train_records + val_records)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     examples = _examples("training", train_records, style, tokenizer, args.mask_prompt, limit)
     val_examples = _examples("validation", val_records, style, tokenizer, args.mask_prompt, limit) if val_records else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
 
-    fabric = make_fabric(args, device, args.precision)
+    fabric = make_fabric(args, device, args.precision, trains_base=isinstance(method, Full))
     model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
     model.activation_checkpointing = args.train.activation_checkpointing
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
-    trained = freeze(model, method)
+    optimizer = make_optimizer(model, method, args.train, device)
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_total = sum(p.numel() for p in model.parameters())
-    _say(f"training {sum(p.numel() for p in trained):,} parameters with {method.name}; {n_total:,} values in memory in all")
+    _say(f"training {n_trained:,} parameters with {method.name}; {n_total:,} values in memory in all")
     if resume_dir is None:
         _start_run(args, out_dir)
     answers = Answers(args, model, tokenizer, val_records, style)
     before = answers.make() if resume_dir is None else None
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
-    optimizer = torch.optim.AdamW(
-        trained, lr=args.train.learning_rate, betas=(0.9, 0.95), weight_decay=args.train.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )  # fmt: skip
-    objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
+    loss = method.loss if isinstance(method, DPO) else next_token_loss
+    columns = method.columns if isinstance(method, DPO) else ()
+    objective, optimizer = fabric.setup(Objective(model, loss), optimizer)
 
     def write_result(folder: Path) -> None:
-        write_adapter(folder, model, method, checkpoint_dir, style)
+        if isinstance(method, Full):
+            write_finetuned(folder, model, method, checkpoint_dir, style, weights_dtype(args.precision, device))
+        else:
+            write_adapter(folder, model, method, checkpoint_dir, style)
 
     validation = _validation(args, val_examples)
     state = fit(
-        fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir
+        fabric,
+        objective,
+        optimizer,
+        plan,
+        examples,
+        validation,
+        args.train,
+        args.eval,
+        out_dir,
+        write_result,
+        resume_dir,
+        columns,
     )
     with new_folder(out_dir / "final") as final:
         write_result(final)
@@ -101,27 +117,36 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _check_kind(method: str, records: Sequence[Record]) -> None:
+    """Raises ValueError unless all records are pairs, for DPO, or none is."""
+    odd = next((r for r in records if ("chosen" in r) != (method == "dpo")), None)
+    if odd is not None and method == "dpo":
+        raise ValueError(f"DPO needs preference pairs, with {', '.join(PAIR)}; a record has {', '.join(odd)}")
+    if odd is not None:
+        raise ValueError("the data holds preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
+
+
 def _examples(
     what: str, records: Sequence[Record], style: str, tokenizer: Tokenizer, mask_prompt: bool, limit: int
-) -> list[Example]:
+) -> list[Example | Pair]:
     examples, n_dropped = tokenize_all(records, style, tokenizer, mask_prompt, limit)
     if not examples:
         raise ValueError(
             f"all {len(records)} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them"
         )
-    n_tokens, n_targets = sum(map(len, examples)), sum(e.n_targets for e in examples)
+    n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
     dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
     _say(f"{what}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} of them trained{dropped}")
     return examples
 
 
-def _plan(args: FinetuneArgs, examples: Sequence[Example]) -> Plan:
+def _plan(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> Plan:
     lengths = [len(example) for example in examples]
     sizes = args.train.global_batch_size, min(args.train.micro_batch_size, args.train.global_batch_size)
     return Plan(lengths, *sizes, max(lengths), args.train.packing, args.seed)
 
 
-def _validation(args: FinetuneArgs, examples: Sequence[Example]) -> list[MicroBatch]:
+def _validation(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> list[MicroBatch]:
     lengths = [len(example) for example in examples]
     groups = lay_out(range(len(lengths)), lengths, args.train.micro_batch_size, max(lengths, default=0), args.train.packing)
     return list(batches(groups, examples))
@@ -211,6 +236,11 @@ class Answers:
         return sum(answer.ended and answer.text == record["output"] for answer, record in pairs)
 
 
+def _as_question(record: Record) -> Record:
+    """An instruction row; of a preference pair, with the chosen answer."""
+    return {"instruction": record["prompt"], "output": record["chosen"]} if "chosen" in record else record
+
+
 def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None) -> None:
     """Print what changed, where the result is, and how to talk to it."""
     after = answers.make()
@@ -231,8 +261,11 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
     if state.first_val_loss is not None and state.val_loss is not None:
         print(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
     final = out_dir / "final"
+    script, folder = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}.get(
+        args.method, (args.method, "adapter_dir")
+    )
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
-    print(f'python generate/{args.method}.py --adapter_dir {final} --prompt "{_shell_safe(answers)}"')
+    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
 
 
 def _row(question: str, old: str, new: str, cell: int) -> str:

@@ -16,10 +16,10 @@ from lit_llm.model import GPT
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB in float32
 
 
-def next_token_loss(model: GPT, batch: MicroBatch) -> tuple[Tensor, int]:
-    """Sum of the cross-entropy in nats over the labels of a micro-batch, and their number."""
+def next_token_loss(model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the cross-entropy in nats over the labels of a micro-batch; nothing more to show."""
     hidden = model.hidden(batch.ids, batch.lengths)[0]  # (N, C)
-    return cross_entropy_sum(model, hidden[batch.positions], batch.targets), len(batch.targets)
+    return cross_entropy_sum(model, hidden[batch.positions], batch.targets), {}
 
 
 def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -145,6 +145,7 @@ class CausalSelfAttention(nn.Module):
         if self.qk_norm is not None:
             self.q_norm = _qk_norm(config, config.n_head)
             self.k_norm = _qk_norm(config, config.n_query_groups)
+        self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
     def forward(
         self,
@@ -156,22 +157,33 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None,
     ) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.clip is not None:
-            q, k, v = (y.clamp(-self.clip, self.clip) for y in (q, k, v))
-        if self.qk_norm == "row":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = q.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nh, T, hs)
-        k = k.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
-        v = v.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, ng, T, hs)
-        if self.qk_norm in ("head", "each_head"):
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, (k, v) = self.heads(self.q(x), "q_norm"), self.keys_and_values(x)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = _write(cache, k, v, positions, mask)
         y = _attend(q, k, v, lengths, mask, self.window, self.scale, self.softcap)
+        if self.adapter is not None:
+            y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys without positions, and values, (B, ng, T, hs) each, for x (B, T, C)."""
+        return self.heads(self.k(x), "k_norm"), self.heads(self.v(x))
+
+    def heads(self, y: Tensor, norm: str | None = None) -> Tensor:
+        """A projection (B, T, heads * hs), clipped and normalised as the family does, as (B, heads, T, hs)."""
+        if self.clip is not None:
+            y = y.clamp(-self.clip, self.clip)
+        if norm is not None and self.qk_norm == "row":
+            y = getattr(self, norm)(y)
+        y = y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return getattr(self, norm)(y) if norm is not None and self.qk_norm in ("head", "each_head") else y
+
+    def attend_to_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of queries (B, nh, T, hs) to all of the keys and values (B, ng, S, hs)."""
+        mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
+        return _attend(q, k, v, None, mask, None, self.scale, self.softcap)
 
 
 def _write(

@@ -4,6 +4,7 @@ import csv
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ COLUMNS: tuple[str, ...] = (
 class Metrics:
     """Rows of `metrics.csv`; a cell is empty where nothing was measured."""
 
-    def __init__(self, path: Path, resume_step: int | None) -> None:
+    def __init__(self, path: Path, more_columns: Sequence[str], resume_step: int | None) -> None:
         """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again."""
         rows: list[dict[str, str]] = []
         if resume_step is not None and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
         self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer = csv.DictWriter(self._file, (*COLUMNS, *more_columns))
         self._writer.writeheader()
         self._writer.writerows(rows)
         self._file.flush()

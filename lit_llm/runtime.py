@@ -20,12 +20,15 @@ def resolve_precision(precision: str | None, device: torch.device) -> str:
     return precision
 
 
-def make_fabric(args: FinetuneArgs, device: torch.device, precision: str) -> Fabric:
+def make_fabric(args: FinetuneArgs, device: torch.device, precision: str, trains_base: bool) -> Fabric:
     """Fabric that never casts weights.
 
     Frozen weights are loaded in the dtype of a `*-true` precision by us, while trained ones stay float32: Fabric's own
-    `bf16-true` would cast both, and bfloat16 loses small updates.
+    `bf16-true` would cast both, and bfloat16 loses small updates. A method that trains the base's own weights then needs
+    autocast to multiply them in bfloat16.
     """
+    if precision == "bf16-true" and trains_base:
+        precision = "bf16-mixed"
     return Fabric(
         accelerator=device.type,
         devices=args.devices,

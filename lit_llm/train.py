@@ -19,13 +19,26 @@ from torch import Tensor, nn
 
 from lit_llm.args import EvalArgs, TrainArgs
 from lit_llm.checkpoint import save_safetensors
-from lit_llm.data import Example, MicroBatch, Plan, collate
+from lit_llm.data import Example, MicroBatch, Pair, Plan, collate
 from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.methods.inject import Method, freeze
 from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress, peak_memory_gb
 
-Loss = Callable[[GPT, MicroBatch], tuple[Tensor, int]]
-"""Sum of the loss over the labels of a micro-batch, and their number."""
+Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+"""Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
+
+
+def make_optimizer(model: GPT, method: Method, args: TrainArgs, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (https://arxiv.org/abs/1711.05101) over what the method trains, in groups that share a learning rate."""
+    freeze(model, method)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(method.lr_scale(name), []).append(parameter)
+    by_scale = [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(by_scale, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=fused)
 
 
 class Objective(nn.Module):
@@ -36,8 +49,8 @@ class Objective(nn.Module):
         self.gpt = gpt
         self.loss = loss
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        return self.loss(self.gpt, batch)[0]
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(self.gpt, batch)
 
 
 @dataclass
@@ -102,13 +115,14 @@ def fit(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Pair],
     validation: Sequence[MicroBatch],
     args: TrainArgs,
     eval_args: EvalArgs,
     out_dir: Path,
     write_result: Callable[[Path], None],
     resume_dir: Path | None = None,
+    columns: Sequence[str] = (),
 ) -> State:
     """Train until the first limit, and return where it ended.
 
@@ -117,6 +131,7 @@ def fit(
         validation: Micro-batches of the validation data; may be empty.
         write_result: Writes the trained model into a folder; called for `best` and for each save.
         resume_dir: A `step-*` folder of this run to go on from.
+        columns: What the loss shows besides its sum.
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step is made and saved.
@@ -124,7 +139,7 @@ def fit(
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
     state = State() if resume_dir is None else load_state(resume_dir, objective, optimizer)
-    metrics = Metrics(out_dir / "metrics.csv", None if resume_dir is None else state.step)
+    metrics = Metrics(out_dir / "metrics.csv", columns, None if resume_dir is None else state.step)
     if resume_dir is None and eval_args.initial and validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
         metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
@@ -135,17 +150,18 @@ def fit(
         while not schedule.ended(state):
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
-            loss, grad_norm, n_tokens, n_targets = _step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
+            indices = plan.examples(state.step)
+            measured = _step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
             state.step += 1
-            state.trained_tokens += n_targets
+            state.trained_tokens += sum(examples[i].n_labels for i in indices)
             state.seconds = time.monotonic() - start
             ended = schedule.ended(state)
             row = {}
             if state.step % args.log_interval == 0 or ended:
-                row = {"train_loss": loss.item(), "grad_norm": grad_norm.item()}  # waits for the GPU
+                row = {name: value.item() for name, value in measured.items()}  # waits for the GPU
                 if not math.isfinite(row["train_loss"]):
                     raise ValueError(f"the loss is {row['train_loss']} at step {state.step}: try a lower --train.learning_rate")
-            speed = n_tokens / (time.monotonic() - step_start)
+            speed = sum(plan.lengths[i] for i in indices) / (time.monotonic() - step_start)
             memory = peak_memory_gb(fabric.device)
             due = eval_args.interval is not None and state.step % eval_args.interval == 0
             if validation and ((eval_args.final and ended) or (due and not ended)):
@@ -179,40 +195,40 @@ def _step(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Pair],
     step: int,
     learning_rate: float,
     args: TrainArgs,
-) -> tuple[Tensor, Tensor, int, int]:
-    """One optimizer step. Returns mean loss per label, gradient norm before clipping, tokens, and labels."""
+) -> dict[str, Tensor]:
+    """One optimizer step. Returns what `metrics.csv` shows of it: means per target, and the gradient norm before clipping."""
     groups = plan.micro_batches(step)
     n_targets = sum(examples[i].n_targets for group in groups for i in group)
-    n_tokens = sum(plan.lengths[i] for group in groups for i in group)
-    total = torch.zeros((), device=fabric.device)
+    shown: dict[str, Tensor] = {}
     for group in groups:
         batch = collate([examples[i] for i in group]).to(fabric.device)
-        loss_sum = objective(batch)
+        loss_sum, sums = objective(batch)
         fabric.backward(loss_sum / n_targets)
-        total += loss_sum.detach()
+        for name, value in {"train_loss": loss_sum.detach(), **sums}.items():
+            shown[name] = shown.get(name, 0) + value / n_targets
     max_norm = math.inf if args.max_norm is None else args.max_norm
     grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=max_norm, error_if_nonfinite=False)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_scale"]
     optimizer.step()
     optimizer.zero_grad()
     assert grad_norm is not None
-    return total / n_targets, grad_norm, n_tokens, n_targets
+    return {**shown, "grad_norm": grad_norm}
 
 
 @torch.no_grad()
 def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch], max_batches: int | None) -> float:
-    """Mean loss in nats over all labels of the first `max_batches` micro-batches; independent of how they are cut."""
+    """Mean loss per target of the first `max_batches` micro-batches; independent of how they are cut."""
     was_training = objective.training
     objective.eval()
     total, n_targets = 0.0, 0
     for batch in batches[:max_batches]:
-        total += objective(batch.to(fabric.device)).item()
-        n_targets += len(batch.targets)
+        total += objective(batch.to(fabric.device))[0].item()
+        n_targets += batch.n_targets
     objective.train(was_training)
     return total / n_targets
 

@@ -70,7 +70,9 @@ def test_the_table_of_defaults_is_that_of_the_code():
     assert defaults_table() in (REPOSITORY / "tutorials" / "defaults.md").read_text()
 
 
-@pytest.mark.parametrize("path", [p.relative_to(REPOSITORY) for p in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]])
+@pytest.mark.parametrize(
+    "path", [p.relative_to(REPOSITORY) for p in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]]
+)
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (REPOSITORY / path).read_text()):
         assert ((REPOSITORY / path).parent / target).exists(), target

@@ -12,7 +12,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, merge
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, fit
+from lit_llm.train import Objective, Schedule, fit, make_optimizer
 
 
 def attached(checkpoint, **arguments):
@@ -127,7 +127,7 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
 
     with tempfile.TemporaryDirectory() as folder:
         fabric = Fabric(accelerator="cpu", devices=1)
-        optimizer = torch.optim.AdamW(freeze(model, method), betas=(0.9, 0.95), weight_decay=0.01)
+        optimizer = make_optimizer(model, method, train, fabric.device)
         objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
         plan = Plan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
         out_dir = out_dir or Path(folder)

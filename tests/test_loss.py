@@ -62,8 +62,9 @@ def test_loss_of_a_micro_batch_equals_transformers_on_each_example(checkpoint):
         labels = ids.where(trained, -100)
         n = int(trained[1:].sum())
         expected += theirs(ids[None], labels=labels[None]).loss.item() * n
-    total, n_targets = next_token_loss(ours, collate(examples))
-    assert n_targets == 3 + 8 + 1 + 29
+    batch = collate(examples)
+    total, _ = next_token_loss(ours, batch)
+    assert batch.n_targets == 3 + 8 + 1 + 29
     assert total.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -23,12 +23,15 @@ class Adapter:
         """Raises ValueError if no layer is left to adapt."""
         if self.start_layer >= len(model.h):
             raise ValueError(f"--adapter.start_layer {self.start_layer} leaves no layer: the model has {len(model.h)}")
-        for block in list(model.h)[self.start_layer :]:
+        for attn in attentions(model)[self.start_layer :]:
             prompt = Prompt(self.prompt_length, model.config.n_embd, model.config.n_head)
-            block.attn.adapter = prompt.to(model.wte.weight.device)
+            attn.adapter = prompt.to(model.wte.weight.device)
 
     def trainable(self, name: str) -> bool:
         return ".attn.adapter." in name
+
+    def lr_scale(self, name: str) -> float:
+        return 1.0
 
     def arguments(self) -> dict[str, Any]:
         return {"prompt_length": self.prompt_length, "start_layer": self.start_layer}
@@ -49,18 +52,23 @@ class Prompt(nn.Module):
 
     def forward(self, attn: CausalSelfAttention, q: Tensor) -> Tensor:
         """(B, nh, T, hs) for rotated queries q (B, nh, T, hs)."""
-        k, v = self._kv or attn.project_kv(self.embedding.to(q.dtype)[None])  # (1, ng, P, hs)
+        k, v = self._kv or attn.keys_and_values(self.embedding.to(q.dtype)[None])  # (1, ng, P, hs)
         k, v = (x.expand(q.size(0), -1, -1, -1) for x in (k, v))
-        return self.gate.to(q.dtype)[:, None, None] * attn.attend_all(q, k, v)
+        return self.gate.to(q.dtype)[:, None, None] * attn.attend_to_all(q, k, v)
 
-    def precompute(self, attn: CausalSelfAttention) -> None:
-        """Keep the prompt's keys and values for generation; after this the prompt must not train any more."""
-        with torch.no_grad():
-            self._kv = attn.project_kv(self.embedding.to(attn.dtype)[None])
+    @torch.no_grad()
+    def precompute(self, attn: CausalSelfAttention, dtype: torch.dtype) -> None:
+        """Keep the prompt's keys and values for generation. After this the prompt must not train any more."""
+        self._kv = attn.keys_and_values(self.embedding.to(dtype)[None])
+
+
+def attentions(model: GPT) -> list[CausalSelfAttention]:
+    """One for each layer."""
+    return [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
 
 
 def precompute_prompts(model: GPT) -> None:
-    """Do once for a whole generation what each token would do again."""
-    for block in model.h:
-        if block.attn.adapter is not None:
-            block.attn.adapter.precompute(block.attn)
+    """Do once for a whole generation what every token would do again."""
+    for attn in attentions(model):
+        if isinstance(attn.adapter, Prompt):
+            attn.adapter.precompute(attn, model.wte.weight.dtype)

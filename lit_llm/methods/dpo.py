@@ -17,8 +17,10 @@ from lit_llm.model import GPT
 class DPO(LoRA):
     """LoRA, and an adapter that loads as LoRA's: only the loss differs."""
 
-    def __init__(self, beta: float, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
-        super().__init__(r, alpha, dropout, targets)
+    columns = ("reward_margin", "reward_accuracy")
+
+    def __init__(self, beta: float, lora: LoRA) -> None:
+        super().__init__(**lora.arguments())
         self.beta = beta
 
     def loss(self, model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,7 +28,9 @@ class Full:
         for prefix in self.prefixes:
             if prefix != "all" and not any(_under(name, prefix) for name in names):
                 exist = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
-                raise ValueError(f"--full.trainable {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}")
+                raise ValueError(
+                    f"--full.trainable {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}"
+                )
         for name, module in model.named_modules():
             for leaf, parameter in list(module.named_parameters(recurse=False)):
                 if self.trainable(f"{name}.{leaf}".lstrip(".")):
@@ -38,6 +40,9 @@ class Full:
 
     def trainable(self, name: str) -> bool:
         return any(prefix == "all" or _under(name, prefix) for prefix in self.prefixes)
+
+    def lr_scale(self, name: str) -> float:
+        return 1.0
 
     def arguments(self) -> dict[str, Any]:
         return {"trainable": self.prefixes}

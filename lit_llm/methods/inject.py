@@ -28,6 +28,10 @@ class Method(Protocol):
         """Whether the parameter of this name is trained."""
         ...
 
+    def lr_scale(self, name: str) -> float:
+        """Factor of the learning rate for the parameter of this name."""
+        ...
+
     def arguments(self) -> dict[str, Any]:
         """What builds an equal method again."""
         ...

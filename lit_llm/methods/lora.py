@@ -1,4 +1,7 @@
-"""Low-rank adaptation (https://arxiv.org/abs/2106.09685): W x + alpha / r * B A x, with A and B trained."""
+"""Low-rank adaptation (https://arxiv.org/abs/2106.09685): W x + s B A x, with A and B trained.
+
+C_in, C_out features of a linear, r the rank.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,34 +21,54 @@ class LoRA:
 
     name = "lora"
 
-    def __init__(self, r: int = 8, alpha: float = 16, dropout: float = 0.05, targets: str | list[str] = "q,v") -> None:
+    def __init__(
+        self,
+        r: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.05,
+        targets: str | list[str] = "q,v",
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        lr_ratio: float = 1.0,
+    ) -> None:
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
+        self.use_rslora, self.use_dora, self.lr_ratio = use_rslora, use_dora, lr_ratio
 
     def attach(self, model: GPT) -> None:
+        scale = self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
         for linear in find_linears(model, self.targets).values():
-            update = Update(linear.in_features, linear.out_features, self.r, self.alpha, self.dropout)  # type: ignore[arg-type]
-            inject(linear, "lora", update.to(model.wte.weight.device), add_update)
+            update = Update(linear.in_features, linear.out_features, self.r, scale, self.dropout)  # type: ignore[arg-type]
+            update.to(model.wte.weight.device)
+            if self.use_dora:
+                update.magnitude = nn.Parameter(base_weight(linear).norm(dim=1))
+            inject(linear, "lora", update, apply_update)
 
     def trainable(self, name: str) -> bool:
         return ".lora." in name
 
+    def lr_scale(self, name: str) -> float:
+        """LoRA+ (https://arxiv.org/abs/2402.12354): B learns faster than A."""
+        return self.lr_ratio if name.endswith(".lora.B") else 1.0
+
     def arguments(self) -> dict[str, Any]:
-        return {"r": self.r, "alpha": self.alpha, "dropout": self.dropout, "targets": self.targets}
+        names = ("r", "alpha", "dropout", "targets", "use_rslora", "use_dora", "lr_ratio")
+        return {name: getattr(self, name) for name in names}
 
 
 class Update(nn.Module):
-    """alpha / r * B A x for x (..., in_features), of shape (..., out_features).
+    """scale * B A x for x (..., C_in), of shape (..., C_out).
 
     A and B are float32 whatever the base is held in: bfloat16 would lose small steps of the optimizer.
     """
 
-    def __init__(self, in_features: int, out_features: int, r: int, alpha: float, dropout: float) -> None:
+    def __init__(self, in_features: int, out_features: int, r: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(r, in_features))
         self.B = nn.Parameter(torch.zeros(out_features, r))  # zero, so that training starts from the unchanged model
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.magnitude: nn.Parameter | None = None  # (C_out,), of DoRA
         self.dropout = nn.Dropout(dropout)
-        self.scale = alpha / r
+        self.scale = scale
         self.on = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,12 +76,33 @@ class Update(nn.Module):
         return F.linear(low, self.B.to(x.dtype))
 
     def delta(self) -> Tensor:
-        """The update of the weight, (out_features, in_features)."""
+        """The update of the weight, (C_out, C_in), before DoRA's magnitude."""
         return self.B @ self.A * self.scale
 
+    def gain(self, weight: Tensor) -> Tensor:
+        """DoRA's magnitude over the norm of the updated rows (https://arxiv.org/abs/2402.09353, eq. 5), (C_out,)."""
+        assert self.magnitude is not None
+        with torch.no_grad():  # the norm counts as a constant (section 4.3)
+            norm = (weight + self.delta()).norm(dim=1)
+        return self.magnitude / norm
 
-def add_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output + linear.lora(inputs[0]) if linear.lora.on else output  # type: ignore[operator]
+
+def apply_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    update: Update = linear.lora  # type: ignore[assignment]
+    if not update.on:
+        return output
+    if update.magnitude is None:
+        return output + update(inputs[0])
+    bias = 0 if linear.bias is None else linear.bias
+    directed = output - bias + update(inputs[0])  # type: ignore[operator]
+    return update.gain(base_weight(linear)).to(output.dtype) * directed + bias  # type: ignore[operator]
+
+
+def base_weight(linear: nn.Module) -> Tensor:
+    """The frozen weight (C_out, C_in) in float32, whatever it is held in."""
+    if isinstance(linear, nn.Linear):
+        return linear.weight.detach().float()
+    return linear.dequantize()  # type: ignore[operator]
 
 
 @contextmanager
@@ -76,18 +120,22 @@ def switched_off(model: GPT) -> Iterator[None]:
 
 @torch.no_grad()
 def merge(model: GPT) -> None:
-    """Add every update to the weight that it changes, and take the adapter off. The sum is made in float32.
+    """Put every update into the weight that it changes, and take the adapter off. The sum is made in float32.
 
     Raises:
-        ValueError: if the weight is quantized: merging there would round the update away.
+        ValueError: if the weight is quantized, where the update would be rounded away, or tied to the embedding.
     """
     for name, linear in list(model.named_modules()):
-        if not hasattr(linear, "lora"):
+        update = getattr(linear, "lora", None)
+        if not isinstance(update, Update):
             continue
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"{name} is quantized; load the base without --quantize to merge")
-        merged = (linear.weight.float() + linear.lora.delta()).to(linear.weight.dtype)  # type: ignore[operator]
-        linear.weight = nn.Parameter(merged, requires_grad=False)  # a new tensor: the old one may be a file on disk
+        if linear.weight is model.wte.weight:
+            raise ValueError("an adapter on the head cannot be merged into a model whose head is tied to its embedding")
+        merged = base_weight(linear) + update.delta()
+        if update.magnitude is not None:
+            merged *= update.gain(base_weight(linear))[:, None]
+        # A new tensor: the old one may be a file on disk.
+        linear.weight = nn.Parameter(merged.to(linear.weight.dtype), requires_grad=False)
         eject(linear, "lora")
-    if model.config.tie_embeddings and model.lm_head.weight is not model.wte.weight:
-        raise ValueError("an adapter on the head of a model with tied embeddings cannot be merged")

@@ -1,0 +1,15 @@
+"""Finetune a model with LLaMA-Adapter V2. Without flags: the embedded demo."""
+
+from lit_llm.args import AdapterV2FinetuneArgs
+from lit_llm.cli import run
+
+
+def main(args: AdapterV2FinetuneArgs) -> None:
+    from lit_llm.finetune import finetune
+    from lit_llm.methods.adapter_v2 import AdapterV2
+
+    finetune(args, AdapterV2(**vars(args.adapter)))
+
+
+if __name__ == "__main__":
+    run(main)

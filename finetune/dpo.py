@@ -1,0 +1,16 @@
+"""Align a model with preference pairs: direct preference optimisation with LoRA. Without flags: the embedded demo."""
+
+from lit_llm.args import DPOFinetuneArgs
+from lit_llm.cli import run
+
+
+def main(args: DPOFinetuneArgs) -> None:
+    from lit_llm.finetune import finetune
+    from lit_llm.methods.dpo import DPO
+    from lit_llm.methods.lora import LoRA
+
+    finetune(args, DPO(args.dpo.beta, LoRA(**vars(args.lora))))
+
+
+if __name__ == "__main__":
+    run(main)

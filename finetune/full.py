@@ -1,0 +1,15 @@
+"""Finetune all weights of a model, or those of some blocks. Without flags: the embedded demo."""
+
+from lit_llm.args import FullFinetuneArgs
+from lit_llm.cli import run
+
+
+def main(args: FullFinetuneArgs) -> None:
+    from lit_llm.finetune import finetune
+    from lit_llm.methods.full import Full
+
+    finetune(args, Full(**vars(args.full)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,14 @@
+"""Answer an instruction with a model finetuned with LLaMA-Adapter V2. Prints the answer, and nothing else, on stdout."""
+
+from lit_llm.args import AdapterGenerateArgs
+from lit_llm.cli import run
+
+
+def main(args: AdapterGenerateArgs) -> None:
+    from lit_llm.complete import answer
+
+    answer(args)
+
+
+if __name__ == "__main__":
+    run(main)

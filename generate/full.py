@@ -1,0 +1,14 @@
+"""Answer an instruction with a model finetuned in full. Prints the answer, and nothing else, on stdout."""
+
+from lit_llm.args import FullGenerateArgs
+from lit_llm.cli import run
+
+
+def main(args: FullGenerateArgs) -> None:
+    from lit_llm.complete import answer_finetuned
+
+    answer_finetuned(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,285 @@
+"""Linears whose frozen weight is stored in 4 or 8 bits: bitsandbytes supplies the kernels, the modules are ours.
+
+Everything lives in plain parameters, so that they load strictly, move, shard along dim 0, and quantize on any device.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_llm.model import GPT
+
+QUANTIZATIONS: tuple[str, ...] = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8")
+
+BLOCK_SIZE = 64  # weights that share one scale in 4 bits
+NESTED_BLOCK_SIZE = 256  # scales that share a scale of their own in "-dq" (https://arxiv.org/abs/2305.14314, sec. 3)
+
+# Weights quantized or, on a CPU, dequantized at once: 4 MB in float32, which stays in cache. A copy of the whole weight
+# is paid for in page faults: with 4096 x 11008, one token took 8 times as long and 256 tokens backward 1.5 times.
+CHUNK_SIZE = 2**20
+
+
+def quantize_linears(model: GPT, quantization: str) -> None:
+    """Replace every `nn.Linear` of the blocks, routers excepted, by an empty quantized one, on the meta device.
+
+    Each then takes its weight from `load_weight`, or, where it was quantized before, from a state dict.
+
+    Raises:
+        ValueError: if `quantization` is not one of QUANTIZATIONS, or bitsandbytes is not installed.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} does not exist; choose one of {', '.join(QUANTIZATIONS)}")
+    _import_bitsandbytes()
+    kind, _, nested = quantization.removeprefix("bnb.").partition("-")
+    for name, linear in list(model.h.named_modules()):
+        if not isinstance(linear, nn.Linear) or name.endswith("router"):
+            continue
+        shape = linear.in_features, linear.out_features, linear.bias
+        parent, _, child = name.rpartition(".")
+        new = LinearInt8(*shape) if kind == "int8" else Linear4bit(*shape, kind, nested=nested == "dq")
+        setattr(model.h.get_submodule(parent), child, new)
+
+
+class QuantizedLinear(nn.Module):
+    """What the quantized linears share: they compute what `nn.Linear` with the weight `dequantize()` computes.
+
+    `weight` and its scales are frozen parameters; `bias` is the one of the linear that this one replaces.
+    """
+
+    weight: nn.Parameter
+    absmax: nn.Parameter
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = bias
+
+    def load_weight(self, weight: Tensor, device: torch.device | str) -> None:
+        """Quantize `weight` (out_features, in_features), in half or single precision, onto `device`, a chunk at a time.
+
+        Raises:
+            ValueError: if the shape is another.
+        """
+        shape = (self.out_features, self.in_features)
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"expected a weight of shape {shape}, found {tuple(weight.shape)}")
+        rows = max(1, CHUNK_SIZE // self.in_features)
+        self._store(chunk.to(device) for chunk in weight.detach().split(rows))
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight (out_features, in_features) that `forward` multiplies with."""
+        return _join(self._chunks(0, dtype), dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features) in the dtype of `x`, or of autocast, as with `nn.Linear`."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = _Product.apply(x, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x @ weight.T`, without a gradient."""
+        return _join((F.linear(x, rows) for rows in self._chunks(0, x.dtype)), dim=-1)
+
+    def product_backward(self, grad: Tensor) -> Tensor:
+        """`grad @ weight`, the gradient of `x`. By columns, so that no sum over chunks is rounded to half precision."""
+        return _join((grad @ columns for columns in self._chunks(1, grad.dtype)), dim=-1)
+
+    def _chunk_size(self, dim: int) -> int:
+        """How many rows (`dim` 0) or columns (1, whole blocks) of the weight to dequantize at once: on a GPU, all."""
+        elements = CHUNK_SIZE if self.weight.device.type == "cpu" else self.out_features * self.in_features
+        step, length = (1, self.in_features) if dim == 0 else (BLOCK_SIZE, self.out_features)
+        return max(step, elements // length // step * step)
+
+    def _store(self, chunks: Iterator[Tensor]) -> None:
+        """Quantize consecutive rows of a weight into the parameters."""
+        raise NotImplementedError
+
+    def _chunks(self, dim: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Dequantize the weight, consecutive rows (`dim` 0) or columns (1) at a time."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
+        """Let `.to(device)` move the scales but `.to(dtype)` not round them: casts leave bytes alone."""
+        return super()._apply(lambda t: fn(t) if t is self.bias else fn(t.view(torch.uint8)).view(t.dtype), recurse)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Linear4bit(QuantizedLinear):
+    """QLoRA's linear (https://arxiv.org/abs/2305.14314): 4-bit codes, and the largest magnitude of each 64 of a row.
+
+    Rows are padded with zeros to whole blocks, so that parameters shard by rows: P is in_features rounded up to 64s.
+
+    - `weight` (out_features, P / 2) uint8: two codes a byte,
+    - `absmax` (out_features, P / 64) float32, or if `nested` uint8, with
+    - `nested_absmax` (out_features * P / 64 / 256, rounded up) float32 and `nested_offset` (1,) float32.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: nn.Parameter | None, quant_type: str, *, nested: bool
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.quant_type, self.nested = quant_type, nested
+        self.padding = -in_features % BLOCK_SIZE
+        self.blocks = (in_features + self.padding) // BLOCK_SIZE  # of a row
+        self.weight = _empty(out_features, self.blocks * BLOCK_SIZE // 2, dtype=torch.uint8)
+        self.absmax = _empty(out_features, self.blocks, dtype=torch.uint8 if nested else torch.float32)
+        if nested:
+            groups = -(-out_features * self.blocks // NESTED_BLOCK_SIZE)
+            self.nested_absmax = _empty(groups, dtype=torch.float32)
+            self.nested_offset = _empty(1, dtype=torch.float32)
+
+    def product(self, x: Tensor) -> Tensor:
+        return super().product(x) if x.device.type == "cpu" else self.fused_product(x)
+
+    def fused_product(self, x: Tensor) -> Tensor:
+        """`product` by the kernel that bitsandbytes chooses for the GPU and the number of tokens."""
+        from bitsandbytes import matmul_4bit  # pyright: ignore[reportPrivateImportUsage]
+
+        nested: dict[str, Any] = {}
+        if self.nested:
+            nested = {"offset": self.nested_offset[0], "state2": _nested_state(self.nested_absmax)}
+        state = self._state(self.absmax, x.dtype, **nested)
+        return matmul_4bit(F.pad(x, (0, self.padding)), self.weight.view(1, -1), state)
+
+    def _state(self, absmax: Tensor, dtype: torch.dtype, **nested: Any) -> Any:
+        """How bitsandbytes is to read the codes whose scales are `absmax` (rows, blocks)."""
+        from bitsandbytes.functional import QuantState
+
+        return QuantState(
+            absmax=absmax.contiguous().view(-1),  # reshape may keep a stride, which the kernels do not read
+            shape=torch.Size((absmax.size(0), absmax.size(1) * BLOCK_SIZE)),
+            blocksize=BLOCK_SIZE,
+            quant_type=self.quant_type,
+            dtype=dtype,
+            **nested,
+        )
+
+    def _store(self, chunks: Iterator[Tensor]) -> None:
+        from bitsandbytes import functional
+
+        weights, scales = [], []
+        for chunk in chunks:
+            padded = F.pad(chunk, (0, self.padding))
+            weight, state = functional.quantize_4bit(padded, blocksize=BLOCK_SIZE, quant_type=self.quant_type)
+            weights.append(weight.view(chunk.size(0), -1))
+            scales.append(state.absmax.view(chunk.size(0), -1))
+        self.weight, absmax = _frozen(torch.cat(weights)), torch.cat(scales)
+        if self.nested:
+            offset = absmax.mean()  # over the whole weight: hence the scales are quantized after the last chunk
+            absmax, state = functional.quantize_blockwise(
+                absmax - offset, _dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
+            )
+            self.nested_absmax, self.nested_offset = _frozen(state.absmax), _frozen(offset.view(1))
+        self.absmax = _frozen(absmax)
+
+    def _chunks(self, dim: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        from bitsandbytes import functional
+
+        absmax: Tensor = self.absmax
+        if self.nested:
+            absmax = functional.dequantize_blockwise(absmax, _nested_state(self.nested_absmax)) + self.nested_offset
+        size, start = self._chunk_size(dim), 0
+        per_byte, per_scale = (1, 1) if dim == 0 else (2, BLOCK_SIZE)
+        for weight, scales in zip(self.weight.split(size // per_byte, dim), absmax.split(size // per_scale, dim), strict=True):
+            chunk = functional.dequantize_4bit(weight.reshape(-1, 1), self._state(scales, dtype))
+            yield chunk[:, : self.in_features - start]  # without the padding
+            start += dim * chunk.size(1)
+
+
+class LinearInt8(QuantizedLinear):
+    """8 bits per weight and a scale per row, the weights of LLM.int8() (https://arxiv.org/abs/2208.07339, section 2).
+
+    `weight` (out_features, in_features) int8 stands for `weight * absmax / 127`, with `absmax` (out_features,) float32.
+
+    The input stays as it is. bitsandbytes' own product rounds it to 8 bits too, by way of float16 (on a CPU in
+    inference only, so that a model would not run as it was trained), and in training it keeps each input until
+    backward, out of reach of activation checkpointing.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.weight = _empty(out_features, in_features, dtype=torch.int8)
+        self.absmax = _empty(out_features, dtype=torch.float32)
+
+    def _store(self, chunks: Iterator[Tensor]) -> None:
+        from bitsandbytes import functional
+
+        weights, scales = [], []
+        for chunk in chunks:
+            weight, absmax, _ = functional.int8_vectorwise_quant(chunk.half())  # the CUDA kernel takes float16 only
+            weights.append(weight)
+            scales.append(absmax)
+        self.weight, self.absmax = _frozen(torch.cat(weights)), _frozen(torch.cat(scales))
+
+    def _chunks(self, dim: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        size = self._chunk_size(dim)
+        scales = (self.absmax / 127)[:, None].expand_as(self.weight)
+        for weight, scale in zip(self.weight.split(size, dim), scales.split(size, dim), strict=True):
+            # Rounded once on either way; a CPU multiplies bfloat16 by float32 three times slower than it converts.
+            wide = weight.to(torch.float32 if weight.device.type == "cpu" else dtype)
+            yield wide.mul_(scale).to(dtype)
+
+
+class _Product(torch.autograd.Function):
+    """`x @ weight.T` that saves nothing for backward, where autograd would save the dequantized weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.linear.product_backward(grad), None
+
+
+def _join(parts: Iterable[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, but one part is not copied."""
+    tensors = list(parts)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return _frozen(torch.empty(shape, dtype=dtype, device="meta"))
+
+
+def _nested_state(absmax: Tensor) -> Any:
+    """How to dequantize the scales that `absmax` are the scales of."""
+    from bitsandbytes.functional import QuantState
+
+    code = _dynamic_code(absmax.device)
+    return QuantState(absmax=absmax, code=code, blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32)
+
+
+@cache
+def _dynamic_code(device: torch.device) -> Tensor:
+    """The 256 values of the 8-bit dynamic data type (https://arxiv.org/abs/2110.02861, section 2.1)."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    return create_dynamic_map().to(device)
+
+
+def _import_bitsandbytes() -> None:
+    """Import it here first, for a clear error and without its notice; most runs do not need it at all."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_relevant)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ValueError("quantization needs bitsandbytes, which is not installed: pip install bitsandbytes") from error
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """False for what bitsandbytes says on import about an optional bfloat16 kernel of another package, unused here."""
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
