@@ -450,3 +450,37 @@ class DownloadArgs(Checked):
             ),
             *[(self.repo_id is None and bool(value), f"--{name} needs --repo_id ORG/NAME") for name, value in others.items()],
         ]
+
+
+@dataclass(frozen=True)
+class ConvertLitArgs(Checked):
+    """What to convert, and where to"""
+
+    checkpoint_dir: Path
+    """Folder of a model in our layout; with adapter_dir, the base that the adapter was trained on."""
+    output_dir: Path
+    """Folder to write: for transformers, or with adapter_dir for PEFT."""
+    adapter_dir: Path | None = None
+    """LoRA adapter to write in PEFT's format."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return []
+
+
+@dataclass(frozen=True)
+class MergeLoRAArgs(Checked):
+    """What to merge, and where to"""
+
+    checkpoint_dir: Path
+    """Folder of the base model, in full precision."""
+    adapter_dir: Path | list[Path]
+    """LoRA adapter, or a list of them, as in `[out/a/final, out/b/final]`."""
+    output_dir: Path
+    """Folder to write the merged checkpoint into."""
+    weights: list[float] | None = None
+    """Factor of each adapter; 1 for each if not given."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
+        found = 0 if self.weights is None else len(self.weights)
+        return [(found not in (0, n), f"--weights has {found} numbers for {n} adapters")]

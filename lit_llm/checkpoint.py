@@ -21,7 +21,7 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # What travels with the weights into converted, merged and finetuned folders.
 COMPANION_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt",
+    "merges.txt", "config.json", "generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt",
 )  # fmt: skip
 
 Reader = Callable[[], Tensor]
@@ -268,6 +268,11 @@ def write_checkpoint(folder: Path, model: GPT, source_dir: Path, dtype: torch.dt
         del tensors["lm_head.weight"]
     write_shards(tensors.items(), folder, LIT_WEIGHTS)
     write_json(folder / LIT_CONFIG, model.config.to_dict())
+    copy_companions(source_dir, folder)
+
+
+def copy_companions(source_dir: Path, folder: Path) -> None:
+    """Copy the tokenizer, configurations and licence that travel with weights."""
     for name in COMPANION_FILES:
         if (source_dir / name).is_file():
             shutil.copyfile(source_dir / name, folder / name)

@@ -1,0 +1,162 @@
+"""What leaves lit_llm opens in transformers and PEFT with the same logits."""
+
+import pytest
+import torch
+from families import CASES, make_reference
+from transformers import AutoModelForCausalLM
+
+from lit_llm.adapters import write_adapter
+from lit_llm.checkpoint import load, load_model, read_tensors, weight_files
+from lit_llm.convert import convert_hf
+from lit_llm.export import export_hf, export_peft, merge_adapters
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.lora import LoRA
+
+ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
+
+
+def make_adapter(folder, base, seed=0, **arguments):
+    """A LoRA adapter that changes the model much. Returns its folder."""
+    model, method = load_model(base), LoRA(dropout=0.0, **arguments)
+    torch.manual_seed(seed)
+    method.attach(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+        if name.endswith("magnitude"):
+            parameter.data *= 1.2
+    folder.mkdir()
+    write_adapter(folder, model, method, base, "alpaca")
+    return folder
+
+
+@torch.no_grad()
+def logits(model, ids):
+    found = model.eval()(ids)
+    return getattr(found, "logits", found)
+
+
+def probe(case):
+    return torch.randint(case.vocab_size, (2, 20), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+def test_merged_adapter_opens_in_transformers_with_the_same_logits(case, tmp_path):
+    base = tmp_path / "base"
+    make_reference(case, base)
+    adapter = make_adapter(tmp_path / "adapter", base, targets="all-linear")
+    expected = logits(_attached(base, adapter), probe(case))
+    proof = merge_adapters(base, [adapter], [1.0], tmp_path / "merged")
+    assert proof["max_difference"] < 1e-4
+    assert proof["top1_agreement"] == 1
+    export_hf(tmp_path / "merged", tmp_path / "hf")
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    found = logits(theirs, probe(case))
+    assert ((found - expected).abs().max() / expected.abs().max()).item() < 1e-5
+    assert (logits(load_model(base), probe(case)) - expected).abs().max() > 1e-3
+
+
+def _attached(base, adapter):
+    from lit_llm.adapters import attach_adapter
+
+    model = load_model(base)
+    attach_adapter(model, adapter)
+    return model
+
+
+PEFT_TARGETS = {"mixtral": "attn", "qwen3_moe": "attn"}
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+def test_adapter_opens_in_peft_with_the_same_logits(case, variant, tmp_path):
+    import peft
+
+    base = tmp_path / "base"
+    make_reference(case, base)
+    adapter = make_adapter(tmp_path / "adapter", base, targets=PEFT_TARGETS.get(case.family, "q,o,up,head"), r=4, **variant)
+    export_peft(base, adapter, tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "peft")
+    expected, found = logits(_attached(base, adapter), probe(case)), logits(theirs, probe(case))
+    assert ((found - expected).abs().max() / expected.abs().max()).item() < 1e-5
+
+
+def test_weighted_sum_of_adapters_is_the_sum_of_their_changes(checkpoint, tmp_path):
+    adapters = [make_adapter(tmp_path / f"a{i}", checkpoint, seed=i, targets=t) for i, t in enumerate(("q,v", "v,up"))]
+    merge_adapters(checkpoint, adapters, [0.25, -2.0], tmp_path / "merged")
+    base, merged = load_model(checkpoint), load_model(tmp_path / "merged")
+    alone = []
+    for i, adapter in enumerate(adapters):
+        merge_adapters(checkpoint, [adapter], [1.0], tmp_path / f"m{i}")
+        alone.append(load_model(tmp_path / f"m{i}"))
+    for name, weight in base.state_dict().items():
+        changes = [model.state_dict()[name] - weight for model in alone]
+        expected = weight + 0.25 * changes[0] - 2.0 * changes[1]
+        torch.testing.assert_close(merged.state_dict()[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_merging_into_bfloat16_reports_what_the_rounding_costs(checkpoint, tmp_path):
+    AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    adapter = make_adapter(tmp_path / "adapter", tmp_path / "half", targets="all-linear")
+    proof = merge_adapters(tmp_path / "half", [adapter], [1.0], tmp_path / "merged")
+    assert proof["max_difference"] < 1e-4
+    assert 0 < proof["kl"] < 0.01
+    assert 0.9 < proof["top1_agreement"] <= 1
+    assert load_model(tmp_path / "merged").lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_merge_that_changes_the_logits_is_refused(checkpoint, tmp_path, monkeypatch):
+    """A merge that forgets one linear stands for any fault in it."""
+    import lit_llm.export as export
+
+    def forgetful(model):
+        from lit_llm.methods.inject import eject
+
+        eject(model.h[0].attn.q, "lora")
+        real(model)
+
+    real = export.merge
+    monkeypatch.setattr(export, "merge", forgetful)
+    adapter = make_adapter(tmp_path / "adapter", checkpoint)
+    with pytest.raises(ValueError, match="nothing was written"):
+        merge_adapters(checkpoint, [adapter], [1.0], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_only_lora_is_merged(checkpoint, tmp_path):
+    model, method = load_model(checkpoint), Adapter(start_layer=0)
+    method.attach(model)
+    (tmp_path / "prompts").mkdir()
+    write_adapter(tmp_path / "prompts", model, method, checkpoint, None)
+    with pytest.raises(ValueError, match="Only LoRA can be merged"):
+        merge_adapters(checkpoint, [tmp_path / "prompts"], [1.0], tmp_path / "merged")
+
+
+def test_scripts_convert_there_and_back(checkpoint, tmp_path, script):
+    import shutil
+
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    script("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", base)
+    (base / "model.safetensors").unlink()
+    script("scripts/convert_lit_checkpoint.py", "--checkpoint_dir", base, "--output_dir", tmp_path / "hf")
+    before, after = (dict(read_tensors(weight_files(f, native=False))) for f in (checkpoint, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name](), after[name]()) for name in before)
+    adapter = make_adapter(tmp_path / "adapter", checkpoint)
+    done = script(
+        "scripts/merge_lora.py", "--checkpoint_dir", base, "--adapter_dir", adapter, "--output_dir", tmp_path / "merged"
+    )
+    assert "100.0% of the likeliest tokens agree" in done.stdout
+    _, tokenizer = load(tmp_path / "merged")
+    assert tokenizer.encode("a cat") == load(checkpoint)[1].encode("a cat")
+
+
+def test_conversion_to_half_precision(checkpoint, tmp_path):
+    import shutil
+
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    convert_hf(base, "bfloat16")
+    assert load_model(base).wte.weight.dtype == torch.bfloat16
+    assert load_model(base).fingerprint == load_model(checkpoint).fingerprint
