@@ -66,8 +66,9 @@ def test_base_weights_keep_their_names(checkpoint):
     assert {name for name in model.state_dict() if ".lora." not in name} == before
 
 
-def test_merged_logits_equal_adapter_logits(checkpoint):
-    model, _ = attached(checkpoint, targets="all-linear,head", dropout=0.0)
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_merged_logits_equal_adapter_logits(checkpoint, variant):
+    model, _ = attached(checkpoint, targets="all-linear,head", dropout=0.0, **variant)
     randomize(model)
     ids = torch.arange(2, 60)[None]
     with torch.no_grad():
@@ -78,7 +79,8 @@ def test_merged_logits_equal_adapter_logits(checkpoint):
     assert model.state_dict().keys() == load_model(checkpoint).state_dict().keys()
 
 
-def test_three_steps_equal_peft(checkpoint):
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_three_steps_equal_peft(checkpoint, variant):
     """Same weights, batch, optimizer and learning rates: PEFT on transformers, its loss over the padded batch."""
     import peft
     from transformers import AutoModelForCausalLM
@@ -86,14 +88,15 @@ def test_three_steps_equal_peft(checkpoint):
     tokenizer = Tokenizer(checkpoint)
     examples, _ = tokenize_all(rows(8), "alpaca", tokenizer, True, 256)
     train = TrainArgs(global_batch_size=8, micro_batch_size=2, max_steps=3, learning_rate=0.01, lr_warmup_steps=0)
-    model, method = attached(checkpoint, r=4, alpha=8, dropout=0.0)
+    model, method = attached(checkpoint, r=4, alpha=8, dropout=0.0, **variant)
     start = copy.deepcopy({name: p.detach() for name, p in model.named_parameters() if method.trainable(name)})
 
-    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], bias="none")
+    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], **variant)
     theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), config)
     names = {}
     for name in start:
         _, layer, _, linear, _, matrix = name.split(".")
+        matrix = {"magnitude": "magnitude_vector"}.get(matrix, matrix)
         names[name] = f"base_model.model.model.layers.{layer}.self_attn.{linear}_proj.lora_{matrix}.default.weight"
     parameters = dict(theirs.named_parameters())
     with torch.no_grad():
@@ -134,6 +137,18 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         return fit(
             fabric, objective, optimizer, plan, examples, list(validation), train, EvalArgs(), out_dir, lambda folder: None
         )
+
+
+def test_lora_plus_moves_b_faster(checkpoint):
+    """One step of AdamW moves each weight by about its learning rate."""
+    examples, _ = tokenize_all(rows(4), "alpaca", Tokenizer(checkpoint), True, 256)
+    train = TrainArgs(max_steps=1, learning_rate=0.001, lr_warmup_steps=0, weight_decay=0.0)
+    moved = []
+    for ratio in (1.0, 16.0):
+        model, method = attached(checkpoint, dropout=0.0, lr_ratio=ratio)
+        fit_lora(model, method, examples, train)
+        moved.append(max(p.abs().max().item() for n, p in model.named_parameters() if n.endswith("lora.B")))
+    assert moved[1] == pytest.approx(16 * moved[0], rel=1e-3)
 
 
 def test_after_a_validation_and_two_steps_all_that_trains_has_moved_and_nothing_else(checkpoint):

@@ -62,28 +62,34 @@ def _count(config: Config) -> int:
         return sum(parameter.numel() for parameter in GPT(config).parameters())
 
 
+def config_of_2023(row: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` of a row of lit_gpt_2023.json, embeddings untied."""
+    family = _family(row["name"])
+    hf = _hf_config(
+        family,
+        vocab=row["padded_vocab_size"],
+        width=row["n_embd"],
+        layers=row["n_layer"],
+        heads=row["n_head"],
+        kv=row["n_query_groups"],
+        ffn=row["intermediate_size"],
+        context=row["block_size"],
+        rotary_fraction=row["rotary_percentage"],
+        theta=row["rope_base"],
+        tie_word_embeddings=False,
+    )
+    if family == "gpt_neox":
+        hf["use_parallel_residual"] = row["parallel_residual"]
+    if row["rope_condense_ratio"] != 1:
+        hf["rope_scaling"] = {"type": "linear", "factor": row["rope_condense_ratio"]}
+    return hf
+
+
 def test_parameter_counts_of_checkpoints_of_2023(shared_data):
     rows = json.loads((shared_data / "config_facts" / "lit_gpt_2023.json").read_text())
     counts: dict[str, int] = {}  # many fine-tunes share their base's sizes
     for row in rows:
-        family = _family(row["name"])
-        hf = _hf_config(
-            family,
-            vocab=row["padded_vocab_size"],
-            width=row["n_embd"],
-            layers=row["n_layer"],
-            heads=row["n_head"],
-            kv=row["n_query_groups"],
-            ffn=row["intermediate_size"],
-            context=row["block_size"],
-            rotary_fraction=row["rotary_percentage"],
-            theta=row["rope_base"],
-            tie_word_embeddings=False,
-        )
-        if family == "gpt_neox":
-            hf["use_parallel_residual"] = row["parallel_residual"]
-        if row["rope_condense_ratio"] != 1:
-            hf["rope_scaling"] = {"type": "linear", "factor": row["rope_condense_ratio"]}
+        hf = config_of_2023(row)
         key = json.dumps(hf, sort_keys=True)
         if key not in counts:
             counts[key] = _count(Config.from_hf(hf))
