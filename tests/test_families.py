@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from families import CASES, Case, make_reference, random_ids, relative_difference
 from safetensors.torch import load_file, save_file
 
-from lit_llm.checkpoint import load_model, read_tensors, save_checkpoint, weight_files
+from lit_llm.checkpoint import load_model, read_tensors, weight_files, write_checkpoint
 from lit_llm.families import FAMILIES
 from lit_llm.model import KVCache
 from lit_llm.weights import TABLES, to_hf
@@ -77,7 +77,8 @@ def test_export_gives_the_same_file_back(case, reference, model, folder):
 
 
 def test_converted_folder_and_shards_give_the_same_model(case, reference, model, folder, tmp_path):
-    save_checkpoint(model, folder, tmp_path / "lit")
+    (tmp_path / "lit").mkdir()
+    write_checkpoint(tmp_path / "lit", model, folder)
     reference.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     shutil.copy(folder / "config.json", tmp_path / "shards")
     assert len(weight_files(tmp_path / "shards", native=False)) > 1
