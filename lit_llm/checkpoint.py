@@ -228,9 +228,9 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
     for path in files:
         if path.suffix == ".safetensors":
             try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        yield name, lambda file=file, name=name: file.get_tensor(name)
+                file = safe_open(path, framework="pt")  # open for as long as a reader refers to it
+                for name in file.keys():  # noqa: SIM118
+                    yield name, lambda file=file, name=name: file.get_tensor(name)
             except SafetensorError as error:
                 raise ValueError(f"{path} is damaged or incomplete ({error}). Download it again") from error
         else:
