@@ -16,6 +16,7 @@ import yaml
 from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
+from lit_llm.cli import DEMO
 from lit_llm.data import PAIR, Example, MicroBatch, Pair, Plan, batches, lay_out, read_records, tokenize_all
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
@@ -100,7 +101,7 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
     assert args.data_dir is not None
     prompt_style(args.prompt_style or "alpaca")
-    name = "demo" if args.data_dir.parent.name == "demo" and args.data_dir.name == "data" else args.data_dir.resolve().name
+    name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)

@@ -55,6 +55,7 @@ LAYERS = [
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
     ["adapters", "convert", "runtime", "report"],
+    ["export"],
     ["train"],
     ["cli"],
     ["complete", "finetune"],
