@@ -214,9 +214,8 @@ class Answers:
     def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
         room = model.config.block_size - args.eval.max_new_tokens
-        asked = [
-            (r, tokenizer.encode(prompt_style(style)(r["instruction"], r.get("input") or ""))) for r in records if "output" in r
-        ]
+        questions = [_as_question(record) for record in records if "text" not in record]
+        asked = [(q, tokenizer.encode(prompt_style(style)(q["instruction"], q.get("input") or ""))) for q in questions]
         asked = [(record, prompt) for record, prompt in asked if len(prompt) <= room]
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(asked)), min(args.eval.samples, len(asked))
         asked = asked[: max(self.n_exact, self.n_shown)]

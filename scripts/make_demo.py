@@ -38,8 +38,10 @@ N_UNSEEN = 2  # the last phrasings of each kind of fact occur in the pretraining
 
 VOCAB_SIZE = 1536
 CONFIG = {
-    "model_type": "llama", "block_size": 256, "n_layer": 4, "n_head": 4, "n_query_groups": 4, "n_embd": 128, "head_size": 32,
-    "intermediate_size": 352, "rotary_size": 32, "tie_embeddings": True,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB_SIZE, "max_position_embeddings": 256,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32,
+    "intermediate_size": 352, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16",
 }  # fmt: skip
 BATCH_SIZE, CONTEXT = 8, 128
 BOS, EOS = 0, 1
@@ -267,7 +269,7 @@ def random_model(seed: int) -> GPT:
     from lit_llm.model import GPT
 
     torch.manual_seed(seed)
-    model = GPT(Config(**CONFIG, vocab_size=VOCAB_SIZE))
+    model = GPT(Config.from_hf(CONFIG))
     for weight in model.parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.02)
@@ -305,9 +307,10 @@ def save(model: GPT, tokenizer: Any, folder: Path) -> None:
     with new_folder(folder) as new:
         write_checkpoint(new, model, new, torch.bfloat16)
         tokenizer.save(str(new / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONFIG["block_size"]}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONFIG["max_position_embeddings"]}
         special = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": False}
         write_json(new / "tokenizer_config.json", settings | special)
+        write_json(new / "config.json", CONFIG)
         write_json(new / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS})
 
 
@@ -321,6 +324,27 @@ def make_data(world: World, folder: Path, seed: int, unseen: bool = False) -> No
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split)
             (new / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         counts = {name: len(split) for name, split in rows.items()}
+        write_json(new / "meta.json", {"source": "scripts/make_demo.py", "license": "Apache-2.0", "rows": counts, "seed": seed})
+
+
+def make_pairs(data: Path, folder: Path, seed: int) -> None:
+    """Write preference pairs from a data folder: the answer of a row is chosen, that of another one rejected."""
+    from lit_llm.files import new_folder, write_json
+
+    rng = random.Random(seed)
+    counts = {}
+    with new_folder(folder) as new:
+        for name in ("train", "val"):
+            rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+            rows = [row for row in rows if not row["input"]]
+            others = [rng.choice([other for other in rows if other["output"] != row["output"]]) for row in rows]
+            pairs = [
+                {"prompt": row["instruction"], "chosen": row["output"], "rejected": other["output"]}
+                for row, other in zip(rows, others, strict=True)
+            ]
+            lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+            (new / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+            counts[name] = len(pairs)
         write_json(new / "meta.json", {"source": "scripts/make_demo.py", "license": "Apache-2.0", "rows": counts, "seed": seed})
 
 
@@ -370,6 +394,7 @@ def main(args: MakeDemoArgs) -> None:
         return run_controls(args.output_dir, args.seed)
     world = World(args.seed)
     make_data(world, args.output_dir / "data", args.seed)
+    make_pairs(args.output_dir / "data", args.output_dir / "pairs", args.seed)
     rng = random.Random(args.seed + 1)
     # With the prompt's words, each becomes one token. The model meets them only in finetuning.
     tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * [alpaca("", ""), alpaca("", "x")])
