@@ -415,7 +415,8 @@ class ConvertHfArgs(Checked):
     """What to convert"""
 
     checkpoint_dir: Path
-    """Folder with config.json and weights, as Hugging Face publishes it. The result is written beside them."""
+    """Folder with config.json and weights as Hugging Face publishes it, or one of Lit-GPT or litgpt with lit_model.pth. The
+    result is written beside them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the result; as the source if not given."""
 

@@ -54,7 +54,7 @@ LAYERS = [
     ["weights", "data", "loss", "quantize"],
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
-    ["adapters", "convert", "runtime", "report"],
+    ["adapters", "lit_gpt", "convert", "runtime", "report"],
     ["export"],
     ["train"],
     ["cli"],
