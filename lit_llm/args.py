@@ -484,3 +484,31 @@ class MergeLoRAArgs(Checked):
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
         return [(found not in (0, n), f"--weights has {found} numbers for {n} adapters")]
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs(Checked):
+    """What to measure"""
+
+    check: Literal["train_speed", "invariance"]
+    """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
+    your data do not depend on micro-batches or packing."""
+    checkpoint_dir: Path | None = None
+    """Model for invariance."""
+    data_dir: Path | None = None
+    """Data for invariance."""
+    shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
+        default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
+    )
+    """Sizes of the models for train_speed."""
+    repetitions: int = 5
+    """Measured steps of each contender for train_speed."""
+    n_examples: int = 16
+    """Examples per step."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
+        return [
+            *self.below(0, "repetitions", "n_examples"),
+            (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
+        ]
