@@ -159,7 +159,8 @@ def contenders() -> list[Contender]:
     found = [Contender("lit_llm", "packing, head at labelled positions only (both default)", lit_llm_step)]
     if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        told = f"peft {version('peft')}, transformers {version('transformers')}: padded batches with attention mask, model(...).loss"
+        versions = f"peft {version('peft')}, transformers {version('transformers')}"
+        told = f"{versions}: padded batches with attention mask, model(...).loss"
         found.append(Contender("peft", told, peft_step))
     if importlib.util.find_spec("litgpt"):
         told = f"litgpt {version('litgpt')}: padded batches, lm_head_chunk_size 128, as in litgpt/finetune/lora.py"

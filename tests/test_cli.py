@@ -57,6 +57,7 @@ LAYERS = [
     ["adapters", "convert", "runtime", "report"],
     ["train"],
     ["cli"],
+    ["peers", "invariance", "speed", "benchmark"],
     ["complete", "finetune"],
 ]
 
