@@ -14,12 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lit_llm.args import DPOArgs, EstimateArgs
+from lit_llm.checkpoint import read_config
 from lit_llm.config import Config
 from lit_llm.data import MicroBatch
 from lit_llm.loss import next_token_loss
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
+from lit_llm.methods.lora import LoRA
 from lit_llm.model import GPT
 
 BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}
@@ -55,6 +60,27 @@ class _Alive(TorchDispatchMode):
 
     def _free(self, n_bytes: int) -> None:
         self.now -= n_bytes
+
+
+def estimate_run(args: EstimateArgs) -> dict[str, Any]:
+    """What `scripts/estimate.py` prints."""
+    config = read_config(args.checkpoint_dir)
+    lora, adapter = LoRA(**vars(args.lora)), vars(args.adapter)
+    methods: dict[str, Callable[[], Method]] = {
+        "full": Full, "lora": lambda: lora, "adapter": lambda: Adapter(**adapter),
+        "adapter_v2": lambda: AdapterV2(**adapter), "dpo": lambda: DPO(DPOArgs().beta, lora),
+    }  # fmt: skip
+    method = methods[args.method]()
+    longest = min(args.max_seq_length or 2048, config.block_size)
+    micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
+    found = estimate(
+        config, method, micro_batch_size, longest, args.global_batch_size > micro_batch_size, args.activation_checkpointing,
+        2 if args.precision == "bf16-true" else 4, args.quantize,
+    )  # fmt: skip
+    found = {"method": args.method, "micro_batch_tokens": micro_batch_size * longest, **found}
+    if args.hours is not None and args.gpu is not None:
+        found["plan"] = plan_hours(config, found, method, args.hours, args.gpu, args.activation_checkpointing)
+    return found
 
 
 def estimate(
@@ -135,9 +161,7 @@ def _without_values(model: GPT) -> None:
             setattr(module, name, made.setdefault(id(p), nn.Parameter(empty, requires_grad=p.requires_grad)))
 
 
-def _simulate(
-    model: GPT, method: Method, micro_batch_size: int, max_seq_length: int, n_micro_batches: int
-) -> dict[str, int]:
+def _simulate(model: GPT, method: Method, micro_batch_size: int, max_seq_length: int, n_micro_batches: int) -> dict[str, int]:
     """Bytes alive at the end of a forward pass through the blocks, of a chunk of logits, and at the peak of a step."""
     loss: Callable[..., Any] = method.loss if isinstance(method, DPO) else next_token_loss
     lengths = (max_seq_length,) * (micro_batch_size * (2 if isinstance(method, DPO) else 1))

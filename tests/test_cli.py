@@ -57,8 +57,8 @@ LAYERS = [
     ["adapters", "convert", "runtime", "report"],
     ["train"],
     ["cli"],
-    ["peers", "invariance", "speed", "benchmark"],
-    ["complete", "finetune"],
+    ["peers", "invariance", "speed", "benchmark", "estimate"],
+    ["export", "complete", "finetune"],
 ]
 
 
