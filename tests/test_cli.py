@@ -58,7 +58,8 @@ LAYERS = [
     ["export"],
     ["train"],
     ["cli"],
-    ["complete", "finetune"],
+    ["peers", "invariance", "speed", "benchmark", "estimate"],
+    ["export", "complete", "finetune"],
 ]
 
 
