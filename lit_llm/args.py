@@ -356,6 +356,95 @@ class FullGenerateArgs(GenerateArgs):
 
 
 @dataclass(frozen=True)
+class ModelArgs(Checked):
+    """Which model"""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the model; with adapter_dir the base that it was trained on, if not given; else the embedded demo's."""
+    adapter_dir: Path | None = None
+    """Folder of an adapter; it stays unmerged."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        mixed = self.precision is not None and self.precision.endswith("-mixed")
+        return [(mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true")]
+
+
+@dataclass(frozen=True)
+class HarnessArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    tasks: str | list[str] = field(kw_only=True)
+    """Tasks or groups of the harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    include_path: Path | None = None
+    """Folder with more tasks, as YAML files."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; as the task says if not given."""
+    limit: float | None = None
+    """Questions per task at most; below 1 a share of them."""
+    batch_size: int = 8
+    """Texts in one pass of the model."""
+    apply_chat_template: bool = False
+    """Put the questions into the checkpoint's chat template."""
+    output_file: Path | None = None
+    """File for the results, in the harness's own JSON."""
+    log_samples: bool = False
+    """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "batch_size", "limit"),
+            *self.below(0, "num_fewshot", allow_equal=True),
+            (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),
+        ]
+
+
+@dataclass(frozen=True)
+class PerplexityArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    data_file: Path = field(kw_only=True)
+    """Text file."""
+    stride: int | None = None
+    """Tokens that each window scores; less than the context gives each token more to go by, and costs more passes.
+    The whole context if not given."""
+    batch_size: int = 8
+    """Windows in one pass of the model."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [*super().rules(), *self.below(0, "stride", "batch_size")]
+
+
+@dataclass(frozen=True)
+class ServeArgs(ModelArgs):
+    """What to serve, and where"""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port to listen on."""
+    max_body_size: int = 1_000_000
+    """Bytes of a request at most."""
+    max_new_tokens: int = 2048
+    """Tokens at most that a request may ask for."""
+    max_num_samples: int = 16
+    """Samples at most that a request may ask for."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "max_body_size", "max_new_tokens", "max_num_samples"),
+            (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
+        ]
+
+
+@dataclass(frozen=True)
 class PrepareArgs(Checked):
     """Where the data is, and where it goes"""
 

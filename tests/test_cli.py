@@ -54,10 +54,12 @@ LAYERS = [
     ["weights", "data", "loss", "quantize"],
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
+    ["score"],
     ["adapters", "convert", "runtime", "report"],
     ["train"],
     ["cli"],
     ["complete", "finetune"],
+    ["evaluate", "perplexity", "serve", "compare"],
 ]
 
 
