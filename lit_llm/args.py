@@ -433,13 +433,11 @@ class ServeArgs(ModelArgs):
     """Bytes of a request at most."""
     max_new_tokens: int = 2048
     """Tokens at most that a request may ask for."""
-    max_num_samples: int = 16
-    """Samples at most that a request may ask for."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *super().rules(),
-            *self.below(0, "max_body_size", "max_new_tokens", "max_num_samples"),
+            *self.below(0, "max_body_size", "max_new_tokens"),
             (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
         ]
 

@@ -3,6 +3,7 @@
 B rows, T tokens, P tokens of a shared prefix, M scored tokens, C = n_embd, V vocabulary.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -94,7 +95,7 @@ def _rows(spans: Sequence[Span], shares: bool) -> list[_Row]:
 
 def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
     """The partition of neighbouring rows for which fewest tokens are computed (dynamic programming over its end)."""
-    common = [0, *(_common(a.ids, b.ids) for a, b in zip(rows, rows[1:], strict=False))]
+    common = [0, *(_common(a.ids, b.ids) for a, b in itertools.pairwise(rows))]
     cost, start = [0], [0]  # of the best partition of the first n rows, and where its last group starts
     for n in range(1, len(rows) + 1):
         row = rows[n - 1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -63,7 +64,7 @@ def write_truthfulqa(folder: Path, data: Path, n_questions: int) -> str:
     return "our_truthfulqa"
 
 
-def write_gsm8k(folder: Path, data: Path, n_questions: int, max_gen_toks: int = 32) -> str:
+def write_gsm8k(folder: Path, data: Path, n_questions: int, until: Sequence[str] = ("Q:", "\n\n")) -> str:
     rows = {
         split: [json.loads(line) for line in (data / "gsm8k" / f"{split}.jsonl").read_text().splitlines()[:n]]
         for split, n in (("train", 4), ("test", n_questions))
@@ -71,7 +72,7 @@ def write_gsm8k(folder: Path, data: Path, n_questions: int, max_gen_toks: int = 
     write_task(
         folder, "our_gsm8k", rows, fewshot_split="train", fewshot_config={"sampler": "first_n"}, num_fewshot=2,
         output_type="generate_until", doc_to_text="Q: {{question}}\nA:", doc_to_target="{{answer.split('####')[-1].strip()}}",
-        generation_kwargs={"until": ["Q:", "\n\n", "e e"], "do_sample": False, "max_gen_toks": max_gen_toks},
+        generation_kwargs={"until": list(until), "do_sample": False, "max_gen_toks": 32},
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )  # fmt: skip
     return "our_gsm8k"
