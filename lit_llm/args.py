@@ -443,6 +443,24 @@ class ServeArgs(ModelArgs):
 
 
 @dataclass(frozen=True)
+class ChallengeCheckArgs(Checked):
+    """Which server to check"""
+
+    url: str = "http://localhost:8080"
+    """Address of the server."""
+    timeout: float = 300
+    """Seconds that it may take to answer."""
+    context: int = 2048
+    """Tokens of a prompt and its continuation that it must take."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "timeout", "context"),
+            (not self.url.startswith(("http://", "https://")), f"--url must begin with http:// or https://, found {self.url}"),
+        ]
+
+
+@dataclass(frozen=True)
 class PrepareArgs(Checked):
     """Where the data is, and where it goes"""
 

@@ -82,7 +82,7 @@ class DecodeResponse(BaseModel):
     request_time: float
 
 
-class Unfit(ValueError):
+class UnfitError(ValueError):
     """A request that is well formed but cannot be served; `field` is to blame."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -91,16 +91,16 @@ class Unfit(ValueError):
 
 
 def process(model: GPT, tokenizer: Tokenizer, request: ProcessRequest, max_new_tokens: int) -> tuple[str, list[Token]]:
-    """Text and tokens that answer a request. Raises Unfit if it does not fit into the context."""
+    """Text and tokens that answer a request. Raises UnfitError if it does not fit into the context."""
     try:
         prompt = encode_prompt(tokenizer, request.prompt)
     except ValueError as error:
-        raise Unfit("prompt", str(error)) from error
+        raise UnfitError("prompt", str(error)) from error
     n_new, context = request.max_new_tokens, model.config.block_size
     if n_new > max_new_tokens:
-        raise Unfit("max_new_tokens", f"{n_new} is above this server's limit of {max_new_tokens}")
+        raise UnfitError("max_new_tokens", f"{n_new} is above this server's limit of {max_new_tokens}")
     if len(prompt) + n_new > context:
-        raise Unfit("prompt", f"{len(prompt)} tokens and {n_new} new ones exceed the context of {context}")
+        raise UnfitError("prompt", f"{len(prompt)} tokens and {n_new} new ones exceed the context of {context}")
     text, tokens = "", []
     if request.echo_prompt:
         text = request.prompt
@@ -182,6 +182,9 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs) -> FastAPI:
     app = FastAPI(title="lit_llm", lifespan=lifespan)
     app.add_middleware(BodyLimit, max_size=args.max_body_size)
 
+    async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
     async def compute(function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(worker, function, *arguments)
 
@@ -199,14 +202,14 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs) -> FastAPI:
     @app.post("/tokenize")
     async def tokenize_route(request: TokenizeRequest) -> TokenizeResponse:
         start = time.perf_counter()
-        tokens = tokenizer.encode(request.text)
+        tokens = await aside(tokenizer.encode, request.text)
         tokens = tokens[: request.max_length] if request.truncation else tokens
         return TokenizeResponse(tokens=tokens, request_time=time.perf_counter() - start)
 
     @app.post("/decode")
     async def decode_route(request: DecodeRequest) -> DecodeResponse:
         start = time.perf_counter()
-        text = tokenizer.decode(request.tokens)
+        text = await aside(tokenizer.decode, request.tokens)
         return DecodeResponse(text=text, request_time=time.perf_counter() - start)
 
     @app.exception_handler(RequestValidationError)
@@ -214,8 +217,8 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs) -> FastAPI:
         # Not the value that was sent, as FastAPI does: it may be NaN, which is no JSON.
         return _refusal([{name: e[name] for name in ("loc", "msg", "type")} for e in error.errors()])
 
-    @app.exception_handler(Unfit)
-    async def unfit(request: Request, error: Unfit) -> JSONResponse:
+    @app.exception_handler(UnfitError)
+    async def unfit(request: Request, error: UnfitError) -> JSONResponse:
         return _refusal([{"loc": ["body", error.field], "msg": str(error), "type": "value_error"}])
 
     return app

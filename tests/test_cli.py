@@ -47,7 +47,7 @@ def test_every_option_has_help():
 
 
 LAYERS = [
-    ["args", "files", "fetch"],
+    ["args", "files", "fetch", "challenge"],
     ["families", "config", "tokenizer", "prompts"],
     ["rope"],
     ["model"],
