@@ -422,6 +422,42 @@ class PerplexityArgs(ModelArgs):
 
 
 @dataclass(frozen=True)
+class CompareArgs(Checked):
+    """What to compare, on what"""
+
+    models: list[Path]
+    """Folders of checkpoints and adapters, as in `[checkpoints/org/base, out/lora/name/final]`; all are held against the
+    first."""
+    data_dir: Path
+    """Data folder: the rows of its val.jsonl are asked."""
+    prompt_style: str | None = None
+    """How a row becomes a prompt for the models that were not finetuned; as the first finetuned one's if not given."""
+    limit: int | None = None
+    """Rows at most."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    batch_size: int = 8
+    """Rows in one pass of the model."""
+    n_resamples: int = 1000
+    """Resamples of the rows, of which the intervals are made."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+    seed: int = 1337
+    """Seed of the resampling."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
+            *self.below(0, "seed", allow_equal=True),
+            (len(self.models) < 2, "--models takes at least two folders, as in `[base, finetuned]`"),
+        ]
+
+
+@dataclass(frozen=True)
 class ServeArgs(ModelArgs):
     """What to serve, and where"""
 
