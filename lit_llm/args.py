@@ -150,6 +150,8 @@ class FinetuneArgs(Checked):
     """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
     mask_prompt: bool = True
     """Train on the answers only."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers of a conversation to train on: all of them, or the last."""
     max_seq_length: int | None = None
     """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
     precision: Precision | None = None
