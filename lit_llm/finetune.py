@@ -26,9 +26,9 @@ from lit_llm.data import (
     answer_of,
     asked,
     batches,
+    drop_long,
     lay_out,
     read_records,
-    tokenize_all,
 )
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
@@ -37,9 +37,11 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
+from lit_llm.prepare import prepared
 from lit_llm.prompts import default_style, prompt_ids, prompt_style
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import examples_of
 from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
 
 Record = dict[str, Any]
@@ -53,6 +55,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)
     tokenizer = load_tokenizer(checkpoint_dir, config)
+    if data_dir.is_file():
+        data_dir = prepared(data_dir)
     train_records = read_records(data_dir / "train.jsonl")
     val_path = data_dir / "val.jsonl"
     val_records = read_records(val_path) if val_path.is_file() else []
@@ -63,8 +67,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     prompt_style(style, tokenizer)
     resume_dir = _find_save(args, out_dir)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
-    examples = _examples("training", train_records, style, tokenizer, args, limit)
-    val_examples = _examples("validation", val_records, style, tokenizer, args, limit) if val_records else []
+    examples = _examples("training", data_dir / "train.jsonl", style, tokenizer, args, limit)
+    val_examples = _examples("validation", val_path, style, tokenizer, args, limit) if val_records else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
 
@@ -84,7 +88,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
-    objective, optimizer = fabric.setup(Objective(model, loss), optimizer)
+    objective, optimizer = fabric.setup(Objective(model, loss, args.train.neftune_alpha), optimizer)
 
     def write_result(folder: Path) -> None:
         if isinstance(method, Full):
@@ -116,6 +120,7 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
     assert args.data_dir is not None
     name = "demo" if args.data_dir.parent.name == "demo" and args.data_dir.name == "data" else args.data_dir.resolve().name
+    name = name if not args.data_dir.is_file() else args.data_dir.stem
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
@@ -140,14 +145,10 @@ def _check_kind(method: str, records: Sequence[Record]) -> None:
         raise ValueError("the data holds preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
 
 
-def _examples(
-    what: str, records: Sequence[Record], style: str, tokenizer: Tokenizer, args: FinetuneArgs, limit: int
-) -> list[Example | Pair]:
-    examples, n_dropped = tokenize_all(records, style, tokenizer, args.mask_prompt, limit, args.train_on)
+def _examples(what: str, path: Path, style: str, tokenizer: Tokenizer, args: FinetuneArgs, limit: int) -> list[Example | Pair]:
+    examples, n_dropped = drop_long(examples_of(path, style, tokenizer, args.mask_prompt, args.train_on), limit)
     if not examples:
-        raise ValueError(
-            f"all {len(records)} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them"
-        )
+        raise ValueError(f"all {n_dropped} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them")
     n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
     dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
     _say(f"{what}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} of them trained{dropped}")

@@ -5,6 +5,7 @@ The reference is transformers 5, which contradicts itself: `PreTrainedTokenizerF
 is lost (" a" gets the ids of "a"). We run the file: it agrees with sentencepiece, which the models were trained with.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ from lit_llm.files import read_json_object
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
+FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+
+
 class Tokenizer:
     """`tokenizer.json`, else `tokenizer.model` (sentencepiece), else GPT-2's `vocab.json` with `merges.txt`.
 
@@ -31,6 +38,7 @@ class Tokenizer:
             leaves out the BOS that transformers 4 put before the same checkpoint's prompts.)
         vocab_size: Highest id plus one.
         special_tokens: Their texts by name: bos_token, eos_token and what else the config names.
+        fingerprint: Checksum of the files that a tokenizer may consist of.
         chat_template: The checkpoint's Jinja template of a conversation, or None.
 
     Raises:
@@ -79,6 +87,8 @@ class Tokenizer:
             if i is not None:
                 self.special_tokens[name] = self._backend.token(i)
         self.chat_template = _chat_template(folder, config)
+        sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
+        self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
         """Token ids of `text`, in which the text of a special token stands for that token.
@@ -111,6 +121,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens and ids beyond the vocabulary (padding rows of the embedding) are left out."""
         return self._backend.decode(list(ids))
+
+    def decode_visibly(self, ids: Sequence[int]) -> str:
+        """Text of `ids` in which special tokens stand as they are written, to show to a person."""
+        text, plain = "", []
+        for i in [*ids, None]:
+            token = None if i is None else self._backend.token(i)
+            special = i in self.eos_ids or i == self.bos_id or (token and not self.decode([i]))
+            if i is None or special:
+                text += self.decode(plain)
+                plain = []
+                text += token or ""
+            else:
+                plain.append(i)
+        return text
 
     def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
         """The token that `tokenizer_config.json` names, else the id of the model's configuration, else the tokenizer's own."""

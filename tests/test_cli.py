@@ -52,12 +52,12 @@ LAYERS = [
     ["rope"],
     ["model"],
     ["weights", "data", "loss", "quantize"],
-    ["methods", "generate", "hub", "prepare"],
+    ["methods", "generate", "hub", "sources", "curate"],
     ["checkpoint"],
-    ["adapters", "convert", "runtime", "report"],
+    ["adapters", "convert", "runtime", "report", "export", "tokens", "prepare"],
     ["train"],
     ["cli"],
-    ["complete", "finetune"],
+    ["complete", "finetune", "inspect"],
 ]
 
 
