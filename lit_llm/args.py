@@ -485,3 +485,18 @@ class MergeLoRAArgs(Checked):
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
         return [(found not in (0, n), f"--weights has {found} numbers for {n} adapters")]
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs(Checked):
+    """What to measure"""
+
+    check: Literal["load_memory"]
+    """load_memory: most memory while a checkpoint is loaded, against the size of its weights."""
+    out_file: Path | None = None
+    """JSON file for the results, besides the standard output."""
+    n_layer: int = 16
+    """load_memory: layers of the random model, of 61 million weights each, beside 131 million of embedding and head."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return self.below(0, "n_layer")

@@ -59,6 +59,7 @@ LAYERS = [
     ["train"],
     ["cli"],
     ["complete", "finetune"],
+    ["bench_memory"],
 ]
 
 
