@@ -1,20 +1,13 @@
-"""Measure lit_llm on this machine: results as JSON, and as a row of a Markdown table."""
-
-import json
+"""Measure this package on this machine: speed and memory beside its peers, and that results do not depend on the layout."""
 
 from lit_llm.args import BenchmarkArgs
 from lit_llm.cli import run
 
 
 def main(args: BenchmarkArgs) -> None:
-    from lit_llm.bench_memory import load_memory
+    from lit_llm import bench_memory, benchmark
 
-    checks = {"load_memory": load_memory}
-    results, markdown = checks[args.check](args)
-    text = json.dumps(results, indent=2)
-    print(text, markdown, sep="\n\n")
-    if args.out_file is not None:
-        args.out_file.write_text(text + "\n")
+    getattr(bench_memory if args.check == "load_memory" else benchmark, args.check)(args)
 
 
 if __name__ == "__main__":

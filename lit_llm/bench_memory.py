@@ -29,12 +29,12 @@ CASES: dict[str, tuple[str | None, str | None, float, int]] = {
 }
 
 
-def load_memory(args: BenchmarkArgs) -> tuple[dict[str, Any], str]:
-    """Results and a Markdown table. Memory is that beyond what the process held before loading, in MB (10^6 bytes)."""
+def load_memory(args: BenchmarkArgs) -> None:
+    """Print results as JSON and a Markdown table. Memory is that beyond what the process held before loading, in MB (10^6 bytes)."""
     if sys.platform != "linux":
         raise ValueError("--check load_memory reads /proc/self/status, which only Linux has")
     with tempfile.TemporaryDirectory() as folder:
-        n_weights = _make_checkpoint(Path(folder), args.n_layer)
+        n_weights = _make_checkpoint(Path(folder), 16)
         command = [sys.executable, "-m", "lit_llm.bench_memory", folder]
         done = {name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True).stdout for name in CASES}
     cases = {name: json.loads(text) for name, text in done.items()}
@@ -43,7 +43,8 @@ def load_memory(args: BenchmarkArgs) -> tuple[dict[str, Any], str]:
         figures = (f"{case[key]:.0f}" for key in ("weights_mb", "peak_mb", "peak_anonymous_mb", "aim_mb", "seconds"))
         lines.append(f"| {name} | {' | '.join(figures)} | {'yes' if case['met'] else 'no'} |")
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}, "\n".join(lines)
+    results = {"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}
+    print(json.dumps(results, indent=2), "\n".join(lines), sep="\n\n")
 
 
 def _make_checkpoint(folder: Path, n_layer: int) -> int:

@@ -47,18 +47,21 @@ def test_every_option_has_help():
 
 
 LAYERS = [
-    ["args", "files", "fetch"],
+    ["args", "files", "fetch", "challenge"],
     ["families", "config", "tokenizer", "prompts"],
     ["rope"],
     ["model"],
     ["weights", "data", "loss", "quantize"],
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
+    ["score"],
     ["adapters", "lit_gpt", "convert", "runtime", "report"],
     ["export"],
     ["train"],
     ["cli"],
+    ["peers", "invariance", "speed", "benchmark", "estimate"],
     ["complete", "finetune"],
+    ["evaluate", "perplexity", "serve", "compare"],
     ["bench_memory"],
 ]
 
