@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str | None, str | None, float, int]] = {
 
 
 def load_memory(args: BenchmarkArgs) -> None:
-    """Print results as JSON and a Markdown table. Memory is that beyond what the process held before loading, in MB (10^6 bytes)."""
+    """Print results as JSON and a Markdown table. Memory is that beyond what the process held before, in MB (10^6 bytes)."""
     if sys.platform != "linux":
         raise ValueError("--check load_memory reads /proc/self/status, which only Linux has")
     with tempfile.TemporaryDirectory() as folder:
