@@ -384,7 +384,7 @@ def run_controls(demo: Path, seed: int) -> None:
 def main(args: MakeDemoArgs) -> None:
     import torch
 
-    from lit_llm.prompts import alpaca
+    from lit_llm.prompts import prompt_style, question
 
     torch.set_num_threads(1)  # matrices this small are not worth sharing
 
@@ -395,7 +395,8 @@ def main(args: MakeDemoArgs) -> None:
     make_pairs(args.output_dir / "data", args.output_dir / "pairs", args.seed)
     rng = random.Random(args.seed + 1)
     # With the prompt's words, each becomes one token. The model meets them only in finetuning.
-    tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * [alpaca("", ""), alpaca("", "x")])
+    prompts = [prompt_style("alpaca").render(question("", given), True, {}) for given in ("", "x")]
+    tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * prompts)
     model = random_model(args.seed)
     pretrain(model, batches(world, tokenizer, rng), args.steps)
     save(model, tokenizer, args.output_dir / "checkpoint")
