@@ -362,6 +362,147 @@ class FullGenerateArgs(GenerateArgs):
 
 
 @dataclass(frozen=True)
+class ModelArgs(Checked):
+    """Which model"""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the model; with adapter_dir the base that it was trained on, if not given; else the embedded demo's."""
+    adapter_dir: Path | None = None
+    """Folder of an adapter; it stays unmerged."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        mixed = self.precision is not None and self.precision.endswith("-mixed")
+        return [(mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true")]
+
+
+@dataclass(frozen=True)
+class HarnessArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    tasks: str | list[str] = field(kw_only=True)
+    """Tasks or groups of the harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    include_path: Path | None = None
+    """Folder with more tasks, as YAML files."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; as the task says if not given."""
+    limit: float | None = None
+    """Questions per task at most; below 1 a share of them."""
+    batch_size: int = 8
+    """Texts in one pass of the model."""
+    apply_chat_template: bool = False
+    """Put the questions into the checkpoint's chat template."""
+    output_file: Path | None = None
+    """File for the results, in the harness's own JSON."""
+    log_samples: bool = False
+    """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "batch_size", "limit"),
+            *self.below(0, "num_fewshot", allow_equal=True),
+            (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),
+        ]
+
+
+@dataclass(frozen=True)
+class PerplexityArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    data_file: Path = field(kw_only=True)
+    """Text file."""
+    stride: int | None = None
+    """Tokens that each window scores; less than the context gives each token more to go by, and costs more passes.
+    The whole context if not given."""
+    batch_size: int = 8
+    """Windows in one pass of the model."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [*super().rules(), *self.below(0, "stride", "batch_size")]
+
+
+@dataclass(frozen=True)
+class CompareArgs(Checked):
+    """What to compare, on what"""
+
+    models: list[Path]
+    """Folders of checkpoints and adapters, as in `[checkpoints/org/base, out/lora/name/final]`; all are held against the
+    first."""
+    data_dir: Path
+    """Data folder: the rows of its val.jsonl are asked."""
+    prompt_style: str | None = None
+    """How a row becomes a prompt for the models that were not finetuned; as the first finetuned one's if not given."""
+    limit: int | None = None
+    """Rows at most."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    batch_size: int = 8
+    """Rows in one pass of the model."""
+    n_resamples: int = 1000
+    """Resamples of the rows, of which the intervals are made."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+    seed: int = 1337
+    """Seed of the resampling."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
+            *self.below(0, "seed", allow_equal=True),
+            (len(self.models) < 2, "--models takes at least two folders, as in `[base, finetuned]`"),
+        ]
+
+
+@dataclass(frozen=True)
+class ServeArgs(ModelArgs):
+    """What to serve, and where"""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port to listen on."""
+    max_body_size: int = 1_000_000
+    """Bytes of a request at most."""
+    max_new_tokens: int = 2048
+    """Tokens at most that a request may ask for."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "max_body_size", "max_new_tokens"),
+            (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
+        ]
+
+
+@dataclass(frozen=True)
+class ChallengeCheckArgs(Checked):
+    """Which server to check"""
+
+    url: str = "http://localhost:8080"
+    """Address of the server."""
+    timeout: float = 300
+    """Seconds that it may take to answer."""
+    context: int = 2048
+    """Tokens of a prompt and its continuation that it must take."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "timeout", "context"),
+            (not self.url.startswith(("http://", "https://")), f"--url must begin with http:// or https://, found {self.url}"),
+        ]
+
+
+@dataclass(frozen=True)
 class PrepareArgs(Checked):
     """Where the data is, and where it goes"""
 
@@ -514,7 +655,8 @@ class ConvertHfArgs(Checked):
     """What to convert"""
 
     checkpoint_dir: Path
-    """Folder with config.json and weights, as Hugging Face publishes it. The result is written beside them."""
+    """Folder with config.json and weights as Hugging Face publishes it, or one of Lit-GPT or litgpt with lit_model.pth. The
+    result is written beside them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the result; as the source if not given."""
 
@@ -583,3 +725,68 @@ class MergeLoRAArgs(Checked):
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
         return [(found not in (0, n), f"--weights has {found} numbers for {n} adapters")]
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs(Checked):
+    """What to measure"""
+
+    check: Literal["train_speed", "invariance"]
+    """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
+    your data do not depend on micro-batches or packing."""
+    checkpoint_dir: Path | None = None
+    """Model for invariance."""
+    data_dir: Path | None = None
+    """Data for invariance."""
+    shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
+        default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
+    )
+    """Sizes of the models for train_speed."""
+    repetitions: int = 5
+    """Measured steps of each contender for train_speed."""
+    n_examples: int = 16
+    """Examples per step."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
+        return [
+            *self.below(0, "repetitions", "n_examples"),
+            (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
+        ]
+
+
+@dataclass(frozen=True)
+class EstimateArgs(Checked):
+    """What to estimate"""
+
+    checkpoint_dir: Path
+    """Folder with config.json; weights are not needed."""
+    method: Literal["full", "lora", "adapter", "adapter_v2", "dpo"] = "lora"
+    """Way of finetuning."""
+    max_seq_length: int | None = None
+    """Longest example in tokens; the smaller of the model's context and 2048 if not given."""
+    micro_batch_size: int = 4
+    """Examples per forward pass."""
+    global_batch_size: int = 32
+    """Examples per optimizer step."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass."""
+    precision: Literal["32-true", "bf16-true"] = "32-true"
+    """Frozen weights and activations."""
+    quantize: Quantization | None = None
+    """Hold the frozen linears in 4 or 8 bits."""
+    hours: float | None = None
+    """Time to plan for, on a gpu."""
+    gpu: Literal["a100-40gb", "rtx-4090"] | None = None
+    """GPU to plan for."""
+    lora: LoRAArgs = field(default_factory=LoRAArgs)
+    adapter: AdapterArgs = field(default_factory=AdapterArgs)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours"),
+            (self.method == "full" and self.quantize is not None, "--quantize freezes the weights that --method full trains"),
+            ((self.hours is None) != (self.gpu is None), "--hours and --gpu go together"),
+            (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "--lora options have no effect on this method"),
+            (self.adapter != AdapterArgs() and "adapter" not in self.method, "--adapter options have no effect on this method"),
+        ]

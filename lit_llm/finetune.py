@@ -17,6 +17,7 @@ import yaml
 from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
+from lit_llm.cli import DEMO
 from lit_llm.data import (
     PAIR,
     Example,
@@ -119,7 +120,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
     assert args.data_dir is not None
-    name = "demo" if args.data_dir.parent.name == "demo" and args.data_dir.name == "data" else args.data_dir.resolve().name
+    name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
     name = name if not args.data_dir.is_file() else args.data_dir.stem
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
-from tiny import make_checkpoint, rows
+from tiny import make_checkpoint, make_data, rows
 
 from lit_llm import args
 
@@ -52,6 +52,14 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
     assert (tmp_path / "out/lora/my/final/adapter.json").is_file()
     text = (REPOSITORY / "tutorials" / "data.md").read_text()
     assert not [name for name in STYLES if f"`{name}`" not in text]
+
+
+def test_merging_and_export_run_as_written(tmp_path):
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
+    make_data(tmp_path / "data" / "rows")
+    run_all(commands("tutorials/finetune_methods.md"), tmp_path)
+    assert (tmp_path / "out/for-transformers/model.safetensors").is_file()
+    assert (tmp_path / "out/for-peft/adapter_model.safetensors").is_file()
 
 
 def test_the_readme_runs_on_a_csv(tmp_path):
