@@ -184,9 +184,10 @@ def tokenize(
     tokens = tokenizer.special_tokens
     if "chosen" in record:
         history = asked(record)
-        chosen, rejected = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
-        documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in (chosen, rejected)]
-        return Pair(*(_example(ids, trained, True) for ids, trained in documents))
+        both = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
+        documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
+        chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
+        return Pair(chosen, rejected)
     messages = [*asked(record), {"role": "assistant", "content": answer_of(record)}]
     return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
 

@@ -302,7 +302,7 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
             "answer. Choose another --prompt_style"
         )
     behind = answered.rpartition(last["content"].strip())[2]
-    if behind.strip() and asked.endswith(behind):
+    if behind.strip() and asked.endswith(behind) and _always_opens(style, messages, answered, tokens):
         raise ValueError(
             "the chat template opens a further answer behind every conversation, whether it is asked to or not. Choose another "
             "--prompt_style, or download the checkpoint's newer files"
@@ -310,6 +310,12 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
     if train_on == "all" and len(segments) == 1 and any(m["role"] == "assistant" for m in history):
         raise ValueError("the prompt style writes earlier turns anew with each further one. Train with --train_on last")
     return [*segments, Segment(_close(answered[len(asked) :], last["content"], tokens)[0], True)]
+
+
+def _always_opens(style: Style, messages: Sequence[Message], answered: str, tokens: Mapping[str, str]) -> bool:
+    """Whether what stands behind a conversation is the opening of a further answer: a question in its place removes it."""
+    further = style.render([*messages, {"role": "user", "content": "-"}], True, tokens)
+    return style.render(messages, True, tokens) == answered and not further.startswith(answered)
 
 
 def _close(rendered: str, content: str, tokens: Mapping[str, str]) -> tuple[str, str]:

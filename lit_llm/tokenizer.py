@@ -124,17 +124,16 @@ class Tokenizer:
 
     def decode_visibly(self, ids: Sequence[int]) -> str:
         """Text of `ids` in which special tokens stand as they are written, to show to a person."""
-        text, plain = "", []
-        for i in [*ids, None]:
-            token = None if i is None else self._backend.token(i)
-            special = i in self.eos_ids or i == self.bos_id or (token and not self.decode([i]))
-            if i is None or special:
-                text += self.decode(plain)
+        text = ""
+        plain: list[int] = []
+        for i in ids:
+            token = self._backend.token(i)
+            if i in self.eos_ids or i == self.bos_id or (token and not self.decode([i])):
+                text += self.decode(plain) + token
                 plain = []
-                text += token or ""
             else:
                 plain.append(i)
-        return text
+        return text + self.decode(plain)
 
     def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
         """The token that `tokenizer_config.json` names, else the id of the model's configuration, else the tokenizer's own."""
