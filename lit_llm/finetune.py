@@ -24,6 +24,7 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
+from lit_llm.preflight import inspect, show
 from lit_llm.prompts import prompt_style
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
@@ -51,6 +52,12 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     val_examples = _examples("validation", val_records, style, tokenizer, args.mask_prompt, limit) if val_records else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
+    found = inspect(train_records, val_records, examples, tokenizer, plan)
+    print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
+    found.check()
+    if args.dry_run:
+        print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
+        return
 
     fabric = make_fabric(args, device, args.precision, trains_base=isinstance(method, Full))
     model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
@@ -191,7 +198,8 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    changed = [name for name in options if options[name] != saved.get(name) and name not in ("resume", "eval", "train")]
+    no_matter = ("resume", "dry_run", "eval", "train")
+    changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
     if changed:
