@@ -26,6 +26,7 @@ from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
 from lit_llm.preflight import inspect, show
 from lit_llm.prompts import prompt_style
+from lit_llm.report_html import changed_options, write_report
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
@@ -100,7 +101,17 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     )
     with new_folder(out_dir / "final") as final:
         write_result(final)
-    _report(args, out_dir, state, answers, before)
+    after = _report(args, out_dir, state, answers, before)
+    shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
+    losses = f"validation loss {state.first_val_loss} to {state.val_loss}" if state.val_loss is not None else "no validation"
+    write_report(
+        out_dir,
+        f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",
+        [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", losses],
+        found.text(),
+        changed_options(args, type(args)()),
+        [(_question(record), record["output"], old.text, new.text) for record, old, new in shown],
+    )
 
 
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
@@ -249,8 +260,10 @@ def _as_question(record: Record) -> Record:
     return {"instruction": record["prompt"], "output": record["chosen"]} if "chosen" in record else record
 
 
-def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None) -> None:
-    """Print what changed, where the result is, and how to talk to it."""
+def _report(
+    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None
+) -> list[Completion]:
+    """Print what changed, where the result is, and how to talk to it. Returns the finetuned model's answers."""
     after = answers.make()
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     cell = max((width - 6) // 3, 16)
@@ -258,8 +271,7 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
         print(_row("held-out prompt", "base", "finetuned", cell))
         print("-" * width)
         for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
-            question = " / ".join(filter(None, (record["instruction"], record.get("input"))))
-            print(_row(question, old.text, new.text, cell))
+            print(_row(_question(record), old.text, new.text, cell))
         print()
     if answers.n_exact:
         rates = [
@@ -274,6 +286,11 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
     )
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
     print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
+    return after
+
+
+def _question(record: Record) -> str:
+    return " / ".join(filter(None, (record["instruction"], record.get("input"))))
 
 
 def _row(question: str, old: str, new: str, cell: int) -> str:

@@ -54,7 +54,7 @@ LAYERS = [
     ["weights", "data", "loss", "quantize"],
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
-    ["adapters", "convert", "runtime", "report", "preflight"],
+    ["adapters", "convert", "runtime", "report", "report_html", "preflight"],
     ["train"],
     ["cli"],
     ["peers", "invariance", "speed", "benchmark", "estimate"],
