@@ -64,6 +64,8 @@ class TrainArgs(Checked):
     """Fill each forward pass with as many examples as its token budget holds. Does not change the gradient."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third slower."""
+    neftune_alpha: float | None = None
+    """Strength of the noise on the embeddings while training, as in 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
     save_interval: int | None = None
     """Optimizer steps between saves from which a run can be resumed. Ctrl-C saves as well."""
     log_interval: int = 1
@@ -72,7 +74,7 @@ class TrainArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         counts = ("epochs", "max_steps", "max_time", "global_batch_size", "micro_batch_size", "learning_rate", "max_norm")
         return [
-            *self.below(0, *counts, "save_interval", "log_interval", group="train."),
+            *self.below(0, *counts, "neftune_alpha", "save_interval", "log_interval", group="train."),
             *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
             (
                 self.min_lr is not None and self.min_lr > self.learning_rate,
@@ -143,13 +145,16 @@ class FinetuneArgs(Checked):
     checkpoint_dir: Path | None = None
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
-    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it."""
+    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it; or a .csv, .json, .jsonl or
+    .parquet file, which is prepared on the way."""
     out_dir: Path | None = None
     """Folder of this run; out/<method>/<name of the data> if not given."""
     prompt_style: str | None = None
     """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
     mask_prompt: bool = True
     """Train on the answers only."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers of a conversation to train on: all of them, or the last."""
     max_seq_length: int | None = None
     """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
     precision: Precision | None = None
@@ -278,7 +283,8 @@ class DPOFinetuneArgs(FinetuneArgs):
 
     def rules(self) -> list[tuple[bool, str]]:
         unmasked = "--mask_prompt false has no effect here: a preference is about the answers only"
-        return [*super().rules(), (not self.mask_prompt, unmasked)]
+        noise = "--train.neftune_alpha does not go with DPO: it compares with a model without noise"
+        return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]
 
 
 @dataclass(frozen=True)
@@ -358,6 +364,147 @@ class FullGenerateArgs(GenerateArgs):
 
 
 @dataclass(frozen=True)
+class ModelArgs(Checked):
+    """Which model"""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the model; with adapter_dir the base that it was trained on, if not given; else the embedded demo's."""
+    adapter_dir: Path | None = None
+    """Folder of an adapter; it stays unmerged."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        mixed = self.precision is not None and self.precision.endswith("-mixed")
+        return [(mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true")]
+
+
+@dataclass(frozen=True)
+class HarnessArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    tasks: str | list[str] = field(kw_only=True)
+    """Tasks or groups of the harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    include_path: Path | None = None
+    """Folder with more tasks, as YAML files."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; as the task says if not given."""
+    limit: float | None = None
+    """Questions per task at most; below 1 a share of them."""
+    batch_size: int = 8
+    """Texts in one pass of the model."""
+    apply_chat_template: bool = False
+    """Put the questions into the checkpoint's chat template."""
+    output_file: Path | None = None
+    """File for the results, in the harness's own JSON."""
+    log_samples: bool = False
+    """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "batch_size", "limit"),
+            *self.below(0, "num_fewshot", allow_equal=True),
+            (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),
+        ]
+
+
+@dataclass(frozen=True)
+class PerplexityArgs(ModelArgs):
+    """What to evaluate, on what"""
+
+    data_file: Path = field(kw_only=True)
+    """Text file."""
+    stride: int | None = None
+    """Tokens that each window scores; less than the context gives each token more to go by, and costs more passes.
+    The whole context if not given."""
+    batch_size: int = 8
+    """Windows in one pass of the model."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [*super().rules(), *self.below(0, "stride", "batch_size")]
+
+
+@dataclass(frozen=True)
+class CompareArgs(Checked):
+    """What to compare, on what"""
+
+    models: list[Path]
+    """Folders of checkpoints and adapters, as in `[checkpoints/org/base, out/lora/name/final]`; all are held against the
+    first."""
+    data_dir: Path
+    """Data folder: the rows of its val.jsonl are asked."""
+    prompt_style: str | None = None
+    """How a row becomes a prompt for the models that were not finetuned; as the first finetuned one's if not given."""
+    limit: int | None = None
+    """Rows at most."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    batch_size: int = 8
+    """Rows in one pass of the model."""
+    n_resamples: int = 1000
+    """Resamples of the rows, of which the intervals are made."""
+    precision: Precision | None = None
+    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
+    quantize: Quantization | None = None
+    """Hold the linears in 4 or 8 bits."""
+    accelerator: Accelerator = "auto"
+    """Kind of device."""
+    seed: int = 1337
+    """Seed of the resampling."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
+            *self.below(0, "seed", allow_equal=True),
+            (len(self.models) < 2, "--models takes at least two folders, as in `[base, finetuned]`"),
+        ]
+
+
+@dataclass(frozen=True)
+class ServeArgs(ModelArgs):
+    """What to serve, and where"""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8080
+    """Port to listen on."""
+    max_body_size: int = 1_000_000
+    """Bytes of a request at most."""
+    max_new_tokens: int = 2048
+    """Tokens at most that a request may ask for."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *super().rules(),
+            *self.below(0, "max_body_size", "max_new_tokens"),
+            (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
+        ]
+
+
+@dataclass(frozen=True)
+class ChallengeCheckArgs(Checked):
+    """Which server to check"""
+
+    url: str = "http://localhost:8080"
+    """Address of the server."""
+    timeout: float = 300
+    """Seconds that it may take to answer."""
+    context: int = 2048
+    """Tokens of a prompt and its continuation that it must take."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "timeout", "context"),
+            (not self.url.startswith(("http://", "https://")), f"--url must begin with http:// or https://, found {self.url}"),
+        ]
+
+
+@dataclass(frozen=True)
 class PrepareArgs(Checked):
     """Where the data is, and where it goes"""
 
@@ -371,6 +518,16 @@ class PrepareArgs(Checked):
     """Seed of the split."""
     checkpoint_dir: Path | None = None
     """Folder of a model: its tokenizer counts the tokens of the examples."""
+    near_duplicates: float | None = None
+    """Drop a row that is this similar to an earlier one (Jaccard similarity of its words in threes, as in 0.8)."""
+    min_answer_chars: int = 1
+    """Drop a row with a shorter answer."""
+    max_chars: int | None = None
+    """Drop a longer row, counted in characters of all its texts."""
+    max_examples: int | None = None
+    """Keep at most so many rows, the first ones that pass."""
+    write_dropped: bool = False
+    """Write the dropped rows, each with its reason, to dropped.jsonl."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
@@ -379,7 +536,26 @@ class PrepareArgs(Checked):
                 f"--val_split_fraction must be at least 0 and below 1, found {self.val_split_fraction}",
             ),
             *self.below(0, "seed", allow_equal=True),
+            *self.below(0, "min_answer_chars", "max_chars", "max_examples"),
+            (
+                self.near_duplicates is not None and not 0.3 <= self.near_duplicates <= 1,
+                f"--near_duplicates must be at least 0.3 and at most 1, found {self.near_duplicates}",
+            ),
         ]
+
+
+@dataclass(frozen=True)
+class ColumnArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    instruction_column: str = "instruction"
+    """Column that holds the instruction."""
+    input_column: str = "input"
+    """Column that holds its input; need not be there."""
+    output_column: str = "output"
+    """Column that holds the answer."""
+    system_column: str = "system"
+    """Column that holds a system text; need not be there."""
 
 
 @dataclass(frozen=True)
@@ -387,29 +563,93 @@ class PrepareAlpacaArgs(PrepareArgs):
     """Where the data is, and where it goes"""
 
     data_file: str = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
-    """JSON list of rows with instruction, input and output: a path or an address."""
+    """JSON list of rows with instruction, input and output: a path, an address, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/alpaca")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
 
 
 @dataclass(frozen=True)
-class PrepareCsvArgs(PrepareArgs):
+class PrepareCsvArgs(ColumnArgs):
     """Where the data is, and where it goes"""
 
     csv_path: Path = field(kw_only=True)
-    """CSV file with a header row and at least the columns instruction and output; input may be missing."""
+    """CSV file with a header row and at least the columns instruction and output."""
     destination_path: Path = Path("data/csv")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
 
 
 @dataclass(frozen=True)
-class PrepareJsonArgs(PrepareArgs):
+class PrepareJsonArgs(ColumnArgs):
     """Where the data is, and where it goes"""
 
-    json_path: Path = field(kw_only=True)
-    """JSON list, or JSON lines, of rows with instruction and output; input may be missing."""
+    json_path: str = field(kw_only=True)
+    """JSON list, JSON lines or parquet: instruction rows, chats (messages, ShareGPT's conversations), preference pairs
+    (prompt, chosen, rejected) or texts. A path, an address, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/json")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareDollyArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    data_file: str = "hf://datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"
+    """JSON lines with instruction, context and response: a path, an address, or hf://datasets/ORG/NAME/FILE."""
+    destination_path: Path = Path("data/dolly")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareLimaArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    data_file: str = "hf://datasets/GAIR/lima/train.jsonl"
+    """JSON lines with conversations: a path, an address, or hf://datasets/ORG/NAME/FILE. The hub wants the terms
+    accepted, and the account's token in HF_TOKEN."""
+    destination_path: Path = Path("data/lima")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+    include_multiturn_conversations: bool = False
+    """Keep all turns of a conversation, not its first exchange only."""
+
+
+@dataclass(frozen=True)
+class PrepareTextArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    text_path: str = field(kw_only=True)
+    """Text file: a path, an address, or hf://datasets/ORG/NAME/FILE."""
+    destination_path: Path = Path("data/text")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+    separator: str | None = None
+    """What stands between two documents, as in <|endoftext|>; without it the file is one document."""
+    chunk_chars: int = 2000
+    """Documents are cut, where a paragraph, line or word ends, to rows of at most so many characters; EOS follows the last."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [*super().rules(), *self.below(0, "chunk_chars"), (self.separator == "", "--separator must not be empty")]
+
+
+@dataclass(frozen=True)
+class InspectDataArgs(Checked):
+    """What to look at"""
+
+    checkpoint_dir: Path
+    """Folder of the model whose tokenizer and chat template are used."""
+    data_dir: Path
+    """Folder with train.jsonl."""
+    prompt_style: str | None = None
+    """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
+    mask_prompt: bool = True
+    """Train on the answers only."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers of a conversation to train on: all of them, or the last."""
+    num_examples: int = 3
+    """Examples that are shown."""
+    split: Literal["train", "val"] = "train"
+    """Which of the two files."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return self.below(0, "num_examples", allow_equal=True)
 
 
 @dataclass(frozen=True)
@@ -417,7 +657,8 @@ class ConvertHfArgs(Checked):
     """What to convert"""
 
     checkpoint_dir: Path
-    """Folder with config.json and weights, as Hugging Face publishes it. The result is written beside them."""
+    """Folder with config.json and weights as Hugging Face publishes it, or one of Lit-GPT or litgpt with lit_model.pth. The
+    result is written beside them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the result; as the source if not given."""
 

@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 from lit_llm.adapters import read_adapter
-from lit_llm.args import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
+from lit_llm.args import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
 from lit_llm.model import GPT
-from lit_llm.prompts import prompt_style
+from lit_llm.prompts import prompt_ids, question
 from lit_llm.report import peak_memory_gb
 from lit_llm.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     prompt = _prompt(args)
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    ids = encode_prompt(tokenizer, prompt_style(about["prompt_style"])(prompt, args.input))
+    ids = prompt_ids(about["prompt_style"], tokenizer, question(prompt, args.input))
     for completion in _timed(args, model, tokenizer, ids):
         print(completion.text)
 
@@ -44,7 +44,7 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
         )
     model, tokenizer = _load(args, args.checkpoint_dir, None)
-    ids = encode_prompt(tokenizer, prompt_style(read_json_object(path)["prompt_style"])(prompt, args.input))
+    ids = prompt_ids(read_json_object(path)["prompt_style"], tokenizer, question(prompt, args.input))
     for completion in _timed(args, model, tokenizer, ids):
         print(completion.text)
 
@@ -78,3 +78,15 @@ def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int])
     memory = peak_memory_gb(model.wte.weight.device)
     print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
     return completions
+
+
+def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
+    """The model that the options name, its tokenizer and its folder."""
+    checkpoint_dir = args.checkpoint_dir
+    if checkpoint_dir is None and args.adapter_dir is not None:
+        checkpoint_dir = Path(read_adapter(args.adapter_dir)["base_checkpoint_dir"])
+    checkpoint_dir = checkpoint_dir or DEMO / "checkpoint"
+    device = resolve_device(args.accelerator)
+    model, tokenizer = load(checkpoint_dir, args.adapter_dir, str(device), args.precision, args.quantize)
+    print(f"loaded {checkpoint_dir} on {device}", file=sys.stderr)
+    return model, tokenizer, checkpoint_dir

@@ -33,7 +33,9 @@ class Preflight:
     """Documents that start with BOS."""
     n_double_bos: int
     n_eos: int
-    """Documents that end in EOS."""
+    """Documents that end in EOS, but for what a template puts behind it."""
+    same_end: bool
+    """All documents end in the same token, as where a template closes the turn in another way."""
     longest: int
     packing_efficiency: float
     """Tokens over the room of the micro-batches of the first epoch."""
@@ -61,7 +63,7 @@ class Preflight:
                 f"{self.n_double_bos} documents start with two BOS: the prompt style renders one beside the tokenizer's. "
                 "Choose another --prompt_style"
             )
-        if self.n_eos == 0:
+        if self.n_eos == 0 and not self.same_end:
             mistakes.append("no document ends in EOS: the model would never learn to stop. Check the tokenizer's eos_token")
         if mistakes:
             raise ValueError("\n".join(mistakes))
@@ -91,7 +93,8 @@ def inspect(
         n_documents=len(documents),
         n_bos=sum(bos is not None and row[0] == bos for row in ids),
         n_double_bos=sum(bos is not None and row[:2] == [bos, bos] for row in ids),
-        n_eos=sum(row[-1] in ends for row in ids),
+        n_eos=sum(not ends.isdisjoint(row[-3:]) for row in ids),
+        same_end=len({row[-1] for row in ids}) == 1,
         longest=max(map(len, documents)),
         packing_efficiency=_efficiency(plan),
     )

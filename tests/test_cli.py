@@ -47,18 +47,21 @@ def test_every_option_has_help():
 
 
 LAYERS = [
-    ["args", "files", "fetch"],
+    ["args", "files", "fetch", "challenge"],
     ["families", "config", "tokenizer", "prompts"],
     ["rope"],
     ["model"],
     ["weights", "data", "loss", "quantize"],
-    ["methods", "generate", "hub", "prepare"],
+    ["methods", "generate", "hub", "sources", "curate"],
     ["checkpoint"],
-    ["adapters", "convert", "runtime", "report", "report_html", "preflight"],
+    ["score"],
+    ["adapters", "lit_gpt", "convert", "runtime", "report", "report_html", "preflight", "tokens", "prepare"],
+    ["export"],
     ["train"],
     ["cli"],
     ["peers", "invariance", "speed", "benchmark", "estimate"],
-    ["export", "complete", "finetune"],
+    ["complete", "finetune", "inspect"],
+    ["evaluate", "perplexity", "serve", "compare"],
 ]
 
 

@@ -1,0 +1,14 @@
+"""Evaluate a model on tasks of EleutherAI's harness, or your own. Prints the harness's table on stdout."""
+
+from lit_llm.args import HarnessArgs
+from lit_llm.cli import run
+
+
+def main(args: HarnessArgs) -> None:
+    from lit_llm.evaluate import evaluate
+
+    evaluate(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,14 @@
+"""Perplexity of a text file per token, word and byte. Prints JSON on stdout."""
+
+from lit_llm.args import PerplexityArgs
+from lit_llm.cli import run
+
+
+def main(args: PerplexityArgs) -> None:
+    from lit_llm.perplexity import evaluate_file
+
+    evaluate_file(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,213 @@
+"""Our model in EleutherAI's evaluation harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+from tqdm import tqdm
+
+from lit_llm.args import HarnessArgs
+from lit_llm.complete import load_args
+from lit_llm.files import read_json_object
+from lit_llm.generate import earliest, generate
+from lit_llm.model import GPT
+from lit_llm.score import Span, score
+from lit_llm.tokenizer import Tokenizer
+
+Message = dict[str, str]
+
+
+class HarnessModel(TemplateLM):
+    """What the harness asks of a model. A subclass, since the harness accepts nothing else; the tokens of contexts and
+    continuations are made by its base class, so that they are those of its own `hf` model.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path, batch_size: int) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size  # type: ignore[assignment]
+        self.max_length = model.config.block_size
+        self.checkpoint_dir = checkpoint_dir
+        self._device = model.wte.weight.device
+
+    @property
+    def eot_token_id(self) -> int:
+        assert self.tokenizer is not None
+        if self.tokenizer.eos_id is None:
+            raise ValueError(f"{self.checkpoint_dir}: the tokenizer has no EOS token, which the harness needs")
+        return self.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Stands before texts without a context."""
+        assert self.tokenizer is not None
+        return self.eot_token_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        assert self.tokenizer is not None
+        return self.tokenizer.encode(string, bos=add_special_tokens)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, and whether it is the greedy one; contexts are cut from the left."""
+        spans = [Span((context + answer)[-self.max_length - 1 :], len(answer)) for _, context, answer in requests]
+        scores = score(self.model, spans, self.batch_size, None if disable_tqdm else "log-likelihoods")
+        return [(sum(s.log_probs), s.greedy) for s in scores]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        windows = []
+        for i, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            windows += [(i, *make_disjoint_window(window)) for window in rolling]
+        totals = [0.0] * len(requests)
+        for (i, *_), (log_prob, _) in zip(windows, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[i] += log_prob
+        return totals
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        groups: dict[str, list[int]] = {}
+        for i in sorted(range(len(requests)), key=lambda i: -len(prompts[i])):
+            groups.setdefault(json.dumps(requests[i].args[1], sort_keys=True), []).append(i)
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
+            for options, indices in groups.items():
+                for start in range(0, len(indices), self.batch_size):
+                    batch = indices[start : start + self.batch_size]
+                    for i, text in zip(batch, self._generate([prompts[i] for i in batch], json.loads(options)), strict=True):
+                        answers[i] = text
+                    bar.update(len(batch))
+        return answers
+
+    def _generate(self, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
+        """Texts up to the first of the task's stop sequences."""
+        assert self.tokenizer is not None
+        known = dict(normalize_gen_kwargs(options, 256))
+        stop = [text for text in known.pop("until") if text]
+        n_new, sampling = known.pop("max_gen_toks"), known.pop("do_sample")
+        chosen = {name: known.pop(name) for name in ("temperature", "top_k", "top_p") if name in known}
+        if known:
+            raise ValueError(f"the task asks for generation with {', '.join(known)}, which is not supported")
+        if n_new >= self.max_length:
+            raise ValueError(f"the task asks for {n_new} new tokens, but the context has {self.max_length}")
+        kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
+        how = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
+        found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
+        # The harness cuts at one stop sequence after the other; the earliest match is the same place.
+        return [c.text[: earliest(c.text, stop)] for c in found]
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        return chat_template(self.checkpoint_dir)[1](chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return chat_template_text(self.checkpoint_dir) if chat_template else None
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.checkpoint_dir).replace("/", "__")
+
+
+def chat_template_text(checkpoint_dir: Path) -> str:
+    """The chat template of a checkpoint. Raises ValueError if it has none."""
+    path = checkpoint_dir / "tokenizer_config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    if (jinja := checkpoint_dir / "chat_template.jinja").is_file():
+        return jinja.read_text(encoding="utf-8")
+    if not isinstance(config.get("chat_template"), str):
+        raise ValueError(f"{checkpoint_dir} has no chat template. Leave out --apply_chat_template")
+    return config["chat_template"]
+
+
+def chat_template(checkpoint_dir: Path) -> tuple[str, Callable[[list[Message], bool], str]]:
+    """The template of a checkpoint and what renders messages with it, as transformers does."""
+    text = chat_template_text(checkpoint_dir)
+    path = checkpoint_dir / "tokenizer_config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    special = {k: v if isinstance(v, str) else v["content"] for k, v in config.items() if k in ("bos_token", "eos_token") and v}
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+    def fail(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = fail
+    template = environment.from_string(text)
+
+    def render(messages: list[Message], add_generation_prompt: bool) -> str:
+        rendered = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
+        if add_generation_prompt:
+            return rendered
+        last = messages[-1]["content"].strip()  # the answer is to be continued: the turn stays open
+        return rendered[: rendered.rindex(last) + len(last)]
+
+    return text, render
+
+
+def evaluate(args: HarnessArgs) -> dict[str, Any]:
+    """Run the tasks, print the harness's table, write its results."""
+    tasks = args.tasks if isinstance(args.tasks, list) else [t.strip() for t in args.tasks.strip("[]").split(",") if t.strip()]
+    manager = _task_manager(tasks, args.include_path)
+    model, tokenizer, checkpoint_dir = load_args(args)
+    if args.apply_chat_template:
+        chat_template(checkpoint_dir)  # before the work
+    results = simple_evaluate(
+        model=HarnessModel(model, tokenizer, checkpoint_dir, args.batch_size),
+        tasks=list(tasks),
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        log_samples=args.log_samples,
+        apply_chat_template=args.apply_chat_template,
+        task_manager=manager,
+    )
+    assert results is not None
+    samples = results.pop("samples", {})
+    results["config"]["model"] = "lit_llm"  # type: ignore[index]
+    results["config"]["model_args"] = {  # type: ignore[index]
+        "checkpoint_dir": str(checkpoint_dir), "adapter_dir": args.adapter_dir, "quantize": args.quantize,
+        "precision": args.precision,
+    }  # fmt: skip
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if args.output_file is not None:
+        args.output_file.parent.mkdir(parents=True, exist_ok=True)
+        _write(args.output_file, results, indent=2)
+        for task, rows in samples.items():
+            lines = [json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows]
+            path = args.output_file.parent / f"samples_{task}.jsonl"
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return dict(results)
+
+
+def _write(path: Path, results: Any, **how: Any) -> None:
+    path.write_text(json.dumps(results, default=handle_non_serializable, ensure_ascii=False, **how) + "\n", encoding="utf-8")
+
+
+def _task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
+    """An index of the folder given, and of the harness's own tasks unless the folder has all that are asked for."""
+    if not tasks:
+        raise ValueError("--tasks names no task")
+    if include_path is not None and not include_path.is_dir():
+        raise FileNotFoundError(f"--include_path {include_path} is not a folder")
+    if include_path is not None:
+        manager = TaskManager(include_path=include_path, include_defaults=False)
+        if all(task in manager.all_tasks for task in tasks):
+            return manager
+    manager = TaskManager(include_path=include_path)
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give the folder of your own tasks as --include_path"
+        raise ValueError(f"task {unknown[0]} is not known; {hint}")
+    return manager

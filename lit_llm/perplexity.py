@@ -1,0 +1,81 @@
+"""Perplexity of a text: every token is scored once, in windows that slide over it."""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+
+from lit_llm.args import PerplexityArgs
+from lit_llm.complete import load_args
+from lit_llm.model import GPT
+from lit_llm.score import Span, score
+from lit_llm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    tokens: int
+    words: int
+    """Stretches between white space, as the evaluation harness counts them."""
+    bytes: int
+    log_likelihood: float
+    """Of the whole text, in nats."""
+    token_perplexity: float
+    word_perplexity: float
+    """exp of the mean loss per word: comparable between tokenizers."""
+    byte_perplexity: float
+    bits_per_byte: float
+    context: int
+    stride: int
+
+
+def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, batch_size: int) -> Perplexity:
+    """Perplexity of `text` after a BOS, or an EOS where there is no BOS.
+
+    Raises:
+        ValueError: if the text is empty, the stride exceeds the context, or the tokenizer has neither token.
+    """
+    context = model.config.block_size
+    stride = context if stride is None else stride
+    if stride > context:
+        raise ValueError(f"--stride {stride} exceeds the context of {context}")
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    if first is None:
+        raise ValueError("the tokenizer has neither BOS nor EOS to stand before the text")
+    ids = tokenizer.encode(text, bos=False)
+    if not ids:
+        raise ValueError("the text is empty")
+    scores = score(model, windows([first, *ids], context, stride), batch_size, "windows")
+    total = math.fsum(p for s in scores for p in s.log_probs)
+    words, n_bytes = len(re.split(r"\s+", text)), len(text.encode())
+    per_token, per_word, per_byte = (_exp(-total / n) for n in (len(ids), words, n_bytes))
+    bits = -total / n_bytes / math.log(2)
+    return Perplexity(len(ids), words, n_bytes, total, per_token, per_word, per_byte, bits, context, stride)
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:  # a word has many tokens; of an untrained model each costs 10 nats
+        return math.inf
+
+
+def windows(ids: list[int], context: int, stride: int) -> list[Span]:
+    """Spans that score each of `ids` but the first once: the first window all it holds, each further one `stride` more."""
+    spans, scored = [], 1
+    while scored < len(ids):
+        end = min(scored + (context if scored == 1 else stride), len(ids))
+        spans.append(Span(ids[max(0, end - context - 1) : end], end - scored))
+        scored = end
+    return spans
+
+
+def evaluate_file(args: PerplexityArgs) -> None:
+    """Print the perplexity of a file as JSON."""
+    try:
+        text = args.data_file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.data_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    model, tokenizer, _ = load_args(args)
+    found = asdict(perplexity(model, tokenizer, text, args.stride, args.batch_size))
+    print(json.dumps({name: None if value == math.inf else value for name, value in found.items()}, indent=2))
