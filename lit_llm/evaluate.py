@@ -101,7 +101,7 @@ class HarnessModel(TemplateLM):
         if n_new >= self.max_length:
             raise ValueError(f"the task asks for {n_new} new tokens, but the context has {self.max_length}")
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
-        how = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
+        how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
         found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
         # The harness cuts at one stop sequence after the other; the earliest match is the same place.
         return [c.text[: earliest(c.text, stop)] for c in found]
