@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_llm.config import LIT_CONFIG, Config
+from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.files import read_json_object, write_json
 from lit_llm.model import GPT
 from lit_llm.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def checked(config: Config, tensors: Iterable[tuple[str, Reader]], folder: Path)
         tensor = read()
         if tensor.shape != expected[name]:
             raise ValueError(
-                f"{folder}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(expected[name])}. "
+                f"{folder}: tensor {name} has shape {list(tensor.shape)}, its config says {list(expected[name])}. "
                 "Weights and config do not belong together"
             )
         if not tensor.is_floating_point():
@@ -201,6 +201,8 @@ def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
         index = checkpoint_dir / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
+    if (checkpoint_dir / LIT_GPT_WEIGHTS).is_file():
+        raise ValueError(convert_first(checkpoint_dir))
     raise FileNotFoundError(
         f"{checkpoint_dir} holds no weights. Download them first: "
         f"python scripts/download.py --repo_id {checkpoint_dir.parent.name}/{checkpoint_dir.name}"
@@ -244,6 +246,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         tensors = _load_pickle(path)
     except Exception as error:
         raise _refused(path, error) from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
+        tensors = tensors["model"]  # as Fabric saves a state
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path} does not hold a dict of tensors")
     return tensors

@@ -106,7 +106,8 @@ def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> json
     """Options where neither a checkpoint nor data is named: the demo's recipe, under whatever the command line says."""
     recipe = DEMO / f"{args_type.method}.yaml"  # type: ignore[attr-defined]
     parser.default_config_files = [str(recipe)]
-    parser.set_defaults(checkpoint_dir=DEMO / "checkpoint", data_dir=DEMO / "data")
+    data_dir = DEMO / ("pairs" if recipe.stem == "dpo" else "data")
+    parser.set_defaults(checkpoint_dir=DEMO / "checkpoint", data_dir=data_dir)
     return parser.parse_args(argv)
 
 

@@ -9,6 +9,7 @@ from lit_llm.families import FAMILIES, MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Key
 from lit_llm.files import read_json_object
 
 LIT_CONFIG = "lit_config.json"
+LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
@@ -175,6 +176,8 @@ class Config:
         for name in (LIT_CONFIG, "config.json"):
             if (Path(checkpoint_dir) / name).is_file():
                 return cls.from_file(Path(checkpoint_dir) / name)
+        if (Path(checkpoint_dir) / LIT_GPT_WEIGHTS).is_file():
+            raise ValueError(convert_first(checkpoint_dir))
         raise FileNotFoundError(
             f"{checkpoint_dir} has no config.json or {LIT_CONFIG}: it is not a checkpoint folder. "
             "Download one: python scripts/download.py --repo_id ORG/NAME"
@@ -185,6 +188,16 @@ class Config:
         """Read one of the two kinds of file. Raises ValueError, naming it, if it is not a config that we understand."""
         try:
             values = read_json_object(path)
+            if path.name == LIT_CONFIG and "model_type" not in values and "padded_vocab_size" in values:
+                raise ValueError(convert_first(path.parent))
             return cls.from_dict(values) if path.name == LIT_CONFIG else cls.from_hf(values)
         except (ValueError, TypeError) as error:
             raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def convert_first(checkpoint_dir: Path) -> str:
+    """What to tell about a folder in the layout of Lit-GPT."""
+    return (
+        f"{checkpoint_dir} is a checkpoint of Lit-GPT. Convert it first: "
+        f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+    )

@@ -1,17 +1,24 @@
-"""From Hugging Face's layout to ours."""
+"""From Hugging Face's layout, and from Lit-GPT's, to ours."""
 
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from lit_llm.checkpoint import LIT_WEIGHTS, checked, read_config, read_tensors, weight_files, write_shards
-from lit_llm.config import LIT_CONFIG, Config
+from lit_llm.checkpoint import HF_WEIGHTS, LIT_WEIGHTS, checked, read_config, read_tensors, weight_files, write_shards
+from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.files import new_folder, write_json
+from lit_llm.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
 from lit_llm.weights import to_lit
 
 
-def convert_hf(checkpoint_dir: Path, dtype: str | None = None) -> None:
-    """Write our weights and `lit_config.json` beside a Hugging Face checkpoint. Holds one shard in memory.
+def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
+    """Write our weights and `lit_config.json` beside a checkpoint of Hugging Face's or Lit-GPT's layout.
+
+    Where weights of both lie, those of Hugging Face are converted. No file but results of an earlier conversion is removed; a
+    `lit_config.json` of Lit-GPT is kept as `lit_gpt_config.json`. Holds one shard in memory.
 
     Args:
         dtype: Name of a torch dtype; None keeps each tensor's.
@@ -19,18 +26,34 @@ def convert_hf(checkpoint_dir: Path, dtype: str | None = None) -> None:
     Raises:
         FileNotFoundError, ValueError: as `load_model`; an earlier result stays as it was.
     """
-    read_config(checkpoint_dir)
-    config = Config.from_file(checkpoint_dir / "config.json")
-    tensors = checked(config, to_lit(config, read_tensors(weight_files(checkpoint_dir, native=False))), checkpoint_dir)
+    theirs = None if _is_hf(checkpoint_dir) else config_file(checkpoint_dir)
+    config, readers = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
+    tensors = checked(config, readers, checkpoint_dir)
     if dtype is not None:
         tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in tensors)
     with new_folder(checkpoint_dir / ".converted") as folder:
         write_shards(tensors, folder, LIT_WEIGHTS)
         write_json(folder / LIT_CONFIG, config.to_dict())
-    for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*")]:
+    if theirs is not None and theirs.name == LIT_CONFIG:
+        shutil.copyfile(theirs, checkpoint_dir / KEPT_CONFIG)
+    for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*.safetensors*")]:
         old.unlink(missing_ok=True)
     # The config goes last: with it the folder becomes one of ours.
     for new in sorted((checkpoint_dir / ".converted").iterdir(), key=lambda path: path.name == LIT_CONFIG):
         new.rename(checkpoint_dir / new.name)
     (checkpoint_dir / ".converted").rmdir()
-    print(f"Converted. Try it: python generate/base.py --checkpoint_dir {checkpoint_dir} --prompt 'Hello'")
+    source = "" if theirs is None else f" {LIT_GPT_WEIGHTS} of Lit-GPT"
+    print(f"Converted{source}. Try it: python generate/base.py --checkpoint_dir {checkpoint_dir} --prompt 'Hello'")
+
+
+def _is_hf(folder: Path) -> bool:
+    """Lit-GPT left Hugging Face's weights beside its own, but no config.json."""
+    has_weights = any((folder / name).is_file() for file in HF_WEIGHTS for name in (file, f"{file}.index.json"))
+    return has_weights and (folder / "config.json").is_file()
+
+
+def _read_hf(checkpoint_dir: Path) -> tuple[Config, Iterable[tuple[str, Callable[[], Tensor]]]]:
+    if not (checkpoint_dir / "config.json").is_file():
+        read_config(checkpoint_dir)  # says what is wrong with the folder
+    config = Config.from_file(checkpoint_dir / "config.json")
+    return config, to_lit(config, read_tensors(weight_files(checkpoint_dir, native=False)))

@@ -119,12 +119,22 @@ def export_hf(checkpoint_dir: Path, output_dir: Path) -> None:
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise ValueError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
     hf = _hf_config(checkpoint_dir)
+    if hf.get("model_type") != config.model_type:
+        raise ValueError(
+            f"config.json in {checkpoint_dir} has model_type {hf.get('model_type')!r}, the weights were converted as "
+            f"{config.model_type!r}. Convert them again, with this config.json beside them: "
+            f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+        )
     lit = dict(read_tensors(weight_files(checkpoint_dir, native=True)))
     dtype = str(next(iter(lit.values()))().dtype).removeprefix("torch.")
     with new_folder(output_dir) as folder:
         write_shards(to_hf(config, lit), folder, "model.safetensors")
         copy_companions(checkpoint_dir, folder)
-        write_json(folder / "config.json", {**hf, "torch_dtype" if "torch_dtype" in hf else "dtype": dtype})
+        hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = dtype
+        # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        write_json(
+            folder / "config.json", {**hf, "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
+        )
 
 
 def _hf_config(checkpoint_dir: Path) -> dict[str, Any]:

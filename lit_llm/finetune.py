@@ -16,6 +16,7 @@ import yaml
 from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
+from lit_llm.cli import DEMO
 from lit_llm.data import PAIR, Example, MicroBatch, Pair, Plan, batches, lay_out, read_records, tokenize_all
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
@@ -100,7 +101,7 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
     assert args.data_dir is not None
     prompt_style(args.prompt_style or "alpaca")
-    name = "demo" if args.data_dir.parent.name == "demo" and args.data_dir.name == "data" else args.data_dir.resolve().name
+    name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
@@ -213,9 +214,8 @@ class Answers:
     def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
         room = model.config.block_size - args.eval.max_new_tokens
-        asked = [
-            (r, tokenizer.encode(prompt_style(style)(r["instruction"], r.get("input") or ""))) for r in records if "output" in r
-        ]
+        questions = [_as_question(record) for record in records if "text" not in record]
+        asked = [(q, tokenizer.encode(prompt_style(style)(q["instruction"], q.get("input") or ""))) for q in questions]
         asked = [(record, prompt) for record, prompt in asked if len(prompt) <= room]
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(asked)), min(args.eval.samples, len(asked))
         asked = asked[: max(self.n_exact, self.n_shown)]

@@ -3,11 +3,13 @@
 B batch, T tokens, C = n_embd, nh query heads, ng key/value heads, hs head size, S slots of the key/value cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.config import Config
@@ -260,7 +262,28 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(_Gated.apply(self.gate(x), self.up(x), self.activation))
+
+
+class _Gated(torch.autograd.Function):
+    """activation(gate) * up, which keeps its inputs alone for the backward pass: the activation is cheaper to make again than
+    to hold (a fifth of what a block of a Llama with LoRA holds)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation(gate) * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = ctx.activation(gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, grad_outputs[0] * up)
+        return grad_gate, grad_outputs[0] * activated.detach(), None
 
 
 class PlainMLP(nn.Module):

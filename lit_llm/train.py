@@ -151,7 +151,7 @@ def fit(
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
             indices = plan.examples(state.step)
-            measured = _step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
+            measured = optimizer_step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
             state.step += 1
             state.trained_tokens += sum(examples[i].n_labels for i in indices)
             state.seconds = time.monotonic() - start
@@ -190,7 +190,7 @@ def fit(
     return state
 
 
-def _step(
+def optimizer_step(
     fabric: Fabric,
     objective: Objective,
     optimizer: torch.optim.Optimizer,

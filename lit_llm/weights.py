@@ -27,7 +27,7 @@ class Fused:
         tensor = tensor.t().contiguous() if self.transposed else tensor
         rows = self.rows(config)
         if len(tensor) != sum(rows):
-            raise ValueError(f"has {len(tensor)} rows, config.json says {sum(rows)}. Weights and config do not belong together")
+            raise ValueError(f"has {len(tensor)} rows, its config says {sum(rows)}. Weights and config do not belong together")
         if not self.grouped:
             return tensor.split(rows)
         ng, hs = config.n_query_groups, config.head_size
@@ -237,6 +237,30 @@ TABLES: dict[str, Callable[[Config], Table]] = {
     "gpt_bigcode": lambda config: GPT_BIGCODE,
 }
 
+
+def _lit_gpt(config: Config) -> Table:
+    """Names of Lit-GPT and litgpt, for all families."""
+    table: Table = {
+        "transformer.wte": "wte",
+        "transformer.h.{}.norm_1": "h.{}.norm_1",
+        "transformer.h.{}.attn.attn": _qkv(grouped=True),
+        "transformer.h.{}.attn.qkv": _qkv(),  # since litgpt 0.5
+        "transformer.h.{}.attn.norm_q": "h.{}.attn.q_norm",
+        "transformer.h.{}.attn.norm_k": "h.{}.attn.k_norm",
+        "transformer.h.{}.attn.proj": "h.{}.attn.o",
+        "transformer.h.{}.post_attention_norm": "h.{}.post_attn_norm",
+        "transformer.h.{}.norm_2": "h.{}.norm_2",
+        "transformer.h.{}.post_mlp_norm": "h.{}.post_mlp_norm",
+        "transformer.ln_f": "norm",
+        "lm_head": "lm_head",
+    }
+    names = {"proj": "down", **({"fc": "up"} if config.mlp == "plain" else {"fc_1": "gate", "fc_2": "up"})}
+    for theirs, ours in names.items():
+        table[f"transformer.h.{{}}.mlp.{theirs}"] = f"h.{{}}.mlp.{ours}"
+        table[f"transformer.h.{{}}.mlp.experts.{{}}.{theirs}"] = f"h.{{}}.mlp.experts.{{}}.{ours}"
+    return table | {"transformer.h.{}.mlp.gate": "h.{}.mlp.router"}
+
+
 # Tensors that old checkpoints carry and that the model computes itself.
 _DROPPED = re.compile(r"(rotary_emb\.inv_freq|\b(attention|self_attn|attn)\.(masked_)?bias)$")
 # The first GPT-2 checkpoints hold the decoder alone, so that its tensors lack this prefix.
@@ -250,11 +274,21 @@ def to_lit(config: Config, tensors: Iterable[tuple[str, Callable[[], Tensor]]]) 
     Raises:
         ValueError: for a name that the family's table does not have, or a fused tensor of the wrong size.
     """
-    table = TABLES[config.model_type](config)
-    prefix = _BASE_PREFIX.get(config.model_type, "")
+    kept = ((name, read) for name, read in tensors if not _DROPPED.search(name))
+    return _translate(TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), config, kept)
+
+
+def from_lit_gpt(
+    config: Config, tensors: Iterable[tuple[str, Callable[[], Tensor]]]
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """As `to_lit`, from the names of Lit-GPT and litgpt."""
+    return _translate(_lit_gpt(config), "", config, tensors)
+
+
+def _translate(
+    table: Table, prefix: str, config: Config, tensors: Iterable[tuple[str, Callable[[], Tensor]]]
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     for name, read in tensors:
-        if _DROPPED.search(name):
-            continue
         module, kind, indices = _pattern(name)
         entry = table.get(module) or table.get(prefix + module)
         if entry is None:
@@ -287,6 +321,20 @@ def to_hf(config: Config, lit: dict[str, Callable[[], Tensor]]) -> Iterator[tupl
         module, entry = entries[ours]
         parts = [] if isinstance(entry, str) else [lit[f"{part.format(*indices)}.{kind}"]() for part in entry.names]
         yield f"{module.format(*indices)}.{kind}", read() if isinstance(entry, str) else entry.join(config, parts)
+
+
+def parts_of_family(config: Config) -> set[str]:
+    """Our modules, `{}` for each index, that the table of the family has."""
+    return {
+        part
+        for entry in TABLES[config.model_type](config).values()
+        for part in ((entry,) if isinstance(entry, str) else entry.names)
+    }
+
+
+def parts_of_model(names: Iterable[str]) -> set[str]:
+    """The modules, `{}` for each index, that tensors of these names of ours belong to."""
+    return {_pattern(name)[0] for name in names}
 
 
 def _pattern(name: str) -> tuple[str, str, list[str]]:

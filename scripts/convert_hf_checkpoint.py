@@ -1,13 +1,13 @@
-"""Convert a Hugging Face folder to the native layout: one safetensors file, our names. Optional: folders work as they are."""
+"""Convert a Hugging Face or Lit-GPT folder to our layout. Optional for the former: they work as they are."""
 
 from lit_llm.args import ConvertHfArgs
 from lit_llm.cli import run
 
 
 def main(args: ConvertHfArgs) -> None:
-    from lit_llm.convert import convert_hf
+    from lit_llm.convert import convert
 
-    convert_hf(args.checkpoint_dir, args.dtype)
+    convert(args.checkpoint_dir, args.dtype)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def test_tensor_of_a_layer_that_config_does_not_have(folder, index):
 
 def test_wrong_shape(folder, index):
     edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": torch.ones(7)}))
-    with pytest.raises(ValueError, match=r"norm\.weight has shape \[7\], config\.json says \[32\]"):
+    with pytest.raises(ValueError, match=r"norm\.weight has shape \[7\], its config says \[32\]"):
         load_model(folder)
 
 
@@ -111,7 +111,7 @@ def test_wrong_rows_of_a_fused_tensor(tmp_path):
     make_reference(next(case for case in CASES if case.name == "phi3"), tmp_path)
     name = "model.layers.1.self_attn.qkv_proj.weight"
     edit(tmp_path / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(65, 32)}))
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.qkv_proj\.weight has 65 rows, config\.json says 64"):
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.qkv_proj\.weight has 65 rows, its config says 64"):
         load_model(tmp_path)
 
 

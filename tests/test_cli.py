@@ -55,9 +55,11 @@ LAYERS = [
     ["methods", "generate", "hub", "prepare"],
     ["checkpoint"],
     ["score"],
-    ["adapters", "convert", "runtime", "report"],
+    ["adapters", "lit_gpt", "convert", "runtime", "report"],
+    ["export"],
     ["train"],
     ["cli"],
+    ["peers", "invariance", "speed", "benchmark", "estimate"],
     ["complete", "finetune"],
     ["evaluate", "perplexity", "serve", "compare"],
 ]

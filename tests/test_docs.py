@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
-from tiny import make_checkpoint, rows
+from tiny import make_checkpoint, make_data, rows
 
 from lit_llm import args
 
@@ -34,6 +34,14 @@ def test_the_finetuning_tutorial_runs_as_written(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows(60)))
     run_all(commands("tutorials/finetune.md"), tmp_path)
     assert (tmp_path / "out/lora/rows/final/adapter.json").is_file()
+
+
+def test_merging_and_export_run_as_written(tmp_path):
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
+    make_data(tmp_path / "data" / "rows")
+    run_all(commands("tutorials/finetune_methods.md"), tmp_path)
+    assert (tmp_path / "out/for-transformers/model.safetensors").is_file()
+    assert (tmp_path / "out/for-peft/adapter_model.safetensors").is_file()
 
 
 def test_the_readme_runs_on_a_csv(tmp_path):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_llm.adapters import write_adapter
 from lit_llm.checkpoint import load, load_model, read_tensors, weight_files
-from lit_llm.convert import convert_hf
+from lit_llm.convert import convert
 from lit_llm.export import export_hf, export_peft, merge_adapters
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.lora import LoRA
@@ -157,6 +157,6 @@ def test_conversion_to_half_precision(checkpoint, tmp_path):
     import shutil
 
     base = shutil.copytree(checkpoint, tmp_path / "base")
-    convert_hf(base, "bfloat16")
+    convert(base, "bfloat16")
     assert load_model(base).wte.weight.dtype == torch.bfloat16
     assert load_model(base).fingerprint == load_model(checkpoint).fingerprint

@@ -22,7 +22,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.train import Objective, _step, validate
+from lit_llm.train import Objective, optimizer_step, validate
 
 
 def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkpointing=False):
@@ -45,7 +45,7 @@ def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkp
     optimizer = Catch([{"params": freeze(model, method), "lr_scale": 1.0}], lr=1.0)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
     plan = Plan([len(e) for e in examples], len(examples), micro_batch_size, max(map(len, examples)), packing, 0)
-    measured = _step(fabric, objective, optimizer, plan, examples, 0, 1.0, TrainArgs(max_norm=None))
+    measured = optimizer_step(fabric, objective, optimizer, plan, examples, 0, 1.0, TrainArgs(max_norm=None))
     return measured["train_loss"].item(), caught
 
 

@@ -1,0 +1,213 @@
+"""Memory of a finetuning run, by term, and a budget in hours, from the config alone.
+
+The model is built and one step is made with tensors that have shapes but no values; what is alive at each moment is counted.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lit_llm.args import DPOArgs, EstimateArgs
+from lit_llm.checkpoint import read_config
+from lit_llm.config import Config
+from lit_llm.data import MicroBatch
+from lit_llm.loss import next_token_loss
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.adapter_v2 import AdapterV2
+from lit_llm.methods.dpo import DPO
+from lit_llm.methods.full import Full
+from lit_llm.methods.inject import Method, freeze
+from lit_llm.methods.lora import LoRA
+from lit_llm.model import GPT
+
+BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}
+"""Per weight, scales included: one float32 for each 64 weights of 4 bits, or one byte and a float32 for each 256 of those."""
+
+GPUS = {"a100-40gb": (312e12, 40e9), "rtx-4090": (165e12, 24e9)}
+"""Published dense bfloat16 operations per second, and bytes of memory."""
+
+UTILISATION = 0.4
+"""Share of a GPU's operations per second that a well-fed training run is assumed to reach."""
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all storages made while it is on, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage not in self._seen and id(storage) not in inputs:
+                    self._seen.add(storage)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._free, storage.nbytes())
+        return out
+
+    def _free(self, n_bytes: int) -> None:
+        self.now -= n_bytes
+
+
+def estimate_run(args: EstimateArgs) -> dict[str, Any]:
+    """What `scripts/estimate.py` prints."""
+    config = read_config(args.checkpoint_dir)
+    lora, adapter = LoRA(**vars(args.lora)), vars(args.adapter)
+    methods: dict[str, Callable[[], Method]] = {
+        "full": Full, "lora": lambda: lora, "adapter": lambda: Adapter(**adapter),
+        "adapter_v2": lambda: AdapterV2(**adapter), "dpo": lambda: DPO(DPOArgs().beta, lora),
+    }  # fmt: skip
+    method = methods[args.method]()
+    longest = min(args.max_seq_length or 2048, config.block_size)
+    micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
+    found = estimate(
+        config, method, micro_batch_size, longest, args.global_batch_size > micro_batch_size, args.activation_checkpointing,
+        2 if args.precision == "bf16-true" else 4, args.quantize,
+    )  # fmt: skip
+    found = {"method": args.method, "micro_batch_tokens": micro_batch_size * longest, **found}
+    if args.hours is not None and args.gpu is not None:
+        found["plan"] = plan_hours(config, found, method, args.hours, args.gpu, args.activation_checkpointing)
+    return found
+
+
+def estimate(
+    config: Config,
+    method: Method,
+    micro_batch_size: int,
+    max_seq_length: int,
+    accumulates: bool,
+    activation_checkpointing: bool,
+    weight_bytes: int,
+    quantize: str | None,
+) -> dict[str, Any]:
+    """Parameters, and bytes of memory at the longest micro-batch, all of whose tokens have a label.
+
+    Args:
+        accumulates: Whether a step has several micro-batches: gradients are then there while activations are.
+        weight_bytes: Of one frozen weight where it is not quantized; activations have the same width.
+        quantize: Linears of the blocks are held in the bits that it names.
+    """
+    model = _attached(config, method, weight_bytes)
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n_total = sum(p.numel() for p in model.parameters())
+    in_blocks = [
+        m.weight.numel() for name, m in model.h.named_modules() if isinstance(m, nn.Linear) and not name.endswith("router")
+    ]
+    if config.n_expert:
+        model = _attached(_without_router(config), method, weight_bytes)
+    model.activation_checkpointing = activation_checkpointing
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _without_values(model)
+        step = _simulate(model, method, micro_batch_size, max_seq_length, 2 if accumulates else 1)
+    n_quantized = sum(in_blocks) if quantize else 0
+    n_frozen = n_total - n_trained
+    weights = int((n_frozen - n_quantized) * weight_bytes + n_quantized * (BITS[quantize] / 8 if quantize else 0))
+    memory = {
+        "weights": weights + (4 * n_trained if isinstance(method, Full) else 0),
+        "adapter": 0 if isinstance(method, Full) else 4 * n_trained,
+        "gradients": 4 * n_trained,
+        "optimizer": 8 * n_trained,
+        **step,
+    }
+    memory["above_model"] = memory["optimizer"] + memory.pop("peak")
+    memory["total"] = memory["weights"] + memory["adapter"] + memory["above_model"]
+    kv = 2 * config.n_layer * config.n_query_groups * config.head_size * max_seq_length * weight_bytes
+    return {
+        "total_params": n_total,
+        "trainable_params": n_trained,
+        "memory_bytes": memory,
+        "kv_cache_bytes_per_sequence": kv,
+    }
+
+
+def _attached(config: Config, method: Method, weight_bytes: int) -> GPT:
+    """The model with what the method adds, without memory behind it."""
+    torch.set_default_dtype({2: torch.bfloat16, 4: torch.float32}[weight_bytes])
+    try:
+        with torch.device("meta"):
+            model = GPT(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        method.attach(model)
+    freeze(model, method)
+    return model
+
+
+def _without_router(config: Config) -> Config:
+    """One MLP as wide as the experts of a token together: which they are depends on values, how much memory they take not."""
+    return replace(config, n_expert=0, intermediate_size=config.expert_size * config.n_expert_per_token)
+
+
+def _without_values(model: GPT) -> None:
+    """Parameters that claim to lie on the CPU, so that operations are those of a device, but hold nothing."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(p.shape, dtype=p.dtype, device="cpu")
+            setattr(module, name, made.setdefault(id(p), nn.Parameter(empty, requires_grad=p.requires_grad)))
+
+
+def _simulate(model: GPT, method: Method, micro_batch_size: int, max_seq_length: int, n_micro_batches: int) -> dict[str, int]:
+    """Bytes alive at the end of a forward pass through the blocks, of a chunk of logits, and at the peak of a step."""
+    loss: Callable[..., Any] = method.loss if isinstance(method, DPO) else next_token_loss
+    lengths = (max_seq_length,) * (micro_batch_size * (2 if isinstance(method, DPO) else 1))
+    n = sum(lengths)
+    model.train()
+    with _Alive() as alive:
+        batch = MicroBatch(torch.zeros(1, n, dtype=torch.long), lengths, torch.arange(n - 1), torch.zeros(n - 1).long(), n)
+        hidden = model.hidden(batch.ids, lengths)
+        activations = alive.now
+        del hidden
+        alive.peak = 0
+        for _ in range(n_micro_batches):
+            total, _ = loss(model, batch)
+            total.backward()
+            del total
+        peak = alive.peak
+    return {"activations": activations, "logits_chunk": _logits_chunk(model, n - 1), "peak": peak}
+
+
+def _logits_chunk(model: GPT, n_labels: int) -> int:
+    from lit_llm.loss import CHUNK_LOGITS
+
+    rows = min(max(1, CHUNK_LOGITS // model.config.vocab_size), n_labels)
+    return 4 * rows * model.config.vocab_size
+
+
+def plan_hours(
+    config: Config, estimated: dict[str, Any], method: Method, hours: float, gpu: str, activation_checkpointing: bool
+) -> dict[str, Any]:
+    """Tokens that fit into `hours` on a GPU. A model, not a measurement: operations over `UTILISATION` of the published rate.
+
+    2 operations per weight and token forward, 2 for the gradient of what flows through, 2 more for that of the weights.
+    """
+    rate, memory = GPUS[gpu]
+    n = estimated["total_params"] - config.vocab_size * config.n_embd * (not config.tie_embeddings)  # looked up
+    if config.n_expert:
+        idle = config.n_expert - config.n_expert_per_token
+        n -= sum(map(config.has_experts, range(config.n_layer))) * idle * 3 * config.n_embd * config.expert_size
+    passes = 2 + 2 + (2 if isinstance(method, Full) else 0) + (2 if activation_checkpointing else 0)
+    passes += 2 if isinstance(method, DPO) else 0  # the reference's forward pass
+    tokens_per_second = rate * UTILISATION / (passes * n)
+    return {
+        "gpu": gpu,
+        "hours": hours,
+        "fits": estimated["memory_bytes"]["total"] < 0.93 * memory,  # the rest: the CUDA context and fragments
+        "tokens_per_second": round(tokens_per_second),
+        "tokens": round(tokens_per_second * hours * 3600),
+        "assumed_utilisation": UTILISATION,
+    }

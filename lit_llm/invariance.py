@@ -1,0 +1,72 @@
+"""Proof that the layout of a step changes neither its loss nor its gradient, on any model and data."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_llm.data import Example, batches, lay_out
+from lit_llm.loss import next_token_loss
+from lit_llm.methods.inject import freeze
+from lit_llm.methods.lora import LoRA
+from lit_llm.model import GPT
+
+LAYOUTS = ((1, False), (3, False), (8, False), (1, True), (4, True))
+TOLERANCE = 1e-5
+
+
+def attach_moving_lora(model: GPT) -> None:
+    """LoRA on every linear with B away from zero, so that each of its parameters has a gradient."""
+    torch.manual_seed(0)
+    method = LoRA(targets="all-linear", dropout=0.0)
+    method.attach(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    freeze(model, method)
+
+
+def check_layouts(model: GPT, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """How far loss and gradient of each layout lie from those of single examples with all their logits at once.
+
+    Both are relative: the gradient's is the norm of the difference over the norm.
+    """
+    n_targets = sum(example.n_targets for example in examples)
+    expected_loss, expected = _gradient(model, _one_at_a_time(model, examples), n_targets)
+    lengths, found = [len(example) for example in examples], []
+    for micro_batch_size, packing in LAYOUTS:
+        groups = lay_out(range(len(examples)), lengths, micro_batch_size, max(lengths), packing)
+        sums = (next_token_loss(model, batch)[0] for batch in batches(groups, examples))
+        loss, gradient = _gradient(model, sums, n_targets)
+        distance = math.sqrt(sum(float((gradient[n] - g).norm() ** 2) for n, g in expected.items()))
+        found.append(
+            {
+                "micro_batch_size": micro_batch_size,
+                "packing": packing,
+                "micro_batches": len(groups),
+                "loss": loss,
+                "loss_difference": abs(loss - expected_loss) / expected_loss,
+                "gradient_difference": distance / math.sqrt(sum(float(g.norm() ** 2) for g in expected.values())),
+            }
+        )
+    return found
+
+
+def _one_at_a_time(model: GPT, examples: Sequence[Example]) -> Iterator[Tensor]:
+    """Sums of losses of single examples, by the plain definition."""
+    for example in examples:
+        ids = example.ids.long()
+        labels = ids.where(example.trained, -100)
+        yield F.cross_entropy(model(ids[None])[0, :-1].float(), labels[1:], reduction="sum")
+
+
+def _gradient(model: GPT, sums: Iterator[Tensor], n_targets: int) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    total = 0.0
+    for loss_sum in sums:
+        (loss_sum / n_targets).backward()
+        total += loss_sum.item()
+    return total / n_targets, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

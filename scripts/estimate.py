@@ -1,0 +1,16 @@
+"""Estimate parameters and memory of a finetuning run from config.json alone; with --hours and --gpu, what fits into a day."""
+
+from lit_llm.args import EstimateArgs
+from lit_llm.cli import run
+
+
+def main(args: EstimateArgs) -> None:
+    import json
+
+    from lit_llm.estimate import estimate_run
+
+    print(json.dumps(estimate_run(args), indent=2))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""Estimates from the config alone, against published counts and measured memory."""
+
+import json
+
+import pytest
+from test_published_configs import config_of_2023
+from tiny import make_checkpoint
+
+KINDS = {
+    "lora_qv_r8": ["--method=lora"],
+    "lora_all_and_head_r8": ["--method=lora", "--lora.targets=all-linear,head"],
+    "adapter": ["--method=adapter"],
+    "adapter_v2": ["--method=adapter_v2"],
+    "full": ["--method=full"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_parameter_counts_come_from_config_json_alone(tmp_path, shared_data, script, kind):
+    published = json.loads((shared_data / "config_facts" / "lit_gpt_2023.json").read_text())
+    row = next(row for row in published if row["name"] == "pythia-160m")
+    (tmp_path / "config.json").write_text(json.dumps(config_of_2023(row)))
+    options = ("--max_seq_length=64", "--micro_batch_size=1")
+    found = json.loads(script("scripts/estimate.py", f"--checkpoint_dir={tmp_path}", *options, *KINDS[kind]).stdout)
+    assert found["trainable_params"] == row["counts"][kind]
+    added = 0 if kind == "full" else row["counts"][kind]
+    assert found["total_params"] == row["counts"]["full"] + added
+    memory = found["memory_bytes"]
+    assert memory["optimizer"] == 8 * row["counts"][kind]
+    assert memory["total"] == memory["weights"] + memory["adapter"] + memory["above_model"]
+
+
+def test_planner_and_experts(tmp_path, script):
+    make_checkpoint(tmp_path / "moe", "mixtral", num_local_experts=4, num_key_value_heads=2)
+    options = (f"--checkpoint_dir={tmp_path}/moe", "--hours=24", "--gpu=rtx-4090", "--precision=bf16-true")
+    found = json.loads(script("scripts/estimate.py", *options).stdout)
+    assert found["plan"]["fits"] is True
+    assert found["plan"]["tokens"] == pytest.approx(found["plan"]["tokens_per_second"] * 86400, rel=1e-3)
+
+
+def test_dpo_and_checkpointing_are_estimated(tmp_path, checkpoint, script):
+    def above(*options):
+        done = script("scripts/estimate.py", f"--checkpoint_dir={checkpoint}", *options)
+        return json.loads(done.stdout)["memory_bytes"]["above_model"]
+
+    assert above("--method=dpo") > above("--method=lora") > above("--method=lora", "--activation_checkpointing")
