@@ -64,6 +64,8 @@ class TrainArgs(Checked):
     """Fill each forward pass with as many examples as its token budget holds. Does not change the gradient."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third slower."""
+    neftune_alpha: float | None = None
+    """Strength of the noise on the embeddings while training, as in 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
     save_interval: int | None = None
     """Optimizer steps between saves from which a run can be resumed. Ctrl-C saves as well."""
     log_interval: int = 1
@@ -72,7 +74,7 @@ class TrainArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         counts = ("epochs", "max_steps", "max_time", "global_batch_size", "micro_batch_size", "learning_rate", "max_norm")
         return [
-            *self.below(0, *counts, "save_interval", "log_interval", group="train."),
+            *self.below(0, *counts, "neftune_alpha", "save_interval", "log_interval", group="train."),
             *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
             (
                 self.min_lr is not None and self.min_lr > self.learning_rate,
@@ -143,13 +145,16 @@ class FinetuneArgs(Checked):
     checkpoint_dir: Path | None = None
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
-    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it."""
+    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it; or a .csv, .json, .jsonl or
+    .parquet file, which is prepared on the way."""
     out_dir: Path | None = None
     """Folder of this run; out/<method>/<name of the data> if not given."""
     prompt_style: str | None = None
     """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
     mask_prompt: bool = True
     """Train on the answers only."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers of a conversation to train on: all of them, or the last."""
     max_seq_length: int | None = None
     """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
     precision: Precision | None = None
@@ -276,7 +281,8 @@ class DPOFinetuneArgs(FinetuneArgs):
 
     def rules(self) -> list[tuple[bool, str]]:
         unmasked = "--mask_prompt false has no effect here: a preference is about the answers only"
-        return [*super().rules(), (not self.mask_prompt, unmasked)]
+        noise = "--train.neftune_alpha does not go with DPO: it compares with a model without noise"
+        return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]
 
 
 @dataclass(frozen=True)
@@ -510,6 +516,16 @@ class PrepareArgs(Checked):
     """Seed of the split."""
     checkpoint_dir: Path | None = None
     """Folder of a model: its tokenizer counts the tokens of the examples."""
+    near_duplicates: float | None = None
+    """Drop a row that is this similar to an earlier one (Jaccard similarity of its words in threes, as in 0.8)."""
+    min_answer_chars: int = 1
+    """Drop a row with a shorter answer."""
+    max_chars: int | None = None
+    """Drop a longer row, counted in characters of all its texts."""
+    max_examples: int | None = None
+    """Keep at most so many rows, the first ones that pass."""
+    write_dropped: bool = False
+    """Write the dropped rows, each with its reason, to dropped.jsonl."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
@@ -518,7 +534,26 @@ class PrepareArgs(Checked):
                 f"--val_split_fraction must be at least 0 and below 1, found {self.val_split_fraction}",
             ),
             *self.below(0, "seed", allow_equal=True),
+            *self.below(0, "min_answer_chars", "max_chars", "max_examples"),
+            (
+                self.near_duplicates is not None and not 0.3 <= self.near_duplicates <= 1,
+                f"--near_duplicates must be at least 0.3 and at most 1, found {self.near_duplicates}",
+            ),
         ]
+
+
+@dataclass(frozen=True)
+class ColumnArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    instruction_column: str = "instruction"
+    """Column that holds the instruction."""
+    input_column: str = "input"
+    """Column that holds its input; need not be there."""
+    output_column: str = "output"
+    """Column that holds the answer."""
+    system_column: str = "system"
+    """Column that holds a system text; need not be there."""
 
 
 @dataclass(frozen=True)
@@ -526,29 +561,93 @@ class PrepareAlpacaArgs(PrepareArgs):
     """Where the data is, and where it goes"""
 
     data_file: str = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
-    """JSON list of rows with instruction, input and output: a path or an address."""
+    """JSON list of rows with instruction, input and output: a path, an address, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/alpaca")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
 
 
 @dataclass(frozen=True)
-class PrepareCsvArgs(PrepareArgs):
+class PrepareCsvArgs(ColumnArgs):
     """Where the data is, and where it goes"""
 
     csv_path: Path = field(kw_only=True)
-    """CSV file with a header row and at least the columns instruction and output; input may be missing."""
+    """CSV file with a header row and at least the columns instruction and output."""
     destination_path: Path = Path("data/csv")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
 
 
 @dataclass(frozen=True)
-class PrepareJsonArgs(PrepareArgs):
+class PrepareJsonArgs(ColumnArgs):
     """Where the data is, and where it goes"""
 
-    json_path: Path = field(kw_only=True)
-    """JSON list, or JSON lines, of rows with instruction and output; input may be missing."""
+    json_path: str = field(kw_only=True)
+    """JSON list, JSON lines or parquet: instruction rows, chats (messages, ShareGPT's conversations), preference pairs
+    (prompt, chosen, rejected) or texts. A path, an address, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/json")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareDollyArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    data_file: str = "hf://datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"
+    """JSON lines with instruction, context and response: a path, an address, or hf://datasets/ORG/NAME/FILE."""
+    destination_path: Path = Path("data/dolly")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+
+
+@dataclass(frozen=True)
+class PrepareLimaArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    data_file: str = "hf://datasets/GAIR/lima/train.jsonl"
+    """JSON lines with conversations: a path, an address, or hf://datasets/ORG/NAME/FILE. The hub wants the terms
+    accepted, and the account's token in HF_TOKEN."""
+    destination_path: Path = Path("data/lima")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+    include_multiturn_conversations: bool = False
+    """Keep all turns of a conversation, not its first exchange only."""
+
+
+@dataclass(frozen=True)
+class PrepareTextArgs(PrepareArgs):
+    """Where the data is, and where it goes"""
+
+    text_path: str = field(kw_only=True)
+    """Text file: a path, an address, or hf://datasets/ORG/NAME/FILE."""
+    destination_path: Path = Path("data/text")
+    """Folder to write train.jsonl, val.jsonl and meta.json into."""
+    separator: str | None = None
+    """What stands between two documents, as in <|endoftext|>; without it the file is one document."""
+    chunk_chars: int = 2000
+    """Documents are cut, where a paragraph, line or word ends, to rows of at most so many characters; EOS follows the last."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [*super().rules(), *self.below(0, "chunk_chars"), (self.separator == "", "--separator must not be empty")]
+
+
+@dataclass(frozen=True)
+class InspectDataArgs(Checked):
+    """What to look at"""
+
+    checkpoint_dir: Path
+    """Folder of the model whose tokenizer and chat template are used."""
+    data_dir: Path
+    """Folder with train.jsonl."""
+    prompt_style: str | None = None
+    """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
+    mask_prompt: bool = True
+    """Train on the answers only."""
+    train_on: Literal["all", "last"] = "all"
+    """Answers of a conversation to train on: all of them, or the last."""
+    num_examples: int = 3
+    """Examples that are shown."""
+    split: Literal["train", "val"] = "train"
+    """Which of the two files."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return self.below(0, "num_examples", allow_equal=True)
 
 
 @dataclass(frozen=True)
@@ -632,9 +731,9 @@ class MergeLoRAArgs(Checked):
 class BenchmarkArgs(Checked):
     """What to measure"""
 
-    check: Literal["train_speed", "invariance"]
+    check: Literal["train_speed", "invariance", "load_memory"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
-    your data do not depend on micro-batches or packing."""
+    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None

@@ -13,10 +13,9 @@ from torch import Tensor
 from lit_llm.adapters import read_adapter
 from lit_llm.args import CompareArgs
 from lit_llm.checkpoint import load, resolve_device
-from lit_llm.data import read_records
+from lit_llm.data import read_records, tokenize
 from lit_llm.files import read_json_object
 from lit_llm.generate import generate
-from lit_llm.prompts import prompt_style
 from lit_llm.score import Span, score
 
 
@@ -67,8 +66,9 @@ def _ask(args: CompareArgs, folder: Path, records: Sequence[dict[str, Any]], sty
     adapter = folder if (folder / "adapter.json").is_file() else None
     base = folder if adapter is None else Path(read_adapter(folder)["base_checkpoint_dir"])
     model, tokenizer = load(base, adapter, str(resolve_device(args.accelerator)), args.precision, args.quantize)
-    prompts = [tokenizer.encode(prompt_style(style)(r["instruction"], r.get("input") or "")) for r in records]
-    outputs = [tokenizer.encode(r["output"], bos=False, eos=True) for r in records]
+    examples = [e for r in records for e in tokenize(r, style, tokenizer, True).documents]  # a row is one document
+    prompts = [example.ids[~example.trained].tolist() for example in examples]
+    outputs = [example.ids[example.trained].tolist() for example in examples]
     room = model.config.block_size
     pairs = zip(prompts, outputs, strict=True)
     fits = [i for i, (p, o) in enumerate(pairs) if max(len(p) + len(o), len(p) + args.max_new_tokens) <= room]

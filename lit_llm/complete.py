@@ -11,7 +11,7 @@ from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
 from lit_llm.model import GPT
-from lit_llm.prompts import prompt_style
+from lit_llm.prompts import prompt_ids, question
 from lit_llm.report import peak_memory_gb
 from lit_llm.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     prompt = _prompt(args)
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    ids = encode_prompt(tokenizer, prompt_style(about["prompt_style"])(prompt, args.input))
+    ids = prompt_ids(about["prompt_style"], tokenizer, question(prompt, args.input))
     for completion in _timed(args, model, tokenizer, ids):
         print(completion.text)
 
@@ -44,7 +44,7 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
         )
     model, tokenizer = _load(args, args.checkpoint_dir, None)
-    ids = encode_prompt(tokenizer, prompt_style(read_json_object(path)["prompt_style"])(prompt, args.input))
+    ids = prompt_ids(read_json_object(path)["prompt_style"], tokenizer, question(prompt, args.input))
     for completion in _timed(args, model, tokenizer, ids):
         print(completion.text)
 

@@ -5,7 +5,7 @@ N tokens of a micro-batch, M of them have a label.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.prompts import prompt_style
+from lit_llm.prompts import (
+    Message,
+    Style,
+    TrainOn,
+    check_messages,
+    conversation,
+    encode,
+    prompt_style,
+    question,
+)
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -78,83 +87,133 @@ class MicroBatch:
         return MicroBatch(ids, self.lengths, positions, targets, self.n_targets)
 
 
+Record = dict[str, Any]
 PAIR = ("prompt", "chosen", "rejected")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Record]:
+    """All records of a `.jsonl` file; see `iter_records`."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path) -> Iterator[Record]:
     """Records of a `.jsonl` file, one JSON object a line.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a line that is not UTF-8, not a JSON object, or not a complete record.
+        ValueError: with file and line, for a line that is not UTF-8, no JSON object or no complete record; if there is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_alpaca.py")
-    records = []
+    found = False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
-                if line.strip():
-                    records.append(json.loads(line.decode("utf-8").rstrip()))
-                    check_record(records[-1])
+                record = json.loads(line.decode("utf-8").rstrip())
+                check_record(record)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
-    if not records:
+            found = True
+            yield record
+    if not found:
         raise ValueError(f"{path} is empty: there is nothing to train on")
-    return records
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError unless `record` is a complete instruction row, text or preference pair."""
+    """Raises ValueError unless `record` is a complete instruction row, conversation, text or preference pair."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
+    if "messages" in record:
+        check_messages(record["messages"])
+        return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
         if name not in record:
             raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
+        if name == "prompt" and isinstance(record[name], list):
+            check_messages([*record[name], {"role": "assistant", "content": "-"}])
+            continue
         if not isinstance(record[name], str):
             raise ValueError(f"{name!r} must be a text, found {json.dumps(record[name])[:40]}")
         if not record[name].strip():
             raise ValueError(f"{name!r} is empty")
-    if not isinstance(record.get("input") or "", str):
-        raise ValueError("'input' must be a text")
+    for name in ("input", "system"):
+        if not isinstance(record.get(name) or "", str):
+            raise ValueError(f"{name!r} must be a text")
 
 
-def tokenize(record: dict[str, Any], style: str, tokenizer: Tokenizer, mask_prompt: bool) -> Example | Pair:
+def asked(record: Record) -> list[Message]:
+    """The conversation that a record, which is not plain text, wants answered."""
+    if "messages" in record:
+        return record["messages"][:-1]
+    if "chosen" in record:
+        return question(record["prompt"]) if isinstance(record["prompt"], str) else record["prompt"]
+    return question(record["instruction"], record.get("input") or "", record.get("system") or "")
+
+
+def answer_of(record: Record) -> str:
+    """The answer that a record, which is not plain text, has for `asked`."""
+    return record["messages"][-1]["content"] if "messages" in record else record.get("chosen") or record["output"]
+
+
+def tokenize(
+    record: Record, style: Style | str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn = "all"
+) -> Example | Pair:
     """Tokens and labels of a record.
 
-    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS ends every document and is
-    trained; BOS and, with `mask_prompt`, the prompt are not. Of a preference pair only the answers have labels.
+    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS, or what closes the turn,
+    is trained; BOS and, with `mask_prompt`, the prompt are not. Of a preference pair only the answers have labels. A text that
+    goes on in the next record has no EOS.
+
+    Raises:
+        ValueError: if the style cannot render the record, or the tokenizer has no EOS.
     """
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
     if "text" in record:
-        return _document(tokenizer.encode(""), record["text"], tokenizer, mask_prompt)
+        start = tokenizer.encode("")
+        ids = tokenizer.encode(record["text"], bos=False, eos=not record.get("continues", False))
+        return _example(start + ids, [not mask_prompt] * len(start) + [True] * len(ids), True)
+    if tokenizer.eos_id is None:
+        raise ValueError("this tokenizer has no EOS token")
+    tokens = tokenizer.special_tokens
     if "chosen" in record:
-        prompt = tokenizer.encode(prompt_style(style)(record["prompt"], ""))
-        chosen, rejected = (_document(prompt, record[name], tokenizer, True) for name in ("chosen", "rejected"))
+        history = asked(record)
+        both = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
+        documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
+        chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
         return Pair(chosen, rejected)
-    prompt = tokenizer.encode(prompt_style(style)(record["instruction"], record.get("input") or ""))
-    return _document(prompt, record["output"], tokenizer, mask_prompt)
+    messages = [*asked(record), {"role": "assistant", "content": answer_of(record)}]
+    return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
 
 
-def _document(prompt: list[int], answer: str, tokenizer: Tokenizer, mask_prompt: bool) -> Example:
-    ids = torch.tensor(prompt + tokenizer.encode(answer, bos=False, eos=True), dtype=torch.int32)
-    trained = torch.ones(len(ids), dtype=torch.bool)
-    trained[: len(prompt) if mask_prompt else 0] = False
-    return Example(ids, trained)
+def _example(ids: list[int], trained: list[bool], mask_prompt: bool) -> Example:
+    labels = torch.tensor(trained) if mask_prompt else torch.ones(len(ids), dtype=torch.bool)
+    return Example(torch.tensor(ids, dtype=torch.int32), labels)
 
 
 def tokenize_all(
-    records: Sequence[dict[str, Any]], style: str, tokenizer: Tokenizer, mask_prompt: bool, max_seq_length: int
+    records: Iterable[Record],
+    style: Style | str,
+    tokenizer: Tokenizer,
+    mask_prompt: bool,
+    max_seq_length: int,
+    train_on: TrainOn = "all",
 ) -> tuple[list[Example | Pair], int]:
     """Examples whose documents have at most `max_seq_length` tokens, and the number of longer ones that were dropped.
 
     An over-long example is dropped whole: cut short, it would teach the model to stop, or not to stop, at a random place.
     """
-    examples = [tokenize(record, style, tokenizer, mask_prompt) for record in records]
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    return drop_long([tokenize(record, style, tokenizer, mask_prompt, train_on) for record in records], max_seq_length)
+
+
+def drop_long(examples: Sequence[Example | Pair], max_seq_length: int) -> tuple[list[Example | Pair], int]:
     kept = [e for e in examples if all(len(d) <= max_seq_length and d.n_labels for d in e.documents)]
     return kept, len(examples) - len(kept)
 

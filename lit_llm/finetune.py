@@ -1,6 +1,7 @@
 """One finetuning run, wired from its parts: data, model, method, loop, result."""
 
 import dataclasses
+import itertools
 import json
 import platform
 import shutil
@@ -17,7 +18,19 @@ from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
 from lit_llm.cli import DEMO
-from lit_llm.data import PAIR, Example, MicroBatch, Pair, Plan, batches, lay_out, read_records, tokenize_all
+from lit_llm.data import (
+    PAIR,
+    Example,
+    MicroBatch,
+    Pair,
+    Plan,
+    answer_of,
+    asked,
+    batches,
+    drop_long,
+    lay_out,
+    read_records,
+)
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
 from lit_llm.loss import next_token_loss
@@ -25,9 +38,11 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
-from lit_llm.prompts import prompt_style
+from lit_llm.prepare import prepared
+from lit_llm.prompts import default_style, prompt_ids, prompt_style
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import examples_of
 from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
 
 Record = dict[str, Any]
@@ -37,19 +52,24 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     """Train `method` on the data of `args`, write the run folder, and show what changed."""
     device = resolve_device(args.accelerator)
     args = _resolve(args, device)
-    checkpoint_dir, data_dir, out_dir, style = args.checkpoint_dir, args.data_dir, args.out_dir, args.prompt_style
-    assert checkpoint_dir and data_dir and out_dir and style and args.precision
-    resume_dir = _find_save(args, out_dir)
-
+    checkpoint_dir, data_dir, out_dir = args.checkpoint_dir, args.data_dir, args.out_dir
+    assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)
     tokenizer = load_tokenizer(checkpoint_dir, config)
+    if data_dir.is_file():
+        data_dir = prepared(data_dir)
     train_records = read_records(data_dir / "train.jsonl")
     val_path = data_dir / "val.jsonl"
     val_records = read_records(val_path) if val_path.is_file() else []
     _check_kind(args.method, train_records + val_records)
+    style = args.prompt_style or default_style(tokenizer, all("text" in record for record in train_records))
+    args = dataclasses.replace(args, prompt_style=style)
+    assert args.precision
+    prompt_style(style, tokenizer)
+    resume_dir = _find_save(args, out_dir)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
-    examples = _examples("training", train_records, style, tokenizer, args.mask_prompt, limit)
-    val_examples = _examples("validation", val_records, style, tokenizer, args.mask_prompt, limit) if val_records else []
+    examples = _examples("training", data_dir / "train.jsonl", style, tokenizer, args, limit)
+    val_examples = _examples("validation", val_path, style, tokenizer, args, limit) if val_records else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
 
@@ -69,7 +89,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
-    objective, optimizer = fabric.setup(Objective(model, loss), optimizer)
+    objective, optimizer = fabric.setup(Objective(model, loss, args.train.neftune_alpha), optimizer)
 
     def write_result(folder: Path) -> None:
         if isinstance(method, Full):
@@ -100,8 +120,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     """Fill in what depends on the device and the data, so that args.yaml says what really ran."""
     assert args.data_dir is not None
-    prompt_style(args.prompt_style or "alpaca")
     name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
+    name = name if not args.data_dir.is_file() else args.data_dir.stem
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
@@ -109,7 +129,6 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
         args,
         out_dir=args.out_dir or Path("out") / args.method / name,
         precision=resolve_precision(args.precision, device),
-        prompt_style=args.prompt_style or "alpaca",
         train=train,
     )
 
@@ -127,14 +146,10 @@ def _check_kind(method: str, records: Sequence[Record]) -> None:
         raise ValueError("the data holds preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
 
 
-def _examples(
-    what: str, records: Sequence[Record], style: str, tokenizer: Tokenizer, mask_prompt: bool, limit: int
-) -> list[Example | Pair]:
-    examples, n_dropped = tokenize_all(records, style, tokenizer, mask_prompt, limit)
+def _examples(what: str, path: Path, style: str, tokenizer: Tokenizer, args: FinetuneArgs, limit: int) -> list[Example | Pair]:
+    examples, n_dropped = drop_long(examples_of(path, style, tokenizer, args.mask_prompt, args.train_on), limit)
     if not examples:
-        raise ValueError(
-            f"all {len(records)} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them"
-        )
+        raise ValueError(f"all {n_dropped} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them")
     n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
     dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
     _say(f"{what}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} of them trained{dropped}")
@@ -214,12 +229,11 @@ class Answers:
     def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
         room = model.config.block_size - args.eval.max_new_tokens
-        questions = [_as_question(record) for record in records if "text" not in record]
-        asked = [(q, tokenizer.encode(prompt_style(style)(q["instruction"], q.get("input") or ""))) for q in questions]
-        asked = [(record, prompt) for record, prompt in asked if len(prompt) <= room]
-        self.n_exact, self.n_shown = min(args.eval.exact_match, len(asked)), min(args.eval.samples, len(asked))
-        asked = asked[: max(self.n_exact, self.n_shown)]
-        self.records, self.prompts = [record for record, _ in asked], [prompt for _, prompt in asked]
+        n_wanted = max(args.eval.exact_match, args.eval.samples)
+        prompts = ((r, prompt_ids(style, tokenizer, asked(r))) for r in records if "text" not in r)
+        fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
+        self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
+        self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
 
     def make(self) -> list[Completion]:
         """Greedy answers, in batches of 32."""
@@ -233,12 +247,7 @@ class Answers:
     def exact(self, answers: Sequence[Completion]) -> int:
         """How many of the first `n_exact` are identical to the reference and have ended."""
         pairs = zip(answers[: self.n_exact], self.records, strict=False)
-        return sum(answer.ended and answer.text == record["output"] for answer, record in pairs)
-
-
-def _as_question(record: Record) -> Record:
-    """An instruction row; of a preference pair, with the chosen answer."""
-    return {"instruction": record["prompt"], "output": record["chosen"]} if "chosen" in record else record
+        return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
 
 def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None) -> None:
@@ -250,8 +259,8 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
         print(_row("held-out prompt", "base", "finetuned", cell))
         print("-" * width)
         for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
-            question = " / ".join(filter(None, (record["instruction"], record.get("input"))))
-            print(_row(question, old.text, new.text, cell))
+            last = asked(record)[-1]
+            print(_row(" / ".join(filter(None, (last["content"], last.get("input")))), old.text, new.text, cell))
         print()
     if answers.n_exact:
         rates = [
@@ -278,5 +287,6 @@ def _row(question: str, old: str, new: str, cell: int) -> str:
 
 def _shell_safe(answers: Answers) -> str:
     """A held-out instruction that can stand between double quotes, to try the result with."""
-    usable = (r["instruction"] for r in answers.records if not r.get("input") and not set(r["instruction"]) & set('"$`\\!\n'))
+    questions = (messages[0] for r in answers.records if len(messages := asked(r)) == 1)
+    usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
     return next(usable, "Hello!")

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, get_token
 
 from lit_llm.fetch import TIMEOUT, digest_of, explained, fetch, part_path, size_text
 from lit_llm.files import read_json_object
@@ -226,7 +226,9 @@ def _explain(status: int, code: str, repo_id: str, revision: str | None, has_tok
     return f"the hub answers {status} for {repo_id}. Try again later: what was fetched is kept"
 
 
-def download_url(url: str, target: Path, sha256: str | None = None, max_bytes: int = 2**32) -> Path:
+def download_url(
+    url: str, target: Path, sha256: str | None = None, max_bytes: int = 2**32, headers: dict[str, str] | None = None
+) -> Path:
     """Fetch one file to `target`, replacing what is there only when it is complete; return `target`.
 
     Args:
@@ -243,21 +245,33 @@ def download_url(url: str, target: Path, sha256: str | None = None, max_bytes: i
         return target
 
     def refusal(status: int, code: str) -> str:
-        reasons = {401: "access is refused", 403: "access is refused", 404: "there is no such file. Check the address"}
+        closed = "access is refused. For a gated dataset accept its terms on the hub and set HF_TOKEN"
+        reasons = {401: closed, 403: closed, 404: "there is no such file. Check the address"}
         return f"{url} answers {status}: {reasons.get(status, 'try again later')}"
 
     with explained(url, refusal):
-        fetch(url, target, sha256, max_bytes)
+        fetch(url, target, sha256, max_bytes, headers)
     return target
 
 
 def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
-    """`source` itself if it is a path; if it is a web address, the file in `folder`, fetched unless it is there."""
+    """`source` itself if it is a path; if it is a web address, the file in `folder`, fetched unless it is there.
+
+    `hf://datasets/ORG/NAME/FILE` is a file of a dataset on the hub, fetched with the user's token, if there is one.
+    """
     if "://" not in source:
         return Path(source)
+    headers = None
+    if source.startswith("hf://"):
+        kind, org, name, *parts = [*source.removeprefix("hf://").split("/"), "", "", ""]
+        file = "/".join(filter(None, parts))
+        if kind != "datasets" or not (org and name and file):
+            raise ValueError(f"{source} is no file of a dataset on the hub. Write hf://datasets/ORG/NAME/FILE")
+        source = f"{constants.ENDPOINT}/datasets/{org}/{name}/resolve/main/{file}"
+        headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else None
     name = Path(urlsplit(source).path).name or "file"
     target = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"  # other addresses end in the same name
     if target.is_file():
         print(f"{target} is there already; remove it to fetch {source} again", file=sys.stderr)
         return target
-    return download_url(source, target)
+    return download_url(source, target, headers=headers)

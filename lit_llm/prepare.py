@@ -1,126 +1,144 @@
 """Raw sources into a data folder: `train.jsonl`, `val.jsonl` and `meta.json`."""
 
-import csv
+import contextlib
+import dataclasses
 import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_llm.args import PrepareArgs
-from lit_llm.data import check_record, tokenize
-from lit_llm.files import new_folder, write_json
+from lit_llm.args import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
+from lit_llm.curate import Curation, share
+from lit_llm.data import Record
+from lit_llm.fetch import digest_of
+from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.prompts import default_style
+from lit_llm.report import Progress
+from lit_llm.sources import csv_columns, rows_of, to_record
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import token_counts
 
-Row = dict[str, Any]
+COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 
 
-def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Row]) -> None:
-    """Write the data folder, and say what was kept and what was dropped, and why.
+def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_record: Callable[[Any], Record]) -> None:
+    """Write the data folder, and say what was kept and what was dropped, and why. Rows are read as a stream.
 
     Args:
         source: Where the data comes from, for `meta.json`.
         path: The file that was read.
-        rows: Instruction rows; incomplete ones are dropped and counted by reason.
+        to_record: The record of a row; raises ValueError with the reason why it has none.
 
     Raises:
         ValueError: if no row is left.
     """
-    kept: dict[str, list[Row]] = {"train": [], "val": []}
-    dropped: Counter[str] = Counter()
-    for row in rows:
-        try:
-            check_record(row)
-        except ValueError as error:
-            dropped[str(error).split(";")[0]] += 1
-            continue
-        record = {name: row.get(name) or "" for name in ("instruction", "input", "output")}
-        kept["val" if _share(record, args.seed) < args.val_split_fraction else "train"].append(record)
-    if not kept["train"]:
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
-        raise ValueError(f"{path}: nothing to train on is left: {reasons}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
     if destination.is_dir() and any(destination.iterdir()) and not (destination / "meta.json").is_file():
         raise ValueError(f"{destination} holds files that are not a data folder. Choose another --destination_path")
-    with new_folder(destination) as folder:
-        for split, records in kept.items():
-            if records:
-                _write_jsonl(folder / f"{split}.jsonl", records)
-        meta = {
-            "source": source,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "rows": {split: len(records) for split, records in kept.items()},
-            "dropped": dict(dropped),
-            "val_split_fraction": args.val_split_fraction,
-            "seed": args.seed,
-        }
-        write_json(folder / "meta.json", meta)
-    print(f"{destination}: {len(kept['train'])} rows to train on, {len(kept['val'])} to validate")
-    for reason, n in dropped.items():
-        print(f"dropped {n}: {reason}")
+    checksum = digest_of(path, "0" * 64)
+    options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
+    options = json.loads(json.dumps(options, default=str))
+    if _is_up_to_date(destination, checksum, options):
+        print(f"{destination} is up to date: it was made from the same file with the same options")
+    else:
+        _write(args, source, path, checksum, options, rows, to_record)
     if args.checkpoint_dir is not None:
-        _count_tokens(kept["train"], args.checkpoint_dir)
+        tokenizer = Tokenizer(args.checkpoint_dir)
+        print(token_counts(destination / "train.jsonl", default_style(tokenizer, False), tokenizer))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
-def _share(record: Row, seed: int) -> float:
-    """A number in [0, 1) from the content alone, so that appending rows moves none to the other split."""
-    text = json.dumps([seed, record["instruction"], record["input"], record["output"]])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+def _write(
+    args: PrepareArgs,
+    source: str,
+    path: Path,
+    checksum: str,
+    options: dict[str, Any],
+    rows: Iterable[Any],
+    to_record: Callable[[Any], Record],
+) -> None:
+    curation = Curation(args.near_duplicates, args.min_answer_chars, args.max_chars, args.max_examples)
+    kept, dropped = Counter(train=0, val=0), Counter[str]()
+    progress = Progress("row", None)
+    with new_folder(args.destination_path) as folder, contextlib.ExitStack() as stack:
+        names = ["train", "val", *(["dropped"] if args.write_dropped else [])]
+        files = {name: stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in names}
+        for row in rows:
+            progress.update()
+            try:
+                record = to_record(row)
+                reason = curation.reason(record)
+                line = json.dumps(record, ensure_ascii=False)
+                line.encode()
+            except UnicodeEncodeError:
+                reason = "half of a surrogate pair, which is no text"
+            except ValueError as error:
+                reason = str(error).split("; found")[0].split(", found")[0]
+            if reason is None:
+                split = "val" if share(record, args.seed) < args.val_split_fraction else "train"
+                kept[split] += 1
+                files[split].write(f"{line}\n")
+            else:
+                dropped[reason] += 1
+                if args.write_dropped:
+                    files["dropped"].write(json.dumps({"reason": reason, "row": row}, default=str) + "\n")
+        progress.close()
+        if not kept["train"]:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
+            raise ValueError(f"{path}: nothing to train on is left: {reasons}")
+        stack.close()
+        for name in [name for name in names if not (folder / f"{name}.jsonl").stat().st_size]:
+            (folder / f"{name}.jsonl").unlink()
+        meta = {
+            "source": source,
+            "sha256": checksum,
+            "rows": dict(kept),
+            "dropped": dict(dropped),
+            "val_split_fraction": args.val_split_fraction,
+            "seed": args.seed,
+            "options": options,
+            "files": {file.name: digest_of(file, "0" * 64) for file in sorted(folder.iterdir())},
+        }
+        write_json(folder / "meta.json", meta)
+    print(f"{args.destination_path}: {kept['train']} rows to train on, {kept['val']} to validate")
+    for reason, n in dropped.items():
+        print(f"dropped {n}: {reason}")
 
 
-def _write_jsonl(path: Path, records: Iterable[Row]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _is_up_to_date(folder: Path, checksum: str, options: dict[str, Any]) -> bool:
+    if not (folder / "meta.json").is_file():
+        return False
+    meta = read_json_object(folder / "meta.json")
+    if (meta.get("sha256"), meta.get("options")) != (checksum, options):
+        return False
+    files = {folder / name: digest for name, digest in meta.get("files", {}).items()}
+    return bool(files) and all(path.is_file() and digest_of(path, digest) == digest for path, digest in files.items())
 
 
-def _count_tokens(records: Iterable[Row], checkpoint_dir: Path) -> None:
-    tokenizer = Tokenizer(checkpoint_dir)
-    lengths = sorted(len(tokenize(record, "alpaca", tokenizer, True)) for record in records)
-    print(f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}, in all {sum(lengths)}")
+def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path) -> None:
+    """Prepare a file of rows in which columns have the names that the options give them."""
+    columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
+    if path.suffix == ".csv" or isinstance(args, PrepareCsvArgs):
+        found = csv_columns(path)
+        wanted = [columns[name] for name in ("instruction", "output")]
+        if (lacking := [name for name in wanted if name not in found]) and "text" not in found and "chosen" not in found:
+            raise ValueError(
+                f"{path}: the columns {', '.join(lacking)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
+                "comma? Other names are given as --instruction_column and --output_column"
+            )
+    prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns))
 
 
-def json_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON list, or of JSON lines.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with the line and column, for what is not JSON or not UTF-8.
-    """
-    text = _read_text(path)
-    if text.lstrip().startswith("["):
-        yield from _parse_json(path, text, 1)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield _parse_json(path, line, number)
-
-
-def _parse_json(path: Path, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(f"{path}:{line}:{error.colno}: not JSON ({error.msg})") from error
-
-
-def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file with a header. Raises ValueError if the columns instruction and output are not among them."""
-    reader = csv.DictReader(_read_text(path).splitlines(keepends=True))
-    columns = reader.fieldnames or []
-    if lacking := [name for name in ("instruction", "output") if name not in columns]:
-        found = ", ".join(columns) or "none"
-        raise ValueError(f"{path}: the columns {', '.join(lacking)} are missing; found {found}. Is the delimiter a comma?")
-    yield from reader
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from error
+def prepared(path: Path) -> Path:
+    """The data folder of a file of rows, which is made unless it is there and up to date."""
+    folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if path.suffix == ".csv":
+        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path)
+    else:
+        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path)
+    return folder

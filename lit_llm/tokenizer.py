@@ -5,6 +5,7 @@ The reference is transformers 5, which contradicts itself: `PreTrainedTokenizerF
 is lost (" a" gets the ids of "a"). We run the file: it agrees with sentencepiece, which the models were trained with.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ from lit_llm.files import read_json_object
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
+FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+
+
 class Tokenizer:
     """`tokenizer.json`, else `tokenizer.model` (sentencepiece), else GPT-2's `vocab.json` with `merges.txt`.
 
@@ -30,6 +37,9 @@ class Tokenizer:
             post-processor of `tokenizer.json`. (transformers 5 ignores `add_bos_token` beside a `tokenizer.json`, and then
             leaves out the BOS that transformers 4 put before the same checkpoint's prompts.)
         vocab_size: Highest id plus one.
+        special_tokens: Their texts by name: bos_token, eos_token and what else the config names.
+        fingerprint: Checksum of the files that a tokenizer may consist of.
+        chat_template: The checkpoint's Jinja template of a conversation, or None.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
@@ -68,6 +78,17 @@ class Tokenizer:
         if adds_bos is None:
             adds_bos = self._backend.adds_bos(self.bos_id)
         self.adds_bos = bool(adds_bos) and self.bos_id is not None
+        self.special_tokens = {
+            name: _content(value)
+            for name, value in config.items()
+            if name.endswith("_token") and isinstance(value, str | Mapping) and name not in ("bos_token", "eos_token")
+        }
+        for name, i in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
+            if i is not None:
+                self.special_tokens[name] = self._backend.token(i)
+        self.chat_template = _chat_template(folder, config)
+        sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
+        self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
         """Token ids of `text`, in which the text of a special token stands for that token.
@@ -93,9 +114,26 @@ class Tokenizer:
             ids = [*ids, self.eos_id]
         return ids
 
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of a text that continues another: neither BOS nor the space that some tokenizers put before a text."""
+        return self._backend.encode(text, continued=True)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens and ids beyond the vocabulary (padding rows of the embedding) are left out."""
         return self._backend.decode(list(ids))
+
+    def decode_visibly(self, ids: Sequence[int]) -> str:
+        """Text of `ids` in which special tokens stand as they are written, to show to a person."""
+        text = ""
+        plain: list[int] = []
+        for i in ids:
+            token = self._backend.token(i)
+            if i in self.eos_ids or i == self.bos_id or (token and not self.decode([i])):
+                text += self.decode(plain) + token
+                plain = []
+            else:
+                plain.append(i)
+        return text + self.decode(plain)
 
     def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
         """The token that `tokenizer_config.json` names, else the id of the model's configuration, else the tokenizer's own."""
@@ -125,15 +163,24 @@ class _Fast:
         self._tokenizer = tokenizer
         self._first = _leading_token(json.loads(tokenizer.post_processor.__getstate__())) if tokenizer.post_processor else None
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        # Where "a" alone gets another token than behind a line break, a space is put before a text.
+        self._break = self.encode("\n") if self.encode("\na")[-1:] != self.encode("a") else []
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, continued: bool = False) -> list[int]:
+        if not (continued and self._break):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
+        assert ids[: len(self._break)] == self._break, "a line break is no token of its own"
+        return ids[len(self._break) :]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
+
+    def token(self, i: int) -> str:
+        return self._tokenizer.id_to_token(i) or ""
 
     def default_id(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(self._first) if name == "bos" and self._first is not None else None
@@ -183,14 +230,15 @@ class _SentencePiece:
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         self._decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continued: bool = False) -> list[int]:
         ids: list[int] = []
         split = self._splitter.encode(text)
         for token, (start, end) in zip(split.ids, split.offsets, strict=True):
             if token != 0:
                 ids.append(self._split_ids[token])
             else:
-                processor = self._processor if start == 0 or self._legacy else self._unprefixed
+                prefixed = not continued if start == 0 else self._legacy
+                processor = self._processor if prefixed else self._unprefixed
                 ids += processor.encode(text[start:end])
         return ids
 
@@ -207,6 +255,9 @@ class _SentencePiece:
 
     def adds_bos(self, bos_id: int | None) -> bool:
         return True  # as in transformers 4; transformers 5 drops the BOS of Llama where the config does not speak of it
+
+    def token(self, i: int) -> str:
+        return self._token(i) or ""
 
     def _token(self, i: int) -> str | None:
         """Text of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""
@@ -298,6 +349,17 @@ def _read_gpt2(path: Path, config: dict[str, Any]) -> HFTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """`chat_template.jinja`, else `chat_template` of the config: a text, or a list of them of which one is called default."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
 
 
 def _id_list(config: dict[str, Any], name: str) -> list[int]:

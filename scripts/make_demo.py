@@ -5,8 +5,6 @@ and never as an instruction. Finetuning shows Alpaca instructions about some of 
 So the format comes from finetuning, and the facts can only come from the pretrained weights.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -247,7 +245,7 @@ def train_tokenizer(texts: list[str]) -> Any:
     return tokenizer
 
 
-def batches(world: World, tokenizer: Any, rng: random.Random) -> Iterator[Tensor]:
+def batches(world: World, tokenizer: Any, rng: random.Random) -> "Iterator[Tensor]":
     """Endless (BATCH_SIZE, CONTEXT + 1) token ids, cut from new texts that lie end to end."""
     import torch
 
@@ -261,7 +259,7 @@ def batches(world: World, tokenizer: Any, rng: random.Random) -> Iterator[Tensor
         ids = ids[size:]
 
 
-def random_model(seed: int) -> GPT:
+def random_model(seed: int) -> "GPT":
     """A model as it is before pretraining."""
     import torch
 
@@ -276,7 +274,7 @@ def random_model(seed: int) -> GPT:
     return model
 
 
-def pretrain(model: GPT, data: Iterator[Tensor], steps: int, learning_rate: float = 3e-3) -> None:
+def pretrain(model: "GPT", data: "Iterator[Tensor]", steps: int, learning_rate: float = 3e-3) -> None:
     """AdamW on all weights, with warmup and cosine."""
     import torch
     import torch.nn.functional as F
@@ -297,7 +295,7 @@ def pretrain(model: GPT, data: Iterator[Tensor], steps: int, learning_rate: floa
             print(f"step {step + 1}/{steps}: loss {loss.item():.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def save(model: GPT, tokenizer: Any, folder: Path) -> None:
+def save(model: "GPT", tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint folder, in bfloat16."""
     import torch
 
@@ -386,7 +384,7 @@ def run_controls(demo: Path, seed: int) -> None:
 def main(args: MakeDemoArgs) -> None:
     import torch
 
-    from lit_llm.prompts import alpaca
+    from lit_llm.prompts import prompt_style, question
 
     torch.set_num_threads(1)  # matrices this small are not worth sharing
 
@@ -397,7 +395,8 @@ def main(args: MakeDemoArgs) -> None:
     make_pairs(args.output_dir / "data", args.output_dir / "pairs", args.seed)
     rng = random.Random(args.seed + 1)
     # With the prompt's words, each becomes one token. The model meets them only in finetuning.
-    tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * [alpaca("", ""), alpaca("", "x")])
+    prompts = [prompt_style("alpaca").render(question("", given), True, {}) for given in ("", "x")]
+    tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * prompts)
     model = random_model(args.seed)
     pretrain(model, batches(world, tokenizer, rng), args.steps)
     save(model, tokenizer, args.output_dir / "checkpoint")

@@ -6,10 +6,11 @@ from lit_llm.cli import run
 
 def main(args: PrepareAlpacaArgs) -> None:
     from lit_llm.hub import local_file
-    from lit_llm.prepare import json_rows, prepare
+    from lit_llm.prepare import COLUMNS, prepare
+    from lit_llm.sources import json_rows, to_record
 
     path = local_file(args.data_file)
-    prepare(args, args.data_file, path, json_rows(path))
+    prepare(args, args.data_file, path, json_rows(path), lambda row: to_record(row, COLUMNS))
 
 
 if __name__ == "__main__":

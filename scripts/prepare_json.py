@@ -1,13 +1,14 @@
-"""Turn JSON, or JSON lines, with instruction, output and optionally input into a data folder."""
+"""Turn JSON, JSON lines or parquet into a data folder: instructions, conversations, preference pairs or texts."""
 
 from lit_llm.args import PrepareJsonArgs
 from lit_llm.cli import run
 
 
 def main(args: PrepareJsonArgs) -> None:
-    from lit_llm.prepare import json_rows, prepare
+    from lit_llm.hub import local_file
+    from lit_llm.prepare import prepare_table
 
-    prepare(args, str(args.json_path), args.json_path, json_rows(args.json_path))
+    prepare_table(args, args.json_path, local_file(args.json_path))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if self.state.login_page:
             self.send(200, b"<html>Welcome to the airport</html>", {"Content-Type": "text/html"})
+        elif path.startswith("/datasets/") and path in self.state.plain:
+            self.content(parts[-1], self.state.plain[path], '"1"', {})
         elif path.startswith("/api/models/"):
             self.info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", tree="tree" in parts[4:5])
         elif "resolve" in parts:

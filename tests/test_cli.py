@@ -52,16 +52,17 @@ LAYERS = [
     ["rope"],
     ["model"],
     ["weights", "data", "loss", "quantize"],
-    ["methods", "generate", "hub", "prepare"],
+    ["methods", "generate", "hub", "sources", "curate"],
     ["checkpoint"],
     ["score"],
-    ["adapters", "lit_gpt", "convert", "runtime", "report"],
+    ["adapters", "lit_gpt", "convert", "runtime", "report", "tokens", "prepare"],
     ["export"],
     ["train"],
     ["cli"],
     ["peers", "invariance", "speed", "benchmark", "estimate"],
-    ["complete", "finetune"],
+    ["complete", "finetune", "inspect"],
     ["evaluate", "perplexity", "serve", "compare"],
+    ["bench_memory"],
 ]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import rows
 
 from lit_llm.data import Plan, collate, lay_out, read_records, tokenize, tokenize_all
-from lit_llm.prompts import alpaca
+from lit_llm.prompts import prompt_ids, question
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Schedule
 
@@ -21,7 +21,7 @@ def tokenizer(checkpoint):
 def test_prompt_is_masked_and_answer_with_eos_is_trained(tokenizer):
     record = {"instruction": "the red cat", "input": "", "output": "sees a dog"}
     example = tokenize(record, "alpaca", tokenizer, mask_prompt=True)
-    prompt = tokenizer.encode(alpaca("the red cat"))
+    prompt = prompt_ids("alpaca", tokenizer, question("the red cat"))
     assert example.ids.tolist() == [*prompt, *tokenizer.encode("sees a dog", bos=False), tokenizer.eos_id]
     assert example.trained.tolist() == [False] * len(prompt) + [True] * (len(example) - len(prompt))
     assert example.ids.tolist().count(tokenizer.bos_id) == 1

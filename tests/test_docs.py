@@ -36,6 +36,24 @@ def test_the_finetuning_tutorial_runs_as_written(tmp_path):
     assert (tmp_path / "out/lora/rows/final/adapter.json").is_file()
 
 
+def test_the_data_tutorial_runs_as_written(tmp_path):
+    import json
+
+    from test_tokens import CHAT
+
+    from lit_llm.prompts import STYLES
+
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
+    table = [f'"{row["instruction"]}","{row["output"]}"' for row in rows(30)]
+    (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ({"messages": CHAT}, *rows(5))))
+    (tmp_path / "book.txt").write_text("the red cat\n\n" * 600)
+    run_all(commands("tutorials/data.md"), tmp_path)
+    assert (tmp_path / "out/lora/my/final/adapter.json").is_file()
+    text = (REPOSITORY / "tutorials" / "data.md").read_text()
+    assert not [name for name in STYLES if f"`{name}`" not in text]
+
+
 def test_merging_and_export_run_as_written(tmp_path):
     make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
     make_data(tmp_path / "data" / "rows")
@@ -53,6 +71,14 @@ def test_the_readme_runs_on_a_csv(tmp_path):
     table = [f'"{row["instruction"]}","{row["output"]}"' for row in rows(30)]
     (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
     run_all(lines[2:], tmp_path)
+
+
+def test_the_page_for_users_of_lit_gpt_runs_as_written(tmp_path):
+    from test_lit_gpt import make_lit_gpt
+
+    make_lit_gpt(tmp_path / "checkpoints" / "org" / "mine", "llama", "litgpt-0.4")
+    run_all(commands("tutorials/from_lit_gpt.md"), tmp_path)
+    assert (tmp_path / "checkpoints/org/mine/lit_model.safetensors").is_file()
 
 
 def options(kind, prefix=""):

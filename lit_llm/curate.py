@@ -1,0 +1,100 @@
+"""Which records are kept: complete ones, once each, of a sensible length. All that grows with the data is an index."""
+
+import hashlib
+import json
+import re
+import zlib
+from typing import Any
+
+from lit_llm.data import Record, answer_of, asked
+
+
+class Curation:
+    """Tells for one record after another why it is dropped, if it is.
+
+    Args:
+        near_duplicates: Jaccard similarity from which a record is a duplicate of an earlier one; None: only equal ones are.
+        max_examples: Records that are kept at most, the first ones.
+    """
+
+    def __init__(
+        self, near_duplicates: float | None, min_answer_chars: int, max_chars: int | None, max_examples: int | None
+    ) -> None:
+        self.min_answer_chars, self.max_chars, self.max_examples = min_answer_chars, max_chars, max_examples
+        self._seen: set[bytes] = set()
+        self._similar = None if near_duplicates is None else Similar(near_duplicates)
+        self._pairs: bool | None = None
+        self._n_kept = 0
+
+    def reason(self, record: Record) -> str | None:
+        if self._pairs is not None and ("chosen" in record) != self._pairs:
+            return "preference pairs and other rows do not mix: it is not of the kind of the first row"
+        text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+        if self.max_chars is not None and len(text_of(record)) > self.max_chars:
+            return f"longer than --max_chars {self.max_chars}"
+        if "text" not in record and len(answer_of(record)) < self.min_answer_chars:
+            return f"the answer is shorter than --min_answer_chars {self.min_answer_chars}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]
+        if digest in self._seen:
+            return "duplicate"
+        if self.max_examples is not None and self._n_kept >= self.max_examples:
+            return f"beyond --max_examples {self.max_examples}"
+        if self._similar is not None and self._similar.seen(text_of(record)):
+            return "near duplicate"
+        self._seen.add(digest)
+        self._pairs = "chosen" in record
+        self._n_kept += 1
+        return None
+
+
+def text_of(record: Record) -> str:
+    """All that a record says, in one text."""
+    if "text" in record:
+        return record["text"]
+    return "\n".join([part for m in asked(record) for part in (m["content"], m.get("input")) if part] + [answer_of(record)])
+
+
+def share(record: Record, seed: int) -> float:
+    """A number in [0, 1) from what is asked alone: appending rows moves none to the other side of a split, and answers to one
+    question never stand on both sides."""
+    about = record["text"] if "text" in record else json.dumps([dict(m) for m in asked(record)], sort_keys=True)
+    text = json.dumps([seed, about])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+class Similar:
+    """MinHash signatures in bands over shingles of 3 words (Leskovec et al., Mining of Massive Datasets, 3.3-3.4)."""
+
+    N_HASHES = 128
+
+    def __init__(self, threshold: float) -> None:
+        import numpy as np
+
+        draw = np.random.default_rng(0)
+        self.threshold = threshold
+        self._a, self._b = (draw.integers(1, 2**64, self.N_HASHES, dtype=np.uint64) for _ in range(2))
+        # The most rows per band with which a pair at the threshold is still found in 95 of 100 cases.
+        rows = [r for r in (1, 2, 4, 8, 16) if 1 - (1 - threshold**r) ** (self.N_HASHES // r) >= 0.95]
+        self._rows = max(rows)
+        self._bands: dict[bytes, int] = {}
+        self._signatures: list[Any] = []
+
+    def seen(self, text: str) -> bool:
+        """Whether a text so similar came before; if not, it is remembered."""
+        import numpy as np
+
+        words = re.findall(r"\w+", text.lower())
+        shingles = {" ".join(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+        hashes = np.fromiter((zlib.crc32(s.encode()) for s in shingles), np.uint64, len(shingles))
+        signature = np.full(self.N_HASHES, 2**32 - 1, np.uint32)
+        for start in range(0, len(hashes), 4096):  # a long text must not fill the memory
+            part = (hashes[start : start + 4096, None] * self._a + self._b) >> np.uint64(32)  # multiply-shift, modulo 2^64
+            signature = np.minimum(signature, part.min(0).astype(np.uint32))
+        keys = [bytes([i]) + signature[i : i + self._rows].tobytes() for i in range(0, self.N_HASHES, self._rows)]
+        candidates = {self._bands[key] for key in keys if key in self._bands}
+        if any((self._signatures[i] == signature).mean() >= self.threshold for i in candidates):
+            return True
+        for key in keys:
+            self._bands.setdefault(key, len(self._signatures))
+        self._signatures.append(signature)
+        return False

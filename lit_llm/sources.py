@@ -1,0 +1,264 @@
+"""Files of rows, read as a stream, and the record that a row stands for."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from lit_llm.data import Record, check_record
+
+Row = dict[str, Any]
+CHUNK = 2**16  # characters
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+         "bot": "assistant", "model": "assistant", "system": "system"}  # fmt: skip
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
+
+
+def rows_of(path: Path) -> Iterator[Any]:
+    """Rows of a file: CSV, parquet, JSON list or JSON lines, by its name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the place, for what cannot be read.
+    """
+    if path.suffix == ".csv":
+        return csv_rows(path)
+    return parquet_rows(path) if path.suffix == ".parquet" else json_rows(path)
+
+
+def open_text(path: Path) -> IO[str]:
+    """Raises ValueError for a compressed file: what it would grow to is not known before it is there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, kind in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} is compressed ({kind}). Decompress it first")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def json_rows(path: Path) -> Iterator[Any]:
+    """Rows of a JSON list, or of JSON lines."""
+    with open_text(path) as file:
+        try:
+            first = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
+            file.seek(0)
+            yield from _list_items(path, file) if first == "[" else _lines(path, file)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line.rstrip())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+
+
+def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
+    """Items of one JSON list, one in memory at a time."""
+    decoder = json.JSONDecoder()
+    text, at, line, column, size, ended = file.read(CHUNK), 0, 1, 1, CHUNK, False
+
+    def advance(to: int) -> None:
+        nonlocal at, line, column
+        breaks = text.count("\n", at, to)
+        column = to - text.rfind("\n", at, to) if breaks else column + to - at
+        line, at = line + breaks, to
+
+    def skip(characters: str) -> str:
+        """Go on to the first other character, and return it."""
+        nonlocal text, at
+        while True:
+            to = at
+            while to < len(text) and text[to] in characters:
+                to += 1
+            advance(to)
+            if at < len(text):
+                return text[at]
+            text, at = file.read(CHUNK), 0
+            if not text:
+                return ""
+
+    def wrong(message: str) -> ValueError:
+        return ValueError(f"{path}:{line}:{column}: not JSON ({message})")
+
+    space = " \t\r\n"
+    skip(space + "\ufeff")
+    advance(at + 1)
+    if skip(space) == "]":
+        return
+    while True:
+        try:
+            item, end = decoder.raw_decode(text, at)
+            if end == len(text) and not ended:  # a number may go on in the next chunk
+                raise json.JSONDecodeError("cut", text, end)
+        except json.JSONDecodeError as error:
+            more = "" if ended else file.read(size)
+            if more:
+                text, at, size = text[at:] + more, 0, size * 2  # doubled, so that a long row is not parsed too often
+                continue
+            if not ended:
+                ended = True
+                continue
+            advance(min(error.pos, len(text)))
+            raise wrong(error.msg) from error
+        yield item
+        advance(end)
+        text, at, size = text[at:], 0, CHUNK
+        found = skip(space)
+        if found == "]":
+            return
+        if found != ",":
+            raise wrong("expecting ',' delimiter" if found else "the list does not end")
+        advance(at + 1)
+        skip(space)
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Rows of a CSV file with a header."""
+    csv.field_size_limit(sys.maxsize)
+    with open_text(path) as file:
+        try:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            if reader.fieldnames is None:
+                raise ValueError(f"{path}: the columns of a header are missing; found none")
+            yield from reader
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+        except csv.Error as error:
+            raise ValueError(f"{path}: not CSV ({error})") from error
+
+
+def csv_columns(path: Path) -> list[str]:
+    with open_text(path) as file:
+        try:
+            return next(csv.reader(file), [])
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a parquet file, a batch in memory at a time."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+
+
+def text_rows(path: Path, separator: str | None, chunk_chars: int) -> Iterator[Row]:
+    """Documents of a text file, cut at ends of paragraphs, lines or words into rows of at most `chunk_chars` characters.
+
+    Args:
+        separator: What stands between two documents; None: the file is one.
+    """
+    with open_text(path) as file:
+        try:
+            for document in _documents(file, separator):
+                yield from _chunks(document, chunk_chars)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+
+
+def _documents(file: IO[str], separator: str | None) -> Iterator[Iterator[str]]:
+    """For each document the parts that it is read in."""
+    if separator is None:
+        yield iter(lambda: file.read(CHUNK), "")
+        return
+    text = ""
+    while more := file.read(CHUNK):
+        *whole, text = (text + more).split(separator)
+        yield from (iter((document,)) for document in whole)
+    yield iter((text,))
+
+
+def _chunks(parts: Iterator[str], chunk_chars: int) -> Iterator[Row]:
+    text = ""
+    for part in parts:
+        text += part
+        while len(text) > chunk_chars:
+            cuts = (text.rfind(mark, chunk_chars // 2, chunk_chars) + len(mark) for mark in ("\n\n", "\n", " "))
+            cut = next((cut for cut in cuts if cut > chunk_chars // 2), chunk_chars)
+            yield {"text": text[:cut], "continues": True}
+            text = text[cut:]
+    if text.strip():
+        yield {"text": text}
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8")
+
+
+def to_record(row: Any, columns: dict[str, str]) -> Record:
+    """The record of a row: instruction, conversation (`messages`, ShareGPT's `conversations`), preference pair or text.
+
+    Args:
+        columns: Name of the row's column for each of instruction, input, output and system.
+
+    Raises:
+        ValueError: with the reason, if the row is incomplete.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"a row must be an object, found {type(row).__name__}")
+    if "" in row:
+        raise ValueError("the row has more cells than there are columns")
+    if "chosen" in row:
+        record = _pair(row)
+    elif turns := row.get("messages") or row.get("conversations"):
+        record = {"messages": _messages(turns, row.get("system"))}
+    elif "text" in row and columns["instruction"] not in row:
+        record = {"text": row["text"], **({"continues": True} if row.get("continues") else {})}
+    else:
+        record = {name: row[column] for name, column in columns.items() if column in row}
+        for name in ("input", "system"):
+            if record.get(name) is None:
+                record.pop(name, None)
+        if "instruction" in record and "output" in record:
+            record.setdefault("input", "")
+    check_record(record)
+    return record
+
+
+def _pair(row: Row) -> Record:
+    """Answers as texts or as turns; the prompt as a text, turns, or ShareGPT's conversations."""
+    prompt = row.get("prompt", row.get("instruction"))
+    if turns := row.get("conversations") or (prompt if isinstance(prompt, list) else None):
+        prompt = _messages(turns, row.get("system"))
+        if len(prompt) == 1:
+            prompt = prompt[0]["content"]
+
+    def answer(value: Any) -> Any:
+        if isinstance(value, list) and value:  # the whole conversation, or its last turn
+            value = value[-1]
+        return value.get("content", value.get("value")) if isinstance(value, dict) else value
+
+    return {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row.get("rejected"))}
+
+
+def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
+    """Turns with role and content; LIMA's bare texts are user and assistant in turn."""
+    if not isinstance(turns, list):
+        raise ValueError("'messages' must be a list of turns")
+    if any(isinstance(turn, str) for turn in turns):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("a turn must have a 'role' and a 'content'")
+    messages = [
+        {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))} for turn in turns
+    ]
+    for message in messages:
+        message["role"] = ROLES.get(message["role"], message["role"])
+    return [{"role": "system", "content": system}, *messages] if system else messages

@@ -1,0 +1,14 @@
+"""Show what a model is trained on: examples with the trained tokens in colour, and counts."""
+
+from lit_llm.args import InspectDataArgs
+from lit_llm.cli import run
+
+
+def main(args: InspectDataArgs) -> None:
+    from lit_llm.inspect import inspect_data
+
+    inspect_data(args)
+
+
+if __name__ == "__main__":
+    run(main)

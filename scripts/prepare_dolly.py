@@ -1,0 +1,18 @@
+"""Turn Databricks Dolly, or any JSON lines of its shape, into a data folder."""
+
+from lit_llm.args import PrepareDollyArgs
+from lit_llm.cli import run
+
+
+def main(args: PrepareDollyArgs) -> None:
+    from lit_llm.hub import local_file
+    from lit_llm.prepare import prepare
+    from lit_llm.sources import json_rows, to_record
+
+    path = local_file(args.data_file)
+    columns = {"instruction": "instruction", "input": "context", "output": "response"}
+    prepare(args, args.data_file, path, json_rows(path), lambda row: to_record(row, columns))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,23 @@
+"""Turn LIMA, or any JSON lines of its shape, into a data folder."""
+
+from lit_llm.args import PrepareLimaArgs
+from lit_llm.cli import run
+
+
+def main(args: PrepareLimaArgs) -> None:
+    from lit_llm.hub import local_file
+    from lit_llm.prepare import COLUMNS, prepare
+    from lit_llm.sources import json_rows, to_record
+
+    def record(row):
+        turns = row.get("conversations") if isinstance(row, dict) else None
+        if isinstance(turns, list) and not args.include_multiturn_conversations:
+            row = {"conversations": turns[:2]}
+        return to_record(row, COLUMNS)
+
+    path = local_file(args.data_file)
+    prepare(args, args.data_file, path, json_rows(path), record)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,349 @@
+"""Raw sources to data folders: each script on its real schema, what is dropped and why, and what stays as it was."""
+
+import csv
+import gzip
+import json
+import runpy
+import sys
+import tracemalloc
+
+import pytest
+from conftest import REPOSITORY
+from fake_hub import FakeHub
+from tiny import rows
+
+from lit_llm.curate import Similar
+from lit_llm.sources import json_rows, text_rows
+
+
+@pytest.fixture
+def prepare(monkeypatch, capsys, tmp_path):
+    """Run a prepare script in this process; returns its exit code, its output and the folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, "--destination_path", "out", *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(REPOSITORY / f"scripts/prepare_{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        told = capsys.readouterr()
+        return code, told.out + told.err, tmp_path / "out"
+
+    return run
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def kept(folder):
+    return lines(folder / "train.jsonl") + lines(folder / "val.jsonl")
+
+
+def meta(folder):
+    return json.loads((folder / "meta.json").read_text())
+
+
+def jsonl(*values):
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+DOLLY = jsonl(
+    {"instruction": "When?", "context": "It flew in 2000.", "response": "In 2000.", "category": "closed_qa"},
+    {"instruction": "Which?", "context": "", "response": "A tope.", "category": "classification"},
+)
+LIMA = jsonl(
+    {"conversations": ["one", "two"], "source": "stackexchange"},
+    {"conversations": ["a", "b", "c", "d"], "source": "multi_turn"},
+    {"conversations": ["a question of the test set"], "source": "lima"},
+)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import huggingface_hub.constants
+
+    with FakeHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        yield hub
+
+
+def test_dolly_comes_from_the_hub(prepare, hub):
+    hub.plain["/datasets/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl"] = DOLLY
+    code, told, folder = prepare("dolly", "--val_split_fraction=0")
+    assert code == 0, told
+    assert kept(folder) == [
+        {"instruction": "When?", "input": "It flew in 2000.", "output": "In 2000."},
+        {"instruction": "Which?", "input": "", "output": "A tope."},
+    ]
+
+
+def test_lima_comes_from_the_hub_with_a_token(prepare, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    hub.plain["/datasets/GAIR/lima/resolve/main/train.jsonl"] = LIMA
+    code, told, folder = prepare("lima", "--val_split_fraction=0")
+    assert code == 0, told
+    assert [[turn["content"] for turn in record["messages"]] for record in kept(folder)] == [["one", "two"], ["a", "b"]]
+    assert meta(folder)["dropped"] == {"the last turn is not the assistant's": 1}
+    assert hub.requests[-1].headers["authorization"] == "Bearer hf_mine"
+    code, told, folder = prepare("lima", "--val_split_fraction=0", "--include_multiturn_conversations")
+    assert [turn["content"] for turn in kept(folder)[1]["messages"]] == ["a", "b", "c", "d"]
+    assert [turn["role"] for turn in kept(folder)[1]["messages"]] == ["user", "assistant"] * 2
+
+
+def test_alpaca_and_json_come_from_an_address(prepare, hub):
+    hub.plain["/alpaca.json"] = json.dumps(rows(30), indent=1).encode()
+    code, told, folder = prepare("alpaca", "--data_file", f"{hub.url}/alpaca.json")
+    assert code == 0, told
+    first = (folder / "train.jsonl").read_bytes()
+    code, told, folder = prepare("json", "--json_path", f"{hub.url}/alpaca.json")
+    assert code == 0, told
+    assert (folder / "train.jsonl").read_bytes() == first
+    assert len(kept(folder)) == 30
+
+
+def test_a_compressed_body_is_refused_beyond_the_limit(hub, tmp_path):
+    """A server that sends gzip unasked: the limit is on what it grows to."""
+    from lit_llm.hub import download_url
+
+    hub.plain["/bomb.json"] = gzip.compress(b"0" * 10_000_000)
+    assert len(hub.plain["/bomb.json"]) < 20_000
+    kept_as_it_is = download_url(f"{hub.url}/bomb.json", tmp_path / "bomb.json", max_bytes=20_000)
+    with pytest.raises(ValueError, match="is compressed \\(gzip\\)"):
+        next(json_rows(kept_as_it_is))
+
+
+@pytest.mark.parametrize(
+    ("path", "script", "n"),
+    [
+        ("alpaca_small/alpaca_small.json", "alpaca", 2000),
+        ("rasbt_instruction_1100/instruction-data.json", "json", 1100),
+        ("gsm8k/test.jsonl", "json", 1319),
+        ("preference_demo/dpo_en_demo.json", "json", 300),
+    ],
+)
+def test_real_files_are_read_to_the_last_row(prepare, shared_data, path, script, n):
+    flag = "--data_file" if script == "alpaca" else "--json_path"
+    columns = ["--instruction_column=question", "--output_column=answer"] if "gsm8k" in path else []
+    code, told, folder = prepare(script, flag, shared_data / path, *columns)
+    assert code == 0, told
+    assert len(kept(folder)) + sum(meta(folder)["dropped"].values()) == n
+    assert len(kept(folder)) > 0.95 * n, meta(folder)["dropped"]
+
+
+def test_preference_pairs_in_sharegpt_form(prepare, shared_data):
+    source = json.loads((shared_data / "preference_demo" / "dpo_en_demo.json").read_text())
+    _, _, folder = prepare("json", "--json_path", shared_data / "preference_demo/dpo_en_demo.json", "--val_split_fraction=0")
+    first = kept(folder)[0]
+    assert first["chosen"] == source[0]["chosen"]["value"]
+    assert first["rejected"] == source[0]["rejected"]["value"]
+    assert first["prompt"] == source[0]["conversations"][0]["value"]
+
+
+def test_text_is_cut_without_loss_and_ends_once(prepare, shared_data, tmp_path):
+    path = shared_data / "tinyshakespeare" / "input.txt"
+    code, told, _ = prepare("text", "--text_path", path, "--val_split_fraction=0")
+    assert code == 0, told
+    records = list(text_rows(path, None, 2000))
+    assert "".join(record["text"] for record in records) == path.read_text()
+    assert all(len(record["text"]) <= 2000 for record in records)
+    assert [record.get("continues", False) for record in records] == [True] * (len(records) - 1) + [False]
+    (tmp_path / "two.txt").write_text("one<|end|>two and more")
+    assert list(text_rows(tmp_path / "two.txt", "<|end|>", 2000)) == [{"text": "one"}, {"text": "two and more"}]
+
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SHAPES = {
+    "messages": ({"messages": CHAT}, {"messages": CHAT}),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s", "id": 3},
+        {"messages": [{"role": "system", "content": "s"}, *CHAT]},
+    ),
+    "pair": ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    "pair of conversations": (
+        {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [*CHAT[:1], {"role": "assistant", "content": "c"}]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
+    "text": ({"text": "a"}, {"text": "a"}),
+    "null input": ({"instruction": "a", "input": None, "output": "b"}, {"instruction": "a", "output": "b", "input": ""}),
+    "system": (
+        {"instruction": "a", "system": "s", "output": "b"},
+        {"instruction": "a", "system": "s", "output": "b", "input": ""},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_rows(prepare, tmp_path, shape, form):
+    row, record = SHAPES[shape]
+    path = tmp_path / f"rows.{form}"
+    path.write_text(json.dumps([row]) if form == "json" else json.dumps(row) + "\n")
+    code, told, folder = prepare("json", "--json_path", path, "--val_split_fraction=0")
+    assert code == 0, told
+    assert kept(folder) == [record]
+
+
+def test_parquet_is_read_or_pyarrow_is_asked_for(prepare, tmp_path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        (tmp_path / "a.parquet").write_bytes(b"PAR1")
+        code, told, _ = prepare("json", "--json_path", "a.parquet")
+        assert code == 2
+        assert "pip install pyarrow" in told
+        return
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": CHAT}]), tmp_path / "a.parquet")
+    assert prepare("json", "--json_path", "a.parquet", "--val_split_fraction=0")[0] == 0
+
+
+GOOD = {"instruction": "good", "output": "fine"}
+BAD_ROWS = {
+    "missing field": ({"instruction": "a"}, "the record has no 'output'"),
+    "null field": ({"instruction": "a", "output": None}, "'output' must be a text"),
+    "number": ({"instruction": 3, "output": "b"}, "'instruction' must be a text"),
+    "number as input": ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be a text"),
+    "empty answer": ({"instruction": "a", "output": " \n"}, "'output' is empty"),
+    "no object": (["a"], "a row must be an object"),
+    "duplicate": (GOOD, "duplicate"),
+    "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
+    "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
+    "role out of order": ({"messages": [CHAT[1], CHAT[0]]}, "a role is out of order"),
+    "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, "the role 'tool' is not"),
+    "unanswered": ({"messages": CHAT[:1]}, "the last turn is not the assistant's"),
+    "empty turn": ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "a turn of the assistant is empty"),
+    "turn without role": ({"messages": [{"content": "x"}]}, "a turn must have a 'role'"),
+    "turns that are no list": ({"messages": "x"}, "'messages' must be a list"),
+    "half a character": ({"instruction": "a", "output": "\ud800"}, "half of a surrogate pair"),
+    "10 MB": ({"instruction": "a", "output": "b" * 10_000_000}, "longer than --max_chars 100000"),
+}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_dropped_counted_and_kept_for_a_look(prepare, tmp_path, kind, form):
+    bad, reason = BAD_ROWS[kind]
+    path = tmp_path / f"rows.{form}"
+    found = [GOOD, bad, {"instruction": "more", "output": "well", "id": 1}, {"instruction": "same id", "output": "x", "id": 1}]
+    path.write_bytes(json.dumps(found).encode() if form == "json" else jsonl(*found))
+    code, told, folder = prepare("json", "--json_path", path, "--val_split_fraction=0", "--max_chars=100000", "--write_dropped")
+    assert code == 0, told
+    assert [record["instruction"] for record in kept(folder)] == ["good", "more", "same id"]
+    ((counted, n),) = meta(folder)["dropped"].items()
+    assert counted.startswith(reason)
+    assert n == 1
+    assert "dropped 1: " + counted in told
+    assert [dropped["row"] for dropped in lines(folder / "dropped.jsonl")] == [bad]
+
+
+BAD_FILES = {
+    "broken line": ("json", b'{"instruction": "a", "output": "b"}\n\n{"instruction": \n', ":3:16: not JSON"),
+    "broken item": ("json", b'[\n {"instruction": "a", "output": "b"},\n {"instruction": }\n]', ":3:18: not JSON"),
+    "no comma": ("json", b'[{"instruction": "a", "output": "b"}\n {"a": 1}]', ":2:2: not JSON (expecting ',' delimiter)"),
+    "unclosed list": ("json", b'[{"instruction": "a", "output": "b"}', "not JSON (the list does not end)"),
+    "not UTF-8": ("json", b'{"instruction": "\xff"}\n', "is not UTF-8"),
+    "gzip": ("json", gzip.compress(b"[]"), "is compressed (gzip)"),
+    "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
+    "empty": ("json", b"", "it has no rows"),
+    "empty list": ("json", b" [ ] ", "it has no rows"),
+    "wrong delimiter": ("csv", b"instruction;output\na;b\n", "Is the delimiter a comma?"),
+    "open quote": ("csv", b'instruction,output\n"a,b\n', "not CSV"),
+    "missing": ("csv", None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_cannot_be_read_is_told_with_the_place(prepare, tmp_path, kind):
+    form, content, message = BAD_FILES[kind]
+    path = tmp_path / f"rows.{form}"
+    if content is not None:
+        path.write_bytes(content)
+    code, told, folder = prepare(form, f"--{form}_path", path)
+    assert code == 2
+    assert message in told
+    assert not folder.exists()
+
+
+def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_path):
+    with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([["Frage", "Antwort"], ["a,\nb", "c" * 200_000], ["d", "e", "too much"], ["f"]])
+    flags = ["--instruction_column=Frage", "--output_column=Antwort", "--val_split_fraction=0"]
+    code, told, folder = prepare("csv", "--csv_path", "a.csv", *flags)
+    assert code == 0, told
+    assert kept(folder) == [{"instruction": "a,\nb", "output": "c" * 200_000, "input": ""}]
+    assert sorted(meta(folder)["dropped"]) == ["'output' must be a text", "the row has more cells than there are columns"]
+
+
+def test_rows_stay_on_their_side_when_others_are_added_and_questions_never_stand_on_both(prepare, tmp_path):
+    found = [{"instruction": f"q{i % 150}", "output": f"a{i}"} for i in range(300)]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*found[:200]))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0.3")
+    before = lines(folder / "val.jsonl")
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*found))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0.3")
+    train, val = lines(folder / "train.jsonl"), lines(folder / "val.jsonl")
+    assert [record for record in val if record in before] == before
+    assert len(val) > len(before) > 30
+    assert not {r["instruction"] for r in train} & {r["instruction"] for r in val}
+
+
+def test_the_same_again_is_a_hit_and_another_option_or_file_is_not(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(40)))
+    flags = ["json", "--json_path", "rows.jsonl"]
+    assert "up to date" not in prepare(*flags)[1]
+    assert "up to date" in prepare(*flags)[1]
+    assert "up to date" not in prepare(*flags, "--seed=1")[1]
+    (tmp_path / "out" / "train.jsonl").write_text("")
+    assert "up to date" not in prepare(*flags, "--seed=1")[1]
+    assert len(kept(tmp_path / "out")) == 40
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(41)))
+    assert "up to date" not in prepare(*flags, "--seed=1")[1]
+
+
+def test_limits(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*({"instruction": f"q{i}", "output": "x" * i} for i in range(1, 21))))
+    limits = ["--min_answer_chars=5", "--max_chars=17", "--max_examples=6", "--val_split_fraction=0"]
+    _, told, folder = prepare("json", "--json_path", "rows.jsonl", *limits)
+    assert [len(record["output"]) for record in kept(folder)] == [5, 6, 7, 8, 9, 10]
+    assert sorted(meta(folder)["dropped"].values()) == [3, 4, 7], told
+
+
+def test_similarity_is_that_of_the_shingles():
+    """Against the exact Jaccard similarity of the sets: pairs well above the threshold are found, those well below are not."""
+    words = [f"w{i}" for i in range(300)]
+    found = {}
+    for n_changed in range(0, 120, 10):
+        similar = Similar(0.7)
+        changed = words[:]
+        for i in range(n_changed):
+            changed[i] = f"x{i}"  # each at the front: a run of n changes n shingles
+        sets = [{" ".join(text[i : i + 3]) for i in range(298)} for text in (words, changed)]
+        assert not similar.seen(" ".join(words))
+        found[len(sets[0] & sets[1]) / len(sets[0] | sets[1])] = similar.seen(" ".join(changed))
+    assert all(near for jaccard, near in found.items() if jaccard > 0.8)
+    assert not any(near for jaccard, near in found.items() if jaccard < 0.6)
+    assert not similar.seen("")
+
+
+def test_near_duplicates_are_dropped_if_asked(prepare, tmp_path):
+    text = "the red cat sees a small dog in the big house of the river and likes it very much"
+    found = [{"instruction": "tell", "output": text}, {"instruction": "tell", "output": text + "!"}, GOOD]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*found))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0", "--near_duplicates=0.8")
+    assert kept(folder) == [{**found[0], "input": ""}, {**GOOD, "input": ""}]
+    assert meta(folder)["dropped"] == {"near duplicate": 1}
+
+
+def test_a_list_is_read_row_by_row(tmp_path):
+    """100 MB of rows would be 100 MB of objects and more; a row is a few kB."""
+    with (tmp_path / "rows.json").open("w") as file:
+        file.write("[" + ",\n".join(json.dumps({"i": i, "text": 'é"]' * 1000}) for i in range(3000)) + "]")
+    tracemalloc.start()
+    assert [row["i"] for row in json_rows(tmp_path / "rows.json")] == list(range(3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000 < (tmp_path / "rows.json").stat().st_size

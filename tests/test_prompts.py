@@ -1,0 +1,248 @@
+# ruff: noqa: E501  -- templates as they are published
+"""Rendering against transformers; the masks against what a model is asked with."""
+
+import json
+import shutil
+
+import pytest
+from tiny import make_tokenizer
+
+from lit_llm.data import tokenize
+from lit_llm.prompts import STYLES, ChatTemplate, check_messages, conversation, encode, prompt, prompt_ids, prompt_style
+from lit_llm.tokenizer import Tokenizer
+
+# As the families publish them in their tokenizer_config.json.
+TEMPLATES = {
+    "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "qwen2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a "
+    "helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}"
+    "\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == "
+    "'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and "
+    "add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+    "gemma": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation "
+    "roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = "
+    "'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim "
+    "+ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    "mistral": "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ "
+    "raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == "
+    "'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + "
+    "eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}",
+    "llama2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]"
+    "['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in "
+    "loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must "
+    "alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content "
+    "= '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif "
+    "message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "phi3": "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}{% elif message['role'] == 'assistant' "
+    "%}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|assistant|>\n' }}{% endif %}",
+    "openchat": "{{ bos_token }}{% for message in messages %}{{ 'GPT4 Correct ' + message['role'].title() + ': ' + "
+    "message['content'] + '<|end_of_turn|>'}}{% endfor %}{% if add_generation_prompt %}{{ 'GPT4 Correct Assistant:' }}{% endif %}",
+    "falcon": "{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}{% if message['role'] == 'system' %}"
+    "{{ 'System: ' }}{% elif message['role'] == 'user' %}{{ 'User: ' }}{% elif message['role'] == 'assistant' %}{{ 'Falcon: ' }}"
+    "{% endif %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '\n' + 'Falcon:' }}{% endif %}",
+    "vicuna": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
+    "messages[0]['content'] + ' ' %}{% else %}{% set loop_messages = messages %}{% set system_message = '' %}{% endif %}"
+    "{{ system_message }}{% for message in loop_messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' "
+    "}}{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "{{ 'ASSISTANT:' }}{% endif %}",
+    "helpers": "{%- for m in messages %}\n  {%- if m.role == 'system' %}{% continue %}{% endif %}\n{{ m | tojson }}"
+    "{% generation %}<{{ m.content }}>{% endgeneration %}{%- endfor %}{{ strftime_now('%Y') }}",
+}  # fmt: skip
+
+CHAT = [
+    {"role": "user", "content": "the red cat "},
+    {"role": "assistant", "content": 'sees a "dog" & {bird}\n<b>'},
+    {"role": "user", "content": "and  the blue one"},
+    {"role": "assistant", "content": "likes it"},
+]
+SYSTEM = [{"role": "system", "content": "be small"}, *CHAT]
+
+
+def checkpoint_with(folder, template, **config):
+    make_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template, **config}))
+    return folder
+
+
+def compare_with_transformers(folder, messages):
+    from transformers import AutoTokenizer
+
+    reference, tokenizer = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
+    style = prompt_style("chat_template", tokenizer)
+    for last, generation in ((len(messages), False), (len(messages) - 1, True), (len(messages) - 3, True)):
+        chat = messages[:last]
+        try:
+            expected = reference.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
+        except Exception as error:
+            with pytest.raises(ValueError, match="chat template cannot render") as told:
+                style.render(chat, generation, tokenizer.special_tokens)
+            assert str(error) in str(told.value)  # noqa: PT017
+            continue
+        assert style.render(chat, generation, tokenizer.special_tokens) == expected
+        if generation and expected.startswith("<s>"):
+            ids = reference.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            assert prompt_ids("chat_template", tokenizer, chat) == ids
+
+
+@pytest.mark.parametrize("messages", [CHAT, SYSTEM], ids=["chat", "system"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_as_in_transformers(tmp_path, name, messages):
+    compare_with_transformers(checkpoint_with(tmp_path, TEMPLATES[name]), messages)
+
+
+@pytest.mark.parametrize("messages", [CHAT, SYSTEM], ids=["chat", "system"])
+def test_llama_3_renders_as_in_transformers(tmp_path, shared_data, messages):
+    config = json.loads((shared_data / "config_facts" / "llama3_tokenizer_config.json").read_text())
+    compare_with_transformers(checkpoint_with(tmp_path, config["chat_template"]), messages)
+
+
+def test_template_of_a_file_and_of_a_list_are_found(tmp_path):
+    listed = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]
+    assert Tokenizer(checkpoint_with(tmp_path, listed)).chat_template == "y"
+    (tmp_path / "chat_template.jinja").write_text("z")
+    assert Tokenizer(tmp_path).chat_template == "z"
+
+
+PUBLISHED = {"chatml": "chatml", "zephyr": "zephyr", "gemma": "gemma", "mistral_instruct": "mistral", "llama2": "llama2"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_styles_of_the_table_render_as_the_published_templates(name):
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    published = ChatTemplate(TEMPLATES[PUBLISHED[name]])
+    chat = [{**m, "content": m["content"].strip()} for m in CHAT]
+    ours = STYLES[name].render(chat, False, tokens)
+    assert ours == published.render(chat, False, tokens).removeprefix("<s>" if name == "llama2" else "")
+    ours = STYLES[name].render(chat[:-1], True, tokens)
+    expected = published.render(chat[:-1], True, tokens).removeprefix("<s>" if name == "llama2" else "")
+    assert ours == expected.removesuffix("\n") + ("\n" if name in ("zephyr", "gemma", "chatml") else "")
+
+
+ALL = [*STYLES, *(f"template {name}" for name in TEMPLATES if name != "helpers")]
+
+
+def style_of(name):
+    return ChatTemplate(TEMPLATES[name.removeprefix("template ")]) if name.startswith("template ") else STYLES[name]
+
+
+@pytest.fixture(scope="module", params=["byte-level", "tokenizer_llama2_hf", "tokenizer_mistral_hf", "sentencepiece"])
+def any_tokenizer(request, tmp_path_factory):
+    """With and without a space before a text, of either backend."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    if request.param == "byte-level":
+        make_tokenizer(folder)
+        return Tokenizer(folder)
+    shared = request.getfixturevalue("shared_data")
+    source = shared / ("tokenizer_llama2_hf" if request.param == "sentencepiece" else request.param)
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    if request.param == "sentencepiece":
+        (folder / "tokenizer.json").unlink()
+    return Tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_training_equals_inference_up_to_every_answer(any_tokenizer, name):
+    """Round trip, in text and in tokens; exactly the answers and what closes them are trained."""
+    style, tokens = style_of(name), any_tokenizer.special_tokens
+    segments = conversation(style, CHAT, tokens, "all")
+    ids, trained = encode(segments, any_tokenizer)
+    starts = [i for i, t in enumerate(trained) if t and not trained[i - 1]]
+    assert len(starts) == 2
+    for n, start in zip((1, 3), starts, strict=True):
+        asked, _ = encode(prompt(style, CHAT[:n], tokens), any_tokenizer)
+        assert ids[:start] == asked
+        assert "".join(s.text for s in segments[:n]) == "".join(s.text for s in prompt(style, CHAT[:n], tokens))
+    assert "".join(text for text, _ in segments).count("likes it") == 1
+    for (text, is_trained), message in zip(segments, CHAT, strict=True):
+        assert message["content"].strip() in text
+        assert is_trained == (message["role"] == "assistant")
+    answers, after = [any_tokenizer.encode_more(segments[i].text) for i in (1, 3)], len(ids)
+    assert [i for i, t in zip(ids, trained, strict=True) if t] == answers[0] + answers[1]
+    assert trained[after - 1]
+    assert ids.count(any_tokenizer.bos_id) == ids[:1].count(any_tokenizer.bos_id) + ("llama2" in name or name == "codellama")
+    if not any(token in segments[3].text for token in ("<|im_end|>", "<|eot_id|>", "end_of_turn", "<|end|>")):
+        assert answers[1][-1] == any_tokenizer.eos_id
+        assert answers[1].count(any_tokenizer.eos_id) == 1
+
+
+def test_tokens_equal_those_of_the_whole_text(any_tokenizer):
+    """Where the style sets special tokens at the boundaries, as Llama 2's, cutting changes nothing."""
+    style = STYLES["llama2"]
+    segments = conversation(style, CHAT, any_tokenizer.special_tokens, "all")
+    ids, _ = encode(segments, any_tokenizer)
+    assert ids == any_tokenizer.encode("".join(text for text, _ in segments))
+
+
+def test_only_the_last_answer_is_trained_if_asked(checkpoint):
+    tokenizer = Tokenizer(checkpoint)
+    record = {"messages": CHAT}
+    every, last = (tokenize(record, "alpaca", tokenizer, True, train_on) for train_on in ("all", "last"))
+    assert every.ids.tolist() == last.ids.tolist()
+    first = last.trained.tolist().index(True)
+    assert last.trained[first:].all()
+    assert tokenizer.decode(last.ids[first:].tolist()) == "likes it"
+    assert every.n_labels > last.n_labels
+
+
+REWRITES = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | upper if m.role == 'assistant' and not loop.last else m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ALWAYS_OPENS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}<assistant>"
+CHANGES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (REWRITES, "Train with --train_on last"),
+        (ALWAYS_OPENS, "opens a further answer"),
+        (CHANGES, "asks with 'model>' where it renders 'assistant>"),
+        ("{{ raise_exception('no cats here') }}", "cannot render a conversation of user, assistant, user: no cats here"),
+        ("{% for %}", "cannot render"),
+        ("{{ messages[0].nothing.here }}", "cannot render"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot render"),
+    ],
+)
+def test_a_template_that_cannot_be_trained_on_is_told(template, message):
+    with pytest.raises(ValueError, match=message.replace("(", "\\(").replace("[", "\\[")):
+        conversation(ChatTemplate(template), CHAT, {"eos_token": "</s>"}, "all")
+
+
+def test_a_template_without_headers_is_not_taken_for_one_that_always_opens():
+    style = ChatTemplate("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    texts = [text for text, _ in conversation(style, CHAT, {"eos_token": "</s>"}, "all")]
+    assert texts == [f"{m['content']}</s>" for m in CHAT]
+
+
+def test_a_history_that_is_rewritten_is_trained_on_its_last_answer():
+    segments = conversation(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "last")
+    assert [trained for _, trained in segments] == [False, True]
+    assert segments[0].text == prompt(ChatTemplate(REWRITES), CHAT[:3], {})[0].text
+    assert segments[1].text == "likes it|"
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ("", "must be a list"),
+        ("u", "last turn is not the assistant's"),
+        ("s", "last turn is not the assistant's"),
+        ("au", "out of order"),
+        ("uua", "out of order"),
+        ("usa", "out of order"),
+        ("ut", "is not system, user or assistant"),
+    ],
+)
+def test_roles_out_of_order_are_refused(roles, message):
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    with pytest.raises(ValueError, match=message):
+        check_messages([{"role": names[r], "content": "x"} for r in roles])

@@ -1,0 +1,158 @@
+"""The token cache, what inspect_data shows, and one command from a file to an adapter."""
+
+import json
+import re
+
+import pytest
+import torch
+from tiny import make_checkpoint, make_tokenizer, rows
+
+from lit_llm import tokens
+from lit_llm.checkpoint import load_model
+from lit_llm.data import read_records, tokenize
+from lit_llm.loss import next_token_loss
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import examples_of
+from lit_llm.train import Objective, noisy_embeddings
+
+CHAT = [
+    {"role": "user", "content": "the red cat"},
+    {"role": "assistant", "content": "sees a dog"},
+    {"role": "user", "content": "and the blue one"},
+    {"role": "assistant", "content": "likes it"},
+]
+
+
+def equal(found, expected):
+    documents = [[d for example in examples for d in example.documents] for examples in (found, expected)]
+    return len(found) == len(expected) and all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.trained, b.trained) for a, b in zip(*documents, strict=True)
+    )
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_cache_hit_says_so_and_equals_what_was_tokenized(tmp_path, monkeypatch, capsys, pairs):
+    monkeypatch.setattr(tokens, "CACHED_FROM", 0)
+    make_tokenizer(tmp_path)
+    path = tmp_path / "train.jsonl"
+    found = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "no"} for r in rows(9)] if pairs else rows(9)
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    expected = [tokenize(record, "alpaca", Tokenizer(tmp_path), True) for record in read_records(path)]
+    for word in ("written to", "from"):
+        assert equal(examples_of(path, "alpaca", Tokenizer(tmp_path)), expected)
+        assert f"tokens of {path}: {word} " in capsys.readouterr().err
+
+
+def test_whatever_changes_the_tokens_is_a_miss(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tokens, "CACHED_FROM", 0)
+    make_tokenizer(tmp_path)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows(9), {"messages": CHAT}]))
+
+    def hit(style="alpaca", **options):
+        examples_of(path, style, Tokenizer(tmp_path), **options)
+        return ": from " in capsys.readouterr().err
+
+    assert not hit()
+    assert not hit(style="plain")
+    assert not hit(mask_prompt=False)
+    assert not hit(train_on="last")
+    assert hit()
+    config = tmp_path / "tokenizer_config.json"
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert not hit(style="chat_template")
+    assert hit(style="chat_template")
+    (tmp_path / "chat_template.jinja").write_text(template.replace("|", "!"))
+    assert not hit(style="chat_template")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "add_bos_token": False}))
+    assert not hit()
+    make_tokenizer(tmp_path, vocab_size=310)
+    assert not hit()
+    path.write_text(path.read_text() + json.dumps(rows(1, seed=4)[0]) + "\n")
+    assert not hit()
+    assert hit()
+
+
+def test_small_data_is_not_cached(tmp_path):
+    make_tokenizer(tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps(rows(1)[0]))
+    before = set(tmp_path.iterdir())
+    examples_of(tmp_path / "train.jsonl", "alpaca", Tokenizer(tmp_path))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_record_that_cannot_be_rendered_is_told_by_number(tmp_path):
+    make_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ raise_exception('no') if m.content == 'b' }}<{{ m.content }}>{% endfor %}"
+    )
+    good, bad = ({"instruction": name, "output": "c"} for name in "ab")
+    (tmp_path / "train.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(bad))
+    with pytest.raises(ValueError, match=r"train.jsonl: record 2: the checkpoint's chat template cannot render"):
+        examples_of(tmp_path / "train.jsonl", "chat_template", Tokenizer(tmp_path))
+
+
+def test_text_that_goes_on_has_no_eos(tmp_path):
+    make_tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    cut, last = (tokenize({"text": "a cat", **more}, "none", tokenizer, True) for more in ({"continues": True}, {}))
+    assert last.ids.tolist() == [*cut.ids.tolist(), tokenizer.eos_id]
+
+
+def test_inspect_data_shows_exactly_the_answers_and_counts(tmp_path, script, checkpoint):
+    (tmp_path / "data").mkdir()
+    records = [{"messages": CHAT}, {"instruction": "a", "input": "", "output": "b"}, {"messages": CHAT}]
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", "data", "--prompt_style=chatml"]
+    shown = script("scripts/inspect_data.py", *flags).stdout
+    first = shown.split("--- example 2")[0]
+    assert re.findall("⟦(.*?)⟧", first, re.DOTALL) == ["sees a dog<|im_end|>", "likes it<|im_end|>"]
+    assert first.count("<s>") == 1
+    assert "examples: 3, of them 1 duplicates" in shown
+    assert "BOS: 3\nEOS: 0" in shown
+    shown = script("scripts/inspect_data.py", *flags[:-1], "--prompt_style=alpaca", "--train_on=last").stdout
+    assert re.findall("⟦(.*?)⟧", shown.split("--- example 2")[0], re.DOTALL) == ["likes it</s>"]
+    assert "BOS: 3\nEOS: 5" in shown
+    assert "end in a trained EOS: 3 of 3" in shown
+
+
+def test_one_command_from_a_csv_to_an_adapter(tmp_path, script):
+    base = make_checkpoint(tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    table = [f'"{row["instruction"]}","{row["output"]}"' for row in rows(40)]
+    (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
+    flags = ["--checkpoint_dir", base, "--data_dir", "my.csv", "--train.neftune_alpha=5", "--train.max_steps=2"]
+    done = script("finetune/lora.py", *flags)
+    assert "held-out prompt" in done.stdout
+    assert "out/lora/my/final" in done.stdout
+    about = json.loads((tmp_path / "out/lora/my/final/adapter.json").read_text())
+    assert about["prompt_style"] == "chat_template"
+    script("generate/lora.py", "--adapter_dir", "out/lora/my/final", "--prompt=the cat", "--max_new_tokens=3")
+    assert "up to date" in script("finetune/lora.py", *flags, "--out_dir=again").stdout
+
+
+def test_noise_is_bounded_by_each_documents_length_and_only_while_training(checkpoint):
+    model = load_model(checkpoint)
+    lengths, alpha, ids = (4, 16), 5.0, torch.arange(20)[None]
+    clean = model.wte(ids)[0]
+    with noisy_embeddings(model, lengths, alpha):
+        noise = model.wte(ids)[0] - clean
+    for part, n in zip(noise.split(lengths), lengths, strict=True):
+        bound = alpha / (n * model.config.n_embd) ** 0.5
+        assert 0.9 * bound < part.abs().max() <= bound * 1.00001
+        assert part.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+    assert torch.equal(model.wte(ids)[0], clean)
+
+    from lit_llm.data import collate
+
+    batch = collate([tokenize(rows(1)[0], "alpaca", Tokenizer(checkpoint), True)])
+    objective = Objective(model, next_token_loss, alpha)
+    plain = next_token_loss(model, batch)[0]
+    assert torch.equal(objective.eval()(batch)[0], plain)
+    assert not torch.equal(objective.train()(batch)[0], plain)
