@@ -98,7 +98,8 @@ def strict_json(server: Server) -> None:
 
 def tokens_join(server: Server) -> None:
     """The texts of the tokens, joined, are the text."""
-    for options in ({}, {"echo_prompt": True}, {"temperature": 1.5, "seed": 3}):
+    variants: list[Json] = [{}, {"echo_prompt": True}, {"temperature": 1.5, "seed": 3}]
+    for options in variants:
         answer = server.process(max_new_tokens=16, **options)
         assert _joined(answer) == answer["text"], f"{_joined(answer)!r} is not {answer['text']!r}"
 

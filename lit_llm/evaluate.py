@@ -7,9 +7,9 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
@@ -64,13 +64,14 @@ class HarnessModel(TemplateLM):
         return [(sum(s.log_probs), s.greedy) for s in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        windows = []
+        windows: list[tuple[int, list[int], list[int]]] = []
         for i, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
+            (text,) = request.args
+            tokens = self.tok_encode(text)
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
             windows += [(i, *make_disjoint_window(window)) for window in rolling]
         totals = [0.0] * len(requests)
-        for (i, *_), (log_prob, _) in zip(windows, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+        for (i, _, _), (log_prob, _) in zip(windows, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
             totals[i] += log_prob
         return totals
 
@@ -92,7 +93,7 @@ class HarnessModel(TemplateLM):
     def _generate(self, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
         """Texts up to the first of the task's stop sequences."""
         assert self.tokenizer is not None
-        known = dict(normalize_gen_kwargs(options, 256))
+        known: dict[str, Any] = dict(normalize_gen_kwargs(options, 256))
         stop = [text for text in known.pop("until") if text]
         n_new, sampling = known.pop("max_gen_toks"), known.pop("do_sample")
         chosen = {name: known.pop(name) for name in ("temperature", "top_k", "top_p") if name in known}
@@ -101,7 +102,7 @@ class HarnessModel(TemplateLM):
         if n_new >= self.max_length:
             raise ValueError(f"the task asks for {n_new} new tokens, but the context has {self.max_length}")
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
-        how = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
+        how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
         found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
         # The harness cuts at one stop sequence after the other; the earliest match is the same place.
         return [c.text[: earliest(c.text, stop)] for c in found]
