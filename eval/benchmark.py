@@ -5,9 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: BenchmarkArgs) -> None:
-    from lit_llm import benchmark
+    from lit_llm import bench_memory, benchmark
 
-    getattr(benchmark, args.check)(args)
+    getattr(bench_memory if args.check == "load_memory" else benchmark, args.check)(args)
 
 
 if __name__ == "__main__":

@@ -731,9 +731,9 @@ class MergeLoRAArgs(Checked):
 class BenchmarkArgs(Checked):
     """What to measure"""
 
-    check: Literal["train_speed", "invariance"]
+    check: Literal["train_speed", "invariance", "load_memory"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
-    your data do not depend on micro-batches or packing."""
+    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,12 @@ COMPANION_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "config.json", "generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt",
 )  # fmt: skip
+
+# Pages of a mapped file count as memory of the process from when they are read to when nothing refers to the mapping: one
+# mapping for all tensors of a file would hold the file beside what is cast or quantized from it.
+_MAPPED_ELEMENTS = 2**26
+
+_SECONDS_BEFORE_PROGRESS = 3
 
 Reader = Callable[[], Tensor]
 
@@ -130,19 +138,30 @@ def read_config(checkpoint_dir: Path) -> Config:
 def _fill(
     model: GPT, tensors: Iterable[tuple[str, Reader]], device: torch.device, dtype: torch.dtype | None, folder: Path
 ) -> str:
-    """Put every tensor in its place and return the fingerprint."""
+    """Put every tensor in its place and return the fingerprint. Tells how far it is when quantizing takes long."""
     rows = {}
-    for name, tensor in checked(model.config, tensors, folder):
+    quantized = any(hasattr(module, "load_weight") for module in model.modules())
+    n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
+    for done, (name, tensor) in enumerate(checked(model.config, tensors, folder)):
         if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
             rows[name] = tensor[0].to(torch.bfloat16).float()
-        if dtype is not None:
-            tensor = tensor.to(dtype)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if leaf == "weight" and hasattr(module, "load_weight"):  # quantized
-            module.load_weight(tensor, device)  # type: ignore[operator]
+        if leaf == "weight" and hasattr(module, "load_weight"):
+            module.load_weight(tensor if dtype is None else tensor.to(dtype), device)  # type: ignore[operator]
         else:
-            setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
+            # Left in the mapped file, it would hold there the pages of its neighbours that were cast or quantized.
+            copy = quantized or tensor.dim() < 2
+            tensor = tensor.to(device, dtype or tensor.dtype, copy=copy)
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        if quantized and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
+            from lit_llm.report import Progress
+
+            progress = Progress("quantizing: tensor", n_tensors, done)
+        if progress is not None:
+            progress.update()
+    if progress is not None:
+        progress.close()
     return _fingerprint(model.config, rows)
 
 
@@ -231,7 +250,11 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
         if path.suffix == ".safetensors":
             try:
                 file = safe_open(path, framework="pt")  # open for as long as a reader refers to it
+                elements = 0
                 for name in file.keys():  # noqa: SIM118
+                    if elements > _MAPPED_ELEMENTS:
+                        file, elements = safe_open(path, framework="pt"), 0
+                    elements += math.prod(file.get_slice(name).get_shape())
                     yield name, lambda file=file, name=name: file.get_tensor(name)
             except SafetensorError as error:
                 raise ValueError(f"{path} is damaged or incomplete ({error}). Download it again") from error
@@ -267,10 +290,11 @@ def _refused(path: Path, error: Exception) -> ValueError:
 
 def write_checkpoint(folder: Path, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
     """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder."""
-    tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
-    write_shards(tensors.items(), folder, LIT_WEIGHTS)
+    # Cast one at a time: a cast copy of the whole model would not fit beside it.
+    write_shards(((name, tensor.to(dtype or tensor.dtype)) for name, tensor in tensors.items()), folder, LIT_WEIGHTS)
     write_json(folder / LIT_CONFIG, model.config.to_dict())
     copy_companions(source_dir, folder)
 

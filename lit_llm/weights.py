@@ -307,20 +307,24 @@ def _translate(
 
 
 def to_hf(config: Config, lit: dict[str, Callable[[], Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Upstream names and tensors from ours, one at a time; the inverse of `to_lit`. A tied head is left out."""
+    """Upstream names and tensors from ours, one at a time; the inverse of `to_lit`. A tied head is left out.
+
+    Takes readers out of `lit` as it goes, so that files are closed when their last tensor was read.
+    """
     entries = {}  # by the first of our modules
     later_parts = set()
     for module, entry in TABLES[config.model_type](config).items():
         first, *others = (entry,) if isinstance(entry, str) else entry.names
         entries[first] = module, entry
         later_parts.update(others)
-    for name, read in lit.items():
+    for name in list(lit):
         ours, kind, indices = _pattern(name)
         if ours in later_parts or (name == "lm_head.weight" and config.tie_embeddings):
             continue
         module, entry = entries[ours]
-        parts = [] if isinstance(entry, str) else [lit[f"{part.format(*indices)}.{kind}"]() for part in entry.names]
-        yield f"{module.format(*indices)}.{kind}", read() if isinstance(entry, str) else entry.join(config, parts)
+        names = (ours,) if isinstance(entry, str) else entry.names
+        parts = [lit.pop(f"{part.format(*indices)}.{kind}")() for part in names]
+        yield f"{module.format(*indices)}.{kind}", parts[0] if isinstance(entry, str) else entry.join(config, parts)
 
 
 def parts_of_family(config: Config) -> set[str]:

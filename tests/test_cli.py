@@ -62,6 +62,7 @@ LAYERS = [
     ["peers", "invariance", "speed", "benchmark", "estimate"],
     ["complete", "finetune", "inspect"],
     ["evaluate", "perplexity", "serve", "compare"],
+    ["bench_memory"],
 ]
 
 

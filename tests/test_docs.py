@@ -73,6 +73,14 @@ def test_the_readme_runs_on_a_csv(tmp_path):
     run_all(lines[2:], tmp_path)
 
 
+def test_the_page_for_users_of_lit_gpt_runs_as_written(tmp_path):
+    from test_lit_gpt import make_lit_gpt
+
+    make_lit_gpt(tmp_path / "checkpoints" / "org" / "mine", "llama", "litgpt-0.4")
+    run_all(commands("tutorials/from_lit_gpt.md"), tmp_path)
+    assert (tmp_path / "checkpoints/org/mine/lit_model.safetensors").is_file()
+
+
 def options(kind, prefix=""):
     """Flag -> default of a dataclass of options and its groups."""
     for f in dataclasses.fields(kind):

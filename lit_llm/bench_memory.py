@@ -1,0 +1,120 @@
+"""The most memory that loading a checkpoint takes, each case measured in a process of its own."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_llm.args import BenchmarkArgs
+from lit_llm.checkpoint import load_model, write_shards
+from lit_llm.config import Config
+from lit_llm.files import write_json
+from lit_llm.model import GPT
+from lit_llm.weights import to_hf
+
+SHARD_BYTES = 500 * 10**6
+# dtype, quantization, and the aim: at most this factor of the loaded weights, and so many MB.
+CASES: dict[str, tuple[str | None, str | None, float, int]] = {
+    "as stored": (None, None, 1.1, 0),
+    "float32": ("float32", None, 1.1, 0),
+    "bnb.nf4": ("bfloat16", "bnb.nf4", 1.3, 100),
+}
+
+
+def load_memory(args: BenchmarkArgs) -> None:
+    """Print results as JSON and a Markdown table. Memory is that beyond what the process held before, in MB (10^6 bytes)."""
+    if sys.platform != "linux":
+        raise ValueError("--check load_memory reads /proc/self/status, which only Linux has")
+    with tempfile.TemporaryDirectory() as folder:
+        n_weights = _make_checkpoint(Path(folder), 16)
+        command = [sys.executable, "-m", "lit_llm.bench_memory", folder]
+        done = {name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True).stdout for name in CASES}
+    cases = {name: json.loads(text) for name, text in done.items()}
+    lines = ["| loaded as | weights MB | peak MB | of it anonymous | aim MB | seconds | met |", "|---|---|---|---|---|---|---|"]
+    for name, case in cases.items():
+        figures = (f"{case[key]:.0f}" for key in ("weights_mb", "peak_mb", "peak_anonymous_mb", "aim_mb", "seconds"))
+        lines.append(f"| {name} | {' | '.join(figures)} | {'yes' if case['met'] else 'no'} |")
+    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    results = {"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}
+    print(json.dumps(results, indent=2), "\n".join(lines), sep="\n\n")
+
+
+def _make_checkpoint(folder: Path, n_layer: int) -> int:
+    """Write random bfloat16 weights in the shape of a Llama as Hugging Face publishes it; return their number."""
+    hf = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": n_layer,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    write_json(folder / "config.json", hf)
+    config = Config.from_hf(hf)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    readers = {
+        name: lambda shape=shape: torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02) for name, shape in shapes.items()
+    }
+    write_shards(to_hf(config, readers), folder, "model.safetensors", SHARD_BYTES)
+    return sum(shape.numel() for shape in shapes.values())
+
+
+class _Peak(threading.Thread):
+    """Samples the memory of this process until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stopped = threading.Event()
+        self.before = _memory()
+        self.total = self.anonymous = 0.0
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.005):
+            memory = _memory()
+            self.total = max(self.total, sum(memory.values()) - sum(self.before.values()))
+            self.anonymous = max(self.anonymous, memory["RssAnon"] - self.before["RssAnon"])
+
+
+def _memory() -> dict[str, float]:
+    """Resident MB of this process: anonymous, and mapped from files, which the system can drop and read again."""
+    status = Path("/proc/self/status").read_text()
+    return {kind: int(size) * 1024 / 1e6 for kind, size in re.findall(r"^(RssAnon|RssFile|RssShmem):\s+(\d+) kB", status, re.M)}
+
+
+def _measure(folder: Path, name: str) -> dict[str, Any]:
+    """Load in this process, which has done nothing else."""
+    dtype, quantize, factor, more = CASES[name]
+    if quantize is not None:
+        import bitsandbytes  # noqa: F401  (its own size is not that of the model)
+    peak, start = _Peak(), time.perf_counter()
+    peak.start()
+    model = load_model(folder, dtype=None if dtype is None else getattr(torch, dtype), quantize=quantize)
+    seconds = time.perf_counter() - start
+    for parameter in model.parameters():
+        parameter.view(torch.uint8).view(-1)[::4096].sum()  # weights that are mapped come into memory on use
+    peak.stopped.set()
+    peak.join()
+    weights = sum(parameter.nbytes for parameter in model.parameters()) / 1e6
+    aim = factor * weights + more
+    return {
+        "weights_mb": weights,
+        "peak_mb": peak.total,
+        "peak_anonymous_mb": peak.anonymous,
+        "aim_mb": aim,
+        "met": peak.total <= aim,
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2])))
