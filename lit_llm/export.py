@@ -46,10 +46,11 @@ def merge_adapters(
     Raises:
         ValueError: if an adapter is not LoRA's or not of this base, or if the proof fails; nothing is written then.
     """
-    model = load_model(checkpoint_dir, dtype=torch.float32).eval()
+    model = load_model(checkpoint_dir, dtype=torch.float32)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     stored = next(iter(read_tensors(weight_files(checkpoint_dir, native))))[1]().dtype
     _attach_sum(model, adapters, weights)
+    model.eval()  # the updates too: their dropout would change the logits
     ids = _probe(model)
     expected = _logits(model, ids)
     merge(model)

@@ -75,7 +75,7 @@ MISTAKES = {
     "tensor missing": (lambda b, d: edit_weights(b, lambda t: t.pop("model.norm.weight")), "among them norm.weight"),
     "tensor of wrong shape": (
         lambda b, d: edit_weights(b, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
-        "norm.weight has shape [7], config.json says [32]",
+        "norm.weight has shape [7], its config says [32]",
     ),
     "unexpected tensor": (lambda b, d: edit_weights(b, lambda t: t.update(extra=torch.ones(7))), "unexpected tensor extra"),
     "no tokenizer": (lambda b, d: (b / "tokenizer.json").unlink(), "Copy the tokenizer files"),

@@ -17,7 +17,7 @@ ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 
 def make_adapter(folder, base, seed=0, **arguments):
     """A LoRA adapter that changes the model much. Returns its folder."""
-    model, method = load_model(base), LoRA(dropout=0.0, **arguments)
+    model, method = load_model(base), LoRA(dropout=0.3, **arguments)
     torch.manual_seed(seed)
     method.attach(model)
     for name, parameter in model.named_parameters():
