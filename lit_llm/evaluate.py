@@ -79,13 +79,14 @@ class HarnessModel(TemplateLM):
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         groups: dict[str, list[int]] = {}
         for i in sorted(range(len(requests)), key=lambda i: -len(prompts[i])):
-            groups.setdefault(json.dumps(requests[i].args[1], sort_keys=True), []).append(i)
+            _, options = requests[i].args  # type: ignore[misc]
+            groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
-            for options, indices in groups.items():
+            for as_json, indices in groups.items():
                 for start in range(0, len(indices), self.batch_size):
                     batch = indices[start : start + self.batch_size]
-                    for i, text in zip(batch, self._generate([prompts[i] for i in batch], json.loads(options)), strict=True):
+                    for i, text in zip(batch, self._generate([prompts[i] for i in batch], json.loads(as_json)), strict=True):
                         answers[i] = text
                     bar.update(len(batch))
         return answers
