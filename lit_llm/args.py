@@ -169,6 +169,8 @@ class FinetuneArgs(Checked):
     """Seed of initialisation, dropout and the order of the examples."""
     resume: str | None = None
     """Go on with an interrupted run in out_dir: `auto` from its newest save, or the path of one."""
+    dry_run: bool = False
+    """Tell what would be trained, show an example with its trained tokens, and stop before the weights are loaded."""
     train: TrainArgs = field(default_factory=TrainArgs)
     eval: EvalArgs = field(default_factory=EvalArgs)
 

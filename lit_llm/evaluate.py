@@ -79,14 +79,14 @@ class HarnessModel(TemplateLM):
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         groups: dict[str, list[int]] = {}
         for i in sorted(range(len(requests)), key=lambda i: -len(prompts[i])):
-            _, options = requests[i].args  # type: ignore[misc]
+            options = requests[i].args[1]  # type: ignore[misc]  # lm_eval types the arguments as an empty tuple
             groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
         answers = [""] * len(requests)
         with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
-            for as_json, indices in groups.items():
+            for key, indices in groups.items():
                 for start in range(0, len(indices), self.batch_size):
                     batch = indices[start : start + self.batch_size]
-                    for i, text in zip(batch, self._generate([prompts[i] for i in batch], json.loads(as_json)), strict=True):
+                    for i, text in zip(batch, self._generate([prompts[i] for i in batch], json.loads(key)), strict=True):
                         answers[i] = text
                     bar.update(len(batch))
         return answers

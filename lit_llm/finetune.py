@@ -38,8 +38,10 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
+from lit_llm.preflight import inspect, show
 from lit_llm.prepare import prepared
 from lit_llm.prompts import default_style, prompt_ids, prompt_style
+from lit_llm.report_html import changed_options, write_report
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
@@ -72,6 +74,12 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     val_examples = _examples("validation", val_path, style, tokenizer, args, limit) if val_records else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
+    found = inspect(train_records, val_records, examples, tokenizer, plan)
+    print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
+    found.check()
+    if args.dry_run:
+        print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
+        return
 
     fabric = make_fabric(args, device, args.precision, trains_base=isinstance(method, Full))
     model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
@@ -114,7 +122,17 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     )
     with new_folder(out_dir / "final") as final:
         write_result(final)
-    _report(args, out_dir, state, answers, before)
+    after = _report(args, out_dir, state, answers, before)
+    shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
+    losses = f"validation loss {state.first_val_loss} to {state.val_loss}" if state.val_loss is not None else "no validation"
+    write_report(
+        out_dir,
+        f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",
+        [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", losses],
+        found.text(),
+        changed_options(args, type(args)()),
+        [(_question(record), answer_of(record), old.text, new.text) for record, old, new in shown],
+    )
 
 
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
@@ -207,7 +225,8 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    changed = [name for name in options if options[name] != saved.get(name) and name not in ("resume", "eval", "train")]
+    no_matter = ("resume", "dry_run", "eval", "train")
+    changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
     if changed:
@@ -250,8 +269,10 @@ class Answers:
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
 
-def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None) -> None:
-    """Print what changed, where the result is, and how to talk to it."""
+def _report(
+    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None
+) -> list[Completion]:
+    """Print what changed, where the result is, and how to talk to it. Returns the finetuned model's answers."""
     after = answers.make()
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     cell = max((width - 6) // 3, 16)
@@ -259,8 +280,7 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
         print(_row("held-out prompt", "base", "finetuned", cell))
         print("-" * width)
         for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
-            last = asked(record)[-1]
-            print(_row(" / ".join(filter(None, (last["content"], last.get("input")))), old.text, new.text, cell))
+            print(_row(_question(record), old.text, new.text, cell))
         print()
     if answers.n_exact:
         rates = [
@@ -275,6 +295,12 @@ def _report(args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, b
     )
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
     print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
+    return after
+
+
+def _question(record: Record) -> str:
+    last = asked(record)[-1]
+    return " / ".join(filter(None, (last["content"], last.get("input"))))
 
 
 def _row(question: str, old: str, new: str, cell: int) -> str:
