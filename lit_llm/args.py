@@ -180,6 +180,7 @@ class FinetuneArgs(Checked):
         return [
             (one, f"--{given} needs --{lacking}. Give both, or neither for the embedded demo"),
             *self.below(0, "max_seq_length", "devices"),
+            (self.devices > 1, f"--devices {self.devices}: training runs on one device so far. Leave it out"),
             *self.below(0, "seed", allow_equal=True),
             (
                 self.precision == "16-true",

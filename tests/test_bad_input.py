@@ -108,6 +108,7 @@ FLAGS = {
     "NaN": (["--train.learning_rate=nan"], "--train.learning_rate takes a number; found nan"),
     "unknown quantization": (["--quantize=bnb.nf5"], "--quantize takes bnb.nf4, bnb.nf4-dq"),
     "half of a pair": (["--data_dir=x"], "--data_dir needs --checkpoint_dir"),
+    "several devices": (["--devices=2"], "--devices 2: training runs on one device so far"),
     "16-true": (["--precision=16-true"], "overflows in training"),
     "dropout of 1": (["--lora.dropout=1"], "--lora.dropout must be at least 0 and below 1"),
     "unknown target": (["--lora.targets=qq"], "target 'qq' matches no linear"),
