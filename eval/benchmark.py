@@ -1,6 +1,6 @@
 """Measure this package on this machine: speed and memory beside its peers, and that results do not depend on the layout."""
 
-from lit_llm.args import BenchmarkArgs
+from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Check that a server keeps the protocol of the NeurIPS 2023 LLM Efficiency Challenge. Prints every rule on stdout."""
 
-from lit_llm.args import ChallengeCheckArgs
+from lit_llm.args.evaluate import ChallengeCheckArgs
 from lit_llm.cli import run
 
 

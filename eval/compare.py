@@ -1,6 +1,6 @@
 """Compare models on the same rows: exact match, ROUGE-L, BLEU and loss, with intervals. Prints a markdown table."""
 
-from lit_llm.args import CompareArgs
+from lit_llm.args.evaluate import CompareArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Evaluate a model on tasks of EleutherAI's harness, or your own. Prints the harness's table on stdout."""
 
-from lit_llm.args import HarnessArgs
+from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Perplexity of a text file per token, word and byte. Prints JSON on stdout."""
 
-from lit_llm.args import PerplexityArgs
+from lit_llm.args.evaluate import PerplexityArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Finetune a model with LLaMA-Adapter. Without flags: the embedded demo."""
 
-from lit_llm.args import AdapterFinetuneArgs
+from lit_llm.args.finetune import AdapterFinetuneArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Finetune a model with LLaMA-Adapter V2. Without flags: the embedded demo."""
 
-from lit_llm.args import AdapterV2FinetuneArgs
+from lit_llm.args.finetune import AdapterV2FinetuneArgs
 from lit_llm.cli import run
 
 

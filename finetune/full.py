@@ -1,6 +1,6 @@
 """Finetune all weights of a model, or those of some blocks. Without flags: the embedded demo."""
 
-from lit_llm.args import FullFinetuneArgs
+from lit_llm.args.finetune import FullFinetuneArgs
 from lit_llm.cli import run
 
 

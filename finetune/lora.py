@@ -1,6 +1,6 @@
 """Finetune a model with LoRA, or QLoRA with --quantize. Without flags: the embedded demo."""
 
-from lit_llm.args import LoRAFinetuneArgs
+from lit_llm.args.finetune import LoRAFinetuneArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Answer an instruction with a model finetuned with LLaMA-Adapter V2. Prints the answer, and nothing else, on stdout."""
 
-from lit_llm.args import AdapterGenerateArgs
+from lit_llm.args.generate import AdapterGenerateArgs
 from lit_llm.cli import run
 
 

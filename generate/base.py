@@ -1,6 +1,6 @@
 """Continue a prompt with a model as it is. Prints the prompt and its continuation, and nothing else, on stdout."""
 
-from lit_llm.args import GenerateArgs
+from lit_llm.args.generate import GenerateArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Answer an instruction with a model finetuned in full. Prints the answer, and nothing else, on stdout."""
 
-from lit_llm.args import FullGenerateArgs
+from lit_llm.args.generate import FullGenerateArgs
 from lit_llm.cli import run
 
 

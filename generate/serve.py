@@ -1,6 +1,6 @@
 """Serve a model over HTTP, with the routes of the NeurIPS 2023 LLM Efficiency Challenge: /process, /tokenize and /decode."""
 
-from lit_llm.args import ServeArgs
+from lit_llm.args.generate import ServeArgs
 from lit_llm.cli import run
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lit_llm.args import BenchmarkArgs
+from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint import load_model, write_shards
 from lit_llm.config import Config
 from lit_llm.files import write_json

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from lit_llm.args import BenchmarkArgs
+from lit_llm.args.measure import BenchmarkArgs
 
 
 def train_speed(args: BenchmarkArgs) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from lit_llm.args import ChallengeCheckArgs
+from lit_llm.args.evaluate import ChallengeCheckArgs
 
 HEALTH = {"prompt": "The capital of France is "}  # all that the organisers' health check sends
 # What HELM sends (crfm-helm, helm.clients.http_model_client), with a temperature of 1e-7 for 0.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.adapters import read_adapter
-from lit_llm.args import CompareArgs
+from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.data import read_records, tokenize
 from lit_llm.files import read_json_object

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from lit_llm.adapters import read_adapter
-from lit_llm.args import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
+from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object

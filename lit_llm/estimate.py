@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_llm.args import DPOArgs, EstimateArgs
+from lit_llm.args.finetune import DPOArgs
+from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint import read_config
 from lit_llm.config import Config
 from lit_llm.data import MicroBatch

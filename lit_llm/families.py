@@ -6,225 +6,13 @@ The first line of a function's docstring names published checkpoints; tutorials/
 from collections.abc import Callable
 from typing import Any
 
-# Beyond these a config.json is broken or hostile: building the model would exhaust the memory, even without weights.
-MAX_WEIGHTS = 10**13
-MAX_LAYERS = 10_000
-MAX_MODULES = 100_000
-
-# Keys of `config.json` that do not change what the model computes at inference and finetuning.
-_NEUTRAL_KEYS = frozenset(
-    """_name_or_path architectures attention_dropout attention_softmax_in_fp32 attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop
-    eos_token_id gradient_checkpointing hidden_dropout id2label inference_runner initializer_range is_decoder
-    is_encoder_decoder label2id max_batch_size max_sequence_length model_type n_ctx output_attentions output_hidden_states
-    output_router_logits pad_key_length pad_token_id pre_allocate_kv_cache pretraining_tp problem_type resid_pdrop return_dict
-    router_aux_loss_coef scale_attention_softmax_in_fp32 summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj task_specific_params torch_dtype transformers_version unk_token_id use_cache
-    validate_runner_input""".split()
-)
-
-
-def check_size(name: str, value: Any, limit: int = 2**31) -> int:
-    """The value. Raises ValueError, naming it, unless it is a positive whole number up to `limit`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
-        raise ValueError(f"{name} must be a positive whole number up to {limit}, found {value!r}")
-    return value
-
-
-class Keys:
-    """A `config.json` that remembers which of its keys were read."""
-
-    def __init__(self, hf: dict[str, Any]) -> None:
-        self._hf = hf
-        self._read: set[str] = set()
-
-    def get(self, name: str, default: Any) -> Any:
-        """Value of `name`; `default`, which is upstream's, where it is missing or null."""
-        self._read.add(name)
-        value = self._hf.get(name)
-        return default if value is None else value
-
-    def nullable(self, name: str, default: Any) -> Any:
-        """Value of `name`, where null means none; `default` only where it is missing."""
-        self._read.add(name)
-        return self._hf.get(name, default)
-
-    def size(self, name: str, default: int, limit: int = 2**31) -> int:
-        """Value of `name`, a positive whole number up to `limit`."""
-        return check_size(name, self.get(name, default), limit)
-
-    def only(self, name: str, *allowed: Any) -> Any:
-        """Value of `name`, the first allowed one where missing. Raises ValueError for any other."""
-        value = self.get(name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"{name} = {value!r} is not supported; supported: {', '.join(map(repr, allowed))}")
-        return value
-
-    def unused(self, *names: str) -> None:
-        """Upstream writes these keys, but computes nothing from them."""
-        self._read.update(names)
-
-    def unread(self) -> list[str]:
-        return sorted(self._hf.keys() - self._read - _NEUTRAL_KEYS)
-
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
-
-def _activation(name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
-
-
-# Each type of RoPE scaling, the fields that it needs, and those that it may have.
-ROPE_TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor",), ()),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
-    "yarn": (
-        ("factor", "original_max_position_embeddings"),
-        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    ),
-    "longrope": (("factor", "short_factor", "long_factor", "original_max_position_embeddings"), ("attention_factor",)),
-}
-
-
-def _rope(
-    k: Keys,
-    head_size: int,
-    context: int,
-    *,
-    theta: float = 10000.0,
-    theta_key: str = "rope_theta",
-    fraction: float = 1.0,
-    fraction_key: str = "partial_rotary_factor",
-    original: int | None = None,
-    parameters: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """RoPE fields from either generation of keys: `rope_theta` + `rope_scaling`, or `rope_parameters`.
-
-    Args:
-        context: max_position_embeddings.
-        original: Default of original_max_position_embeddings.
-        parameters: What stands in `rope_parameters`, where a family does not have it there.
-    """
-    if parameters is None:
-        parameters = {**k.get("rope_parameters", {}), **k.get("rope_scaling", {})}
-    scaling = {name: value for name, value in parameters.items() if value is not None}
-    theta = scaling.pop("rope_theta", None) or k.get(theta_key, theta)
-    fraction = scaling.pop("partial_rotary_factor", None) or k.get(fraction_key, fraction)
-    old_name = scaling.pop("type", "default")
-    scaling.setdefault("rope_type", old_name)
-    original = k.get("original_max_position_embeddings", original)
-    rotary_size = int(head_size * fraction)
-    return {
-        "rotary_size": rotary_size,
-        "rope_theta": float(theta),
-        "rope_scaling": _rope_scaling(scaling, rotary_size, context, original),
-    }
-
-
-def _rope_scaling(scaling: dict[str, Any], rotary_size: int, context: int, original: int | None) -> dict[str, Any] | None:
-    """Complete and check the fields of a scaling type. None for the default type.
-
-    Args:
-        context: max_position_embeddings; where the length before scaling is not given, it is this.
-        original: The length before scaling, where config.json has it outside of the scaling's own fields.
-    """
-    rope_type = scaling["rope_type"]
-    if rope_type not in ROPE_TYPES:
-        raise ValueError(f"rope_scaling type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    needed, optional = ROPE_TYPES[rope_type]
-    if "original_max_position_embeddings" in needed:
-        before = original or scaling.get("original_max_position_embeddings", context)
-        scaling["original_max_position_embeddings"] = check_size("original_max_position_embeddings", before)
-        if rope_type != "llama3":
-            scaling.setdefault("factor", context / before)
-    if unknown := sorted(scaling.keys() - {"rope_type", *needed, *optional}):
-        raise ValueError(f"rope_scaling has fields that are not understood: {', '.join(unknown)}")
-    if missing := sorted({*needed} - scaling.keys()):
-        raise ValueError(f"rope_scaling of type {rope_type!r} lacks {', '.join(missing)}")
-    for name in scaling.keys() - {"rope_type", "truncate", "short_factor", "long_factor"}:
-        positive(f"rope_scaling's {name}", scaling[name])
-    for name in scaling.keys() & {"short_factor", "long_factor"}:
-        if not isinstance(scaling[name], list) or len(scaling[name]) != rotary_size // 2:
-            raise ValueError(f"rope_scaling's {name} must be a list of {rotary_size // 2} numbers, found {scaling[name]!r}")
-        scaling[name] = [positive(name, value) for value in scaling[name]]
-    if rope_type == "dynamic":
-        scaling["original_max_position_embeddings"] = context
-    return None if rope_type == "default" else scaling
-
-
-def positive(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, found {value!r}")
-    return float(value)
-
-
-def _shape(
-    k: Keys,
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    intermediate_size: int,
-    layers: int,
-    heads: int,
-    context: int,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    tie: bool = False,
-    **rope: Any,
-) -> dict[str, Any]:
-    """Fields from the key names that most families share. The arguments are upstream's defaults for missing keys."""
-    n_embd, n_head = k.size("hidden_size", hidden_size), k.size("num_attention_heads", heads)
-    head_size = k.get("head_dim", head_dim or n_embd // n_head)
-    context = k.size("max_position_embeddings", context)
-    return dict(
-        vocab_size=k.size("vocab_size", vocab_size),
-        block_size=context,
-        n_layer=k.size("num_hidden_layers", layers, MAX_LAYERS),
-        n_head=n_head,
-        n_query_groups=k.nullable("num_key_value_heads", kv_heads) or n_head,
-        n_embd=n_embd,
-        head_size=head_size,
-        intermediate_size=k.size("intermediate_size", intermediate_size),
-        tie_embeddings=k.get("tie_word_embeddings", tie),
-        **_rope(k, check_size("head_dim", head_size), context, **rope),
-    )
-
-
-def _window(k: Keys, n_layer: int, window: int | None, default: list[bool]) -> dict[str, Any]:
-    """Sliding window fields from `layer_types`, or where it is missing from `default`: whether each layer slides."""
-    types = k.get("layer_types", None)
-    slides = default
-    if types is not None:
-        if not isinstance(types, list) or len(types) != n_layer:
-            raise ValueError(f"layer_types must name the attention of each of {n_layer} layers, found {types!r}")
-        if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
-            raise ValueError(f"layer_types {', '.join(map(repr, unknown))} are not supported")
-        slides = [kind == "sliding_attention" for kind in types]
-    if not any(slides):
-        return {}
-    if window is None:
-        raise ValueError("layer_types has sliding_attention, but sliding_window is not set")
-    layers = [i for i, slide in enumerate(slides) if slide]
-    return {"sliding_window": window, "sliding_layers": None if all(slides) else layers}
+from lit_llm.hf_keys import MAX_LAYERS, Keys, activation_of, positive, rope_fields, shape_fields, window_fields
 
 
 def _llama(k: Keys) -> dict[str, Any]:
     """Llama 1 to 3.3, Code Llama, TinyLlama, OpenLLaMA, Vicuna, LongChat, Nous-Hermes, Platypus, SmolLM 1 and 2."""
     bias = k.get("attention_bias", False)
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=32000, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048,
     )  # fmt: skip
     if (ratio := k.get("rope_condense_ratio", 1)) != 1:  # LongChat's name for linear scaling
@@ -234,7 +22,7 @@ def _llama(k: Keys) -> dict[str, Any]:
     return dict(
         **shape,
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
         mlp_bias=k.get("mlp_bias", False),
@@ -243,7 +31,7 @@ def _llama(k: Keys) -> dict[str, Any]:
 
 def _smollm3(k: Keys) -> dict[str, Any]:
     """SmolLM3 3B: some layers have no RoPE (https://arxiv.org/abs/2501.18795)."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=128256, hidden_size=2048, intermediate_size=11008, layers=36, heads=16, kv_heads=4, context=32768,
         theta=2000000.0, tie=True,
     )  # fmt: skip
@@ -257,9 +45,9 @@ def _smollm3(k: Keys) -> dict[str, Any]:
     slides = [window is not None and not has for has in has_rope]
     return dict(
         **shape,
-        **_window(k, n_layer, window, slides),
+        **window_fields(k, n_layer, window, slides),
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
         mlp_bias=k.get("mlp_bias", False),
@@ -270,18 +58,18 @@ def _smollm3(k: Keys) -> dict[str, Any]:
 def _mistral(k: Keys) -> dict[str, Any]:
     """Mistral 7B v0.1 to v0.3, Mistral Nemo, Zephyr 7B."""
     return dict(
-        **_shape(
+        **shape_fields(
             k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
         ),
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         sliding_window=k.nullable("sliding_window", 4096),
     )  # fmt: skip
 
 
 def _mixtral(k: Keys) -> dict[str, Any]:
     """Mixtral 8x7B and 8x22B."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
         theta=1000000.0,
     )  # fmt: skip
@@ -289,7 +77,7 @@ def _mixtral(k: Keys) -> dict[str, Any]:
     return dict(
         **shape,
         norm_eps=k.get("rms_norm_eps", 1e-5),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         sliding_window=k.nullable("sliding_window", None),
         n_expert=k.size("num_local_experts", 8),
         n_expert_per_token=k.size("num_experts_per_tok", 2),
@@ -299,7 +87,7 @@ def _mixtral(k: Keys) -> dict[str, Any]:
 
 def _qwen2(k: Keys) -> dict[str, Any]:
     """Qwen 1.5, 2 and 2.5 but for their mixtures of experts, Qwen2.5-Coder, Qwen2.5-Math."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, context=32768,
     )  # fmt: skip
     k.only("use_mrope", False)
@@ -307,7 +95,7 @@ def _qwen2(k: Keys) -> dict[str, Any]:
         **shape,
         **_qwen_window(k, shape["n_layer"]),
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=True,
     )
 
@@ -317,12 +105,12 @@ def _qwen_window(k: Keys, n_layer: int) -> dict[str, Any]:
     window, full = k.nullable("sliding_window", 4096), k.get("max_window_layers", 28)
     if not k.get("use_sliding_window", False):
         window = None
-    return _window(k, n_layer, window, [window is not None and i >= full for i in range(n_layer)])
+    return window_fields(k, n_layer, window, [window is not None and i >= full for i in range(n_layer)])
 
 
 def _qwen3(k: Keys) -> dict[str, Any]:
     """Qwen3 0.6B to 32B."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, head_dim=128,
         context=32768,
     )  # fmt: skip
@@ -331,7 +119,7 @@ def _qwen3(k: Keys) -> dict[str, Any]:
         **shape,
         **_qwen_window(k, shape["n_layer"]),
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
         qk_norm="head",
@@ -340,7 +128,7 @@ def _qwen3(k: Keys) -> dict[str, Any]:
 
 def _qwen3_moe(k: Keys) -> dict[str, Any]:
     """Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=151936, hidden_size=2048, intermediate_size=6144, layers=24, heads=32, kv_heads=4, context=32768,
     )  # fmt: skip
     bias, window = k.get("attention_bias", False), k.nullable("sliding_window", 4096)
@@ -351,7 +139,7 @@ def _qwen3_moe(k: Keys) -> dict[str, Any]:
     return dict(
         **shape,
         norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
         qk_norm="head",
@@ -368,12 +156,14 @@ def _gemma(k: Keys) -> dict[str, Any]:
     """Gemma 2B and 7B, CodeGemma."""
     activation = k.get("hidden_act", "gelu_pytorch_tanh")
     k.unused("hidden_activation")
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=256000, hidden_size=3072, intermediate_size=24576, layers=28, heads=16, kv_heads=16, head_dim=256,
         context=8192, tie=True,
     )  # fmt: skip
     # The first release wrote `gelu` and meant its approximation.
-    return dict(**shape, **_gemma_parts(k), activation=_activation("gelu_pytorch_tanh" if activation == "gelu" else activation))
+    return dict(
+        **shape, **_gemma_parts(k), activation=activation_of("gelu_pytorch_tanh" if activation == "gelu" else activation)
+    )
 
 
 def _gemma_parts(k: Keys) -> dict[str, Any]:
@@ -386,7 +176,7 @@ def _gemma_parts(k: Keys) -> dict[str, Any]:
 
 def _gemma2(k: Keys) -> dict[str, Any]:
     """Gemma 2 2B, 9B and 27B."""
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=256000, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4, head_dim=256,
         context=8192, tie=True,
     )  # fmt: skip
@@ -395,9 +185,9 @@ def _gemma2(k: Keys) -> dict[str, Any]:
     return dict(
         **shape,
         **_gemma_parts(k),
-        **_window(k, n_layer, k.nullable("sliding_window", 4096), [i % 2 == 0 for i in range(n_layer)]),
+        **window_fields(k, n_layer, k.nullable("sliding_window", 4096), [i % 2 == 0 for i in range(n_layer)]),
         post_norm=True,
-        activation=_activation(k.get("hidden_activation", "gelu_pytorch_tanh")),
+        activation=activation_of(k.get("hidden_activation", "gelu_pytorch_tanh")),
         attention_scale=positive("query_pre_attn_scalar", k.get("query_pre_attn_scalar", 256)) ** -0.5,
         attention_softcap=k.nullable("attn_logit_softcapping", 50.0),
         logit_softcap=k.nullable("final_logit_softcapping", 30.0),
@@ -416,7 +206,7 @@ def _gemma3_text(k: Keys) -> dict[str, Any]:
     local_theta = local.pop("rope_theta", None) or k.get("rope_local_base_freq", 10000.0)
     if local.pop("rope_type", "default") != "default" or local:
         raise ValueError(f"scaled RoPE in layers with a sliding window is not supported: {kinds['sliding_attention']}")
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=262208, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4, head_dim=256,
         context=131072, tie=True, theta=1000000.0,
         parameters={**(kinds.get("full_attention") or {}), **k.get("rope_scaling", {})},
@@ -427,10 +217,10 @@ def _gemma3_text(k: Keys) -> dict[str, Any]:
     return dict(
         **shape,
         **_gemma_parts(k),
-        **_window(k, n_layer, k.nullable("sliding_window", 4096), [(i + 1) % pattern != 0 for i in range(n_layer)]),
+        **window_fields(k, n_layer, k.nullable("sliding_window", 4096), [(i + 1) % pattern != 0 for i in range(n_layer)]),
         post_norm=True,
         qk_norm="head",
-        activation=_activation(k.get("hidden_activation", "gelu_pytorch_tanh")),
+        activation=activation_of(k.get("hidden_activation", "gelu_pytorch_tanh")),
         attention_scale=positive("query_pre_attn_scalar", k.get("query_pre_attn_scalar", 256)) ** -0.5,
         logit_softcap=k.nullable("final_logit_softcapping", None),
         local_rope_theta=float(local_theta),
@@ -440,13 +230,13 @@ def _gemma3_text(k: Keys) -> dict[str, Any]:
 def _phi(k: Keys) -> dict[str, Any]:
     """Phi-1, Phi-1.5 and Phi-2."""
     return dict(
-        **_shape(
+        **shape_fields(
             k, vocab_size=51200, hidden_size=2048, intermediate_size=8192, layers=24, heads=32, context=2048, fraction=0.5,
         ),
         **_LAYER_NORM,
         norm_eps=k.get("layer_norm_eps", 1e-5),
         mlp="plain",
-        activation=_activation(k.get("hidden_act", "gelu_new")),
+        activation=activation_of(k.get("hidden_act", "gelu_new")),
         attn_bias=True,
         attn_out_bias=True,
         mlp_bias=True,
@@ -468,12 +258,12 @@ def _phi3(k: Keys) -> dict[str, Any]:
             parameters[key] = "longrope"
     k.only("attention_bias", False)
     return dict(
-        **_shape(
+        **shape_fields(
             k, vocab_size=32064, hidden_size=3072, intermediate_size=8192, layers=32, heads=32, context=4096,
             parameters=parameters, original=4096,
         ),
         norm_eps=k.get("rms_norm_eps", 1e-5),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         sliding_window=k.nullable("sliding_window", None),
     )  # fmt: skip
 
@@ -482,9 +272,9 @@ def _olmo(k: Keys) -> dict[str, Any]:
     """OLMo 1B and 7B."""
     bias = k.get("attention_bias", False)
     return dict(
-        **_shape(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
+        **shape_fields(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
         norm="layer_fixed",
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
         clip_qkv=k.get("clip_qkv", None),
@@ -495,12 +285,12 @@ def _olmo2(k: Keys) -> dict[str, Any]:
     """OLMo 2 1B, 7B, 13B and 32B."""
     bias = k.get("attention_bias", False)
     return dict(
-        **_shape(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
+        **shape_fields(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
         norm_eps=k.get("rms_norm_eps", 1e-5),
         pre_norm=False,
         post_norm=True,
         qk_norm="row",
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=bias,
         attn_out_bias=bias,
     )
@@ -510,13 +300,13 @@ def _stablelm(k: Keys) -> dict[str, Any]:
     """StableLM 3B-4E1T, StableLM Zephyr 3B, StableLM 2 1.6B and 12B, Stable Code 3B."""
     parallel = k.get("use_parallel_residual", False)
     return dict(
-        **_shape(
+        **shape_fields(
             k, vocab_size=50304, hidden_size=2560, intermediate_size=6912, layers=32, heads=32, kv_heads=32, context=4096,
             fraction=0.25,
         ),
         **_LAYER_NORM,
         norm_eps=k.get("layer_norm_eps", 1e-5),
-        activation=_activation(k.get("hidden_act", "silu")),
+        activation=activation_of(k.get("hidden_act", "silu")),
         attn_bias=k.get("use_qkv_bias", False),
         qk_norm="each_head" if k.get("qk_layernorm", False) else None,
         parallel_residual=parallel,
@@ -527,7 +317,7 @@ def _stablelm(k: Keys) -> dict[str, Any]:
 def _gpt_neox(k: Keys) -> dict[str, Any]:
     """Pythia, GPT-NeoX 20B, Dolly v2, RedPajama-INCITE, StableLM alpha, StableCode alpha."""
     bias = k.get("attention_bias", True)
-    shape = _shape(
+    shape = shape_fields(
         k, vocab_size=50432, hidden_size=6144, intermediate_size=24576, layers=44, heads=64, context=2048,
         theta_key="rotary_emb_base", fraction_key="rotary_pct", fraction=0.25,
     )  # fmt: skip
@@ -536,7 +326,7 @@ def _gpt_neox(k: Keys) -> dict[str, Any]:
         **_LAYER_NORM,
         norm_eps=k.get("layer_norm_eps", 1e-5),
         mlp="plain",
-        activation=_activation(k.get("hidden_act", "gelu")),
+        activation=activation_of(k.get("hidden_act", "gelu")),
         attn_bias=bias,
         attn_out_bias=bias,
         mlp_bias=True,
@@ -596,14 +386,14 @@ def _falcon_parts(
         **_LAYER_NORM,
         norm_eps=k.get("layer_norm_epsilon", 1e-5),
         mlp="plain",
-        activation=_activation(k.get("activation", "gelu")),
+        activation=activation_of(k.get("activation", "gelu")),
         attn_bias=bias,
         attn_out_bias=bias,
         mlp_bias=bias,
         parallel_residual=parallel,
         shared_attention_norm=parallel and n_norms == 1,
         tie_embeddings=k.get("tie_word_embeddings", True),
-        **_rope(k, n_embd // n_head, context),
+        **rope_fields(k, n_embd // n_head, context),
     )
 
 
@@ -636,7 +426,7 @@ def _gpt2_parts(k: Keys, activation: str, multi_query: bool) -> dict[str, Any]:
         **_LAYER_NORM,
         norm_eps=k.get("layer_norm_epsilon", 1e-5),
         mlp="plain",
-        activation=_activation(k.get("activation_function", activation)),
+        activation=activation_of(k.get("activation_function", activation)),
         attn_bias=True,
         attn_out_bias=True,
         mlp_bias=True,

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from lit_llm.adapters import write_adapter, write_finetuned
-from lit_llm.args import FinetuneArgs
+from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
 from lit_llm.cli import DEMO
 from lit_llm.data import (

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 
-from lit_llm.args import InspectDataArgs
+from lit_llm.args.data import InspectDataArgs
 from lit_llm.checkpoint import load_tokenizer, read_config
 from lit_llm.data import iter_records
 from lit_llm.prompts import default_style

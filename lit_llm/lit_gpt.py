@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lit_llm.checkpoint import read_tensors
 from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
-from lit_llm.families import Keys
 from lit_llm.files import read_json_object
+from lit_llm.hf_keys import Keys
 from lit_llm.model import GPT
 from lit_llm.weights import TABLES, from_lit_gpt, parts_of_family, parts_of_model
 

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lit_llm.args import TrainArgs
+from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Example, Plan
 from lit_llm.loss import next_token_loss

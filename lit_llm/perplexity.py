@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-from lit_llm.args import PerplexityArgs
+from lit_llm.args.evaluate import PerplexityArgs
 from lit_llm.complete import load_args
 from lit_llm.model import GPT
 from lit_llm.score import Span, score

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lit_llm.args import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
+from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.curate import Curation, share
 from lit_llm.data import Record
 from lit_llm.fetch import digest_of

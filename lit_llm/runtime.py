@@ -5,7 +5,7 @@ import warnings
 import torch
 from lightning.fabric import Fabric
 
-from lit_llm.args import FinetuneArgs
+from lit_llm.args.finetune import FinetuneArgs
 
 
 def resolve_precision(precision: str | None, device: torch.device) -> str:

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field
 
-from lit_llm.args import ServeArgs
+from lit_llm.args.generate import ServeArgs
 from lit_llm.complete import load_args
 from lit_llm.generate import TokenScore, earliest, encode_prompt, generate, prompt_scores
 from lit_llm.model import GPT

@@ -17,7 +17,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from lit_llm.args import EvalArgs, TrainArgs
+from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import save_safetensors
 from lit_llm.data import Example, MicroBatch, Pair, Plan, collate
 from lit_llm.files import new_folder, read_json_object, write_json

@@ -1,6 +1,6 @@
 """Convert a Hugging Face or Lit-GPT folder to our layout. Optional for the former: they work as they are."""
 
-from lit_llm.args import ConvertHfArgs
+from lit_llm.args.checkpoint import ConvertHfArgs
 from lit_llm.cli import run
 
 

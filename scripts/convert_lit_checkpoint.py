@@ -1,6 +1,6 @@
 """Write a checkpoint in our layout for transformers, or with --adapter_dir a LoRA adapter for PEFT."""
 
-from lit_llm.args import ConvertLitArgs
+from lit_llm.args.checkpoint import ConvertLitArgs
 from lit_llm.cli import run
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 
-from lit_llm.args import DownloadArgs
+from lit_llm.args.checkpoint import DownloadArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Estimate parameters and memory of a finetuning run from config.json alone; with --hours and --gpu, what fits into a day."""
 
-from lit_llm.args import EstimateArgs
+from lit_llm.args.measure import EstimateArgs
 from lit_llm.cli import run
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_llm.args import Checked
+from lit_llm.args.base import Checked
 from lit_llm.cli import DEMO, run
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Merge one LoRA adapter, or a weighted sum of several, into their base, and prove that the result is the same model."""
 
-from lit_llm.args import MergeLoRAArgs
+from lit_llm.args.checkpoint import MergeLoRAArgs
 from lit_llm.cli import run
 
 

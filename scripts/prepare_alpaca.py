@@ -1,6 +1,6 @@
 """Turn Stanford Alpaca, or any JSON list of its shape, into a data folder."""
 
-from lit_llm.args import PrepareAlpacaArgs
+from lit_llm.args.data import PrepareAlpacaArgs
 from lit_llm.cli import run
 
 

@@ -1,6 +1,6 @@
 """Turn a CSV file into a data folder."""
 
-from lit_llm.args import PrepareCsvArgs
+from lit_llm.args.data import PrepareCsvArgs
 from lit_llm.cli import run
 
 

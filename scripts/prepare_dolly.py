@@ -1,6 +1,6 @@
 """Turn Databricks Dolly, or any JSON lines of its shape, into a data folder."""
 
-from lit_llm.args import PrepareDollyArgs
+from lit_llm.args.data import PrepareDollyArgs
 from lit_llm.cli import run
 
 

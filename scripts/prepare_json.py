@@ -1,6 +1,6 @@
 """Turn JSON, JSON lines or parquet into a data folder: instructions, conversations, preference pairs or texts."""
 
-from lit_llm.args import PrepareJsonArgs
+from lit_llm.args.data import PrepareJsonArgs
 from lit_llm.cli import run
 
 

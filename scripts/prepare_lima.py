@@ -1,6 +1,6 @@
 """Turn LIMA, or any JSON lines of its shape, into a data folder."""
 
-from lit_llm.args import PrepareLimaArgs
+from lit_llm.args.data import PrepareLimaArgs
 from lit_llm.cli import run
 
 

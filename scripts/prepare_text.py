@@ -1,6 +1,6 @@
 """Turn plain text into a data folder, for continued pretraining."""
 
-from lit_llm.args import PrepareTextArgs
+from lit_llm.args.data import PrepareTextArgs
 from lit_llm.cli import run
 
 

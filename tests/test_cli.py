@@ -48,7 +48,7 @@ def test_every_option_has_help():
 
 LAYERS = [
     ["args", "files", "fetch", "challenge"],
-    ["families", "config", "tokenizer", "prompts"],
+    ["hf_keys", "families", "config", "tokenizer", "prompts"],
     ["rope"],
     ["model"],
     ["weights", "data", "loss", "quantize"],

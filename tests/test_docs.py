@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 from tiny import make_checkpoint, make_data, rows
 
-from lit_llm import args
+from lit_llm.args.finetune import LoRAFinetuneArgs
 
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
@@ -94,7 +94,7 @@ def options(kind, prefix=""):
 def defaults_table():
     """The table of tutorials/defaults.md."""
     lines = ["| flag | default |", "|---|---|"]
-    for flag, default in options(args.LoRAFinetuneArgs):
+    for flag, default in options(LoRAFinetuneArgs):
         shown = "" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"| `{flag}` | {shown} |")
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants
 
 from lit_llm import fetch
-from lit_llm.args import DownloadArgs
+from lit_llm.args.checkpoint import DownloadArgs
 from lit_llm.hub import download_checkpoint, download_url, known_repositories, local_file
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ import torch
 from lightning.fabric import Fabric
 from tiny import rows
 
-from lit_llm.args import EvalArgs, TrainArgs
+from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, tokenize_all
 from lit_llm.loss import next_token_loss

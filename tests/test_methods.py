@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from test_published_configs import config_of_2023
 
 from lit_llm.adapters import attach_adapter, write_adapter, write_finetuned
-from lit_llm.args import EvalArgs, TrainArgs
+from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.config import Config
 from lit_llm.data import Example, Plan, collate

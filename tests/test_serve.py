@@ -18,7 +18,7 @@ import uvicorn
 from conftest import REPOSITORY
 
 import lit_llm
-from lit_llm.args import ServeArgs
+from lit_llm.args.generate import ServeArgs
 from lit_llm.challenge import RULES, STORY, Server, check
 from lit_llm.serve import make_app, pieces
 

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from tiny import make_data, rows
 
-from lit_llm.args import TrainArgs
+from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, collate, lay_out, tokenize_all
 from lit_llm.loss import next_token_loss

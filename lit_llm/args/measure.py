@@ -1,0 +1,73 @@
+"""Options of the benchmark and of the estimate."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lit_llm.args.base import Checked, Quantization
+from lit_llm.args.finetune import AdapterArgs, LoRAArgs
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs(Checked):
+    """What to measure"""
+
+    check: Literal["train_speed", "invariance", "load_memory"]
+    """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
+    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded."""
+    checkpoint_dir: Path | None = None
+    """Model for invariance."""
+    data_dir: Path | None = None
+    """Data for invariance."""
+    shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
+        default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
+    )
+    """Sizes of the models for train_speed."""
+    repetitions: int = 5
+    """Measured steps of each contender for train_speed."""
+    n_examples: int = 16
+    """Examples per step."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
+        return [
+            *self.below(0, "repetitions", "n_examples"),
+            (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
+        ]
+
+
+@dataclass(frozen=True)
+class EstimateArgs(Checked):
+    """What to estimate"""
+
+    checkpoint_dir: Path
+    """Folder with config.json; weights are not needed."""
+    method: Literal["full", "lora", "adapter", "adapter_v2", "dpo"] = "lora"
+    """Way of finetuning."""
+    max_seq_length: int | None = None
+    """Longest example in tokens; the smaller of the model's context and 2048 if not given."""
+    micro_batch_size: int = 4
+    """Examples per forward pass."""
+    global_batch_size: int = 32
+    """Examples per optimizer step."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass."""
+    precision: Literal["32-true", "bf16-true"] = "32-true"
+    """Frozen weights and activations."""
+    quantize: Quantization | None = None
+    """Hold the frozen linears in 4 or 8 bits."""
+    hours: float | None = None
+    """Time to plan for, on a gpu."""
+    gpu: Literal["a100-40gb", "rtx-4090"] | None = None
+    """GPU to plan for."""
+    lora: LoRAArgs = field(default_factory=LoRAArgs)
+    adapter: AdapterArgs = field(default_factory=AdapterArgs)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        return [
+            *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours"),
+            (self.method == "full" and self.quantize is not None, "--quantize freezes the weights that --method full trains"),
+            ((self.hours is None) != (self.gpu is None), "--hours and --gpu go together"),
+            (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "--lora options have no effect on this method"),
+            (self.adapter != AdapterArgs() and "adapter" not in self.method, "--adapter options have no effect on this method"),
+        ]
