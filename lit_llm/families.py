@@ -435,6 +435,26 @@ def _gpt2_parts(k: Keys, activation: str, multi_query: bool) -> dict[str, Any]:
     )
 
 
+def _starcoder2(k: Keys) -> dict[str, Any]:
+    """StarCoder2 3B, 7B and 15B."""
+    bias = k.get("use_bias", True)
+    k.unused("residual_dropout", "embedding_dropout")
+    return dict(
+        **shape_fields(
+            k, vocab_size=49152, hidden_size=3072, intermediate_size=12288, layers=30, heads=24, kv_heads=2, context=4096,
+            tie=True,
+        ),
+        **_LAYER_NORM,
+        norm_eps=k.get("norm_epsilon", 1e-5),
+        mlp="plain",
+        activation=activation_of(k.get("hidden_act", "gelu_pytorch_tanh")),
+        attn_bias=bias,
+        attn_out_bias=bias,
+        mlp_bias=bias,
+        sliding_window=k.nullable("sliding_window", None),
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[Keys], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -457,4 +477,5 @@ FAMILIES: dict[str, Callable[[Keys], dict[str, Any]]] = {
     "RefinedWeb": _refined_web,
     "gpt2": _gpt2,
     "gpt_bigcode": _gpt_bigcode,
+    "starcoder2": _starcoder2,
 }

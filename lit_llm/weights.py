@@ -85,6 +85,13 @@ _ENDS: Table = {"model.embed_tokens": "wte", "lm_head": "lm_head"}
 _FINAL_NORM: Table = {"model.norm": "norm"}
 
 LLAMA = _ENDS | _FINAL_NORM | _PRE_NORMS | _ATTENTION | _GATED_MLP
+STARCODER2 = (
+    _ENDS
+    | _FINAL_NORM
+    | _PRE_NORMS
+    | _ATTENTION
+    | {"model.layers.{}.mlp.c_fc": "h.{}.mlp.up", "model.layers.{}.mlp.c_proj": "h.{}.mlp.down"}
+)
 OLMO = _ENDS | _ATTENTION | _GATED_MLP
 OLMO2 = _ENDS | _FINAL_NORM | _ATTENTION | _QK_NORMS | _GATED_MLP | _POST_NORMS
 GEMMA2 = (
@@ -235,6 +242,7 @@ TABLES: dict[str, Callable[[Config], Table]] = {
     "RefinedWeb": _falcon,
     "gpt2": lambda config: GPT2,
     "gpt_bigcode": lambda config: GPT_BIGCODE,
+    "starcoder2": lambda config: STARCODER2,
 }
 
 

@@ -168,6 +168,8 @@ CASES = [
     Case("gpt2-untied", "gpt2", {**_GPT2, "tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}, 128),
     Case("santacoder", "gpt_bigcode", _GPT2),
     Case("starcoder-multi-head", "gpt_bigcode", {**_GPT2, "multi_query": False}, 128),
+    _case("starcoder2", "starcoder2", vocab_size=128),
+    _case("starcoder2-15b", "starcoder2", sliding_window=6, use_bias=False, tie_word_embeddings=False),
 ]  # fmt: skip
 
 
