@@ -5,9 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: BenchmarkArgs) -> None:
-    from lit_llm import bench_memory, benchmark
+    from importlib import import_module
 
-    getattr(bench_memory if args.check == "load_memory" else benchmark, args.check)(args)
+    import_module(f"lit_llm.bench.{args.check}").measure(args)
 
 
 if __name__ == "__main__":

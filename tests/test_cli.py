@@ -59,10 +59,10 @@ LAYERS = [
     ["export"],
     ["train"],
     ["cli"],
-    ["peers", "invariance", "speed", "benchmark", "estimate"],
+    ["estimate"],
     ["complete", "finetune", "inspect"],
     ["evaluate", "perplexity", "serve", "compare"],
-    ["bench_memory"],
+    ["bench"],
 ]
 
 

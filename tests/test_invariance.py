@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import make_checkpoint, make_data
 
+from lit_llm.bench.invariance import LAYOUTS, attach_moving_lora, check_layouts
 from lit_llm.checkpoint import load_model
 from lit_llm.data import collate, tokenize_all
-from lit_llm.invariance import LAYOUTS, attach_moving_lora, check_layouts
 from lit_llm.tokenizer import Tokenizer
 
 

@@ -29,13 +29,13 @@ CASES: dict[str, tuple[str | None, str | None, float, int]] = {
 }
 
 
-def load_memory(args: BenchmarkArgs) -> None:
-    """Print results as JSON and a Markdown table. Memory is that beyond what the process held before, in MB (10^6 bytes)."""
+def measure(args: BenchmarkArgs) -> None:
+    """Print results as JSON, and a Markdown table. Memory is that beyond what the process held before, in MB (10^6 bytes)."""
     if sys.platform != "linux":
         raise ValueError("--check load_memory reads /proc/self/status, which only Linux has")
     with tempfile.TemporaryDirectory() as folder:
         n_weights = _make_checkpoint(Path(folder), 16)
-        command = [sys.executable, "-m", "lit_llm.bench_memory", folder]
+        command = [sys.executable, "-m", "lit_llm.bench.load_memory", folder]
         done = {name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True).stdout for name in CASES}
     cases = {name: json.loads(text) for name, text in done.items()}
     lines = ["| loaded as | weights MB | peak MB | of it anonymous | aim MB | seconds | met |", "|---|---|---|---|---|---|---|"]
@@ -44,7 +44,8 @@ def load_memory(args: BenchmarkArgs) -> None:
         lines.append(f"| {name} | {' | '.join(figures)} | {'yes' if case['met'] else 'no'} |")
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     results = {"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}
-    print(json.dumps(results, indent=2), "\n".join(lines), sep="\n\n")
+    print(json.dumps(results, indent=2))
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _make_checkpoint(folder: Path, n_layer: int) -> int:

@@ -1,6 +1,8 @@
 """Training speed and memory of one LoRA step beside its peers: ragged examples, one thread, CPU-seconds."""
 
+import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from typing import Any
 
 import torch
 
+from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.bench.peers import Contender, contenders
 from lit_llm.data import Example
-from lit_llm.peers import Contender, contenders
 
 MICRO_BATCH_SIZE = 4
 LONGEST = 512
@@ -33,6 +36,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 2048, "max_position_embeddings": 2048, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+
+
+def measure(args: BenchmarkArgs) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for shape in args.shapes:
+        results[shape] = compare_speed(shape, args.repetitions, args.n_examples)
+        print(as_markdown({shape: results[shape]}), file=sys.stderr)
+    print(json.dumps({**machine(), "settings": settings(), "results": results}, indent=2))
+    print(f"\n{as_markdown(results)}", file=sys.stderr)
 
 
 def ragged_examples(n: int, vocab_size: int, seed: int) -> list[Example]:
@@ -100,7 +113,7 @@ def compare_speed(shape: str, repetitions: int, n_examples: int) -> dict[str, An
 
 
 def _memory_in_new_process(folder: Path, name: str) -> float:
-    code = f"from lit_llm.speed import step_memory; print(step_memory({str(folder)!r}, {name!r}))"
+    code = f"from lit_llm.bench.train_speed import step_memory; print(step_memory({str(folder)!r}, {name!r}))"
     done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
@@ -137,6 +150,16 @@ def _vocab_size(folder: Path) -> int:
     from lit_llm.checkpoint import read_config
 
     return read_config(folder).vocab_size
+
+
+def machine() -> dict[str, str]:
+    """What figures of a benchmark depend on besides the check."""
+    return {"torch": torch.__version__, "python": platform.python_version(), "processor": _processor()}
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
 
 
 def settings() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Proof that the layout of a step changes neither its loss nor its gradient, on any model and data."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.data import Example, batches, lay_out
+from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.checkpoint import load_model, load_tokenizer, read_config
+from lit_llm.data import Example, batches, lay_out, read_records, tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
@@ -16,6 +19,26 @@ from lit_llm.model import GPT
 
 LAYOUTS = ((1, False), (3, False), (8, False), (1, True), (4, True))
 TOLERANCE = 1e-5
+
+
+def measure(args: BenchmarkArgs) -> None:
+    """Raises ValueError if loss or gradient differ between layouts by more than the rounding of float32."""
+    assert args.checkpoint_dir and args.data_dir
+    config = read_config(args.checkpoint_dir)
+    tokenizer = load_tokenizer(args.checkpoint_dir, config)
+    records = read_records(args.data_dir / "train.jsonl")[: args.n_examples]
+    found, _ = tokenize_all(records, "alpaca", tokenizer, True, config.block_size)
+    examples = [example for example in found if isinstance(example, Example)]
+    if not examples:
+        raise ValueError(f"none of the first {args.n_examples} rows of {args.data_dir} fits the context, or all are pairs")
+    model = load_model(args.checkpoint_dir, dtype=torch.float32)
+    attach_moving_lora(model)
+    layouts = check_layouts(model, examples)
+    worst = max(max(row["loss_difference"], row["gradient_difference"]) for row in layouts)
+    result = {"examples": len(examples), "equal": worst < TOLERANCE, "tolerance": TOLERANCE, "layouts": layouts}
+    print(json.dumps(result, indent=2))
+    if worst >= TOLERANCE:
+        raise ValueError(f"loss or gradient depend on the layout: the largest relative difference is {worst:.1e}")
 
 
 def attach_moving_lora(model: GPT) -> None:
