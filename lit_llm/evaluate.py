@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.complete import load_args
 from lit_llm.files import read_json_object
-from lit_llm.generate import earliest, generate
+from lit_llm.generate import generate
 from lit_llm.model import GPT
 from lit_llm.score import Span, score
 from lit_llm.tokenizer import Tokenizer
@@ -105,8 +105,7 @@ class HarnessModel(TemplateLM):
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
         how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
         found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
-        # The harness cuts at one stop sequence after the other; the earliest match is the same place.
-        return [c.text[: earliest(c.text, stop)] for c in found]
+        return [c.text for c in found]  # the harness cuts at one stop sequence after the other: the earliest is the same place
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         return chat_template(self.checkpoint_dir)[1](chat_history, add_generation_prompt)

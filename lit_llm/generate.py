@@ -1,21 +1,24 @@
 """Continue prompts: one pass over the prompts fills a key/value cache, then a token at a time.
 
-B prompts, T tokens of the longest, V vocabulary.
+B prompts, T tokens of the longest, C = n_embd, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lit_llm.model import GPT, KVCache
+from lit_llm.cache import KVCache
+from lit_llm.model import GPT
+from lit_llm.sampling import Sampling, sample
+from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """What the model made of a token: in nats, before temperature, top_k and top_p."""
+    """What the model made of a token: in nats, before penalty, temperature, top_k, top_p and min_p."""
 
     log_prob: float
     top: dict[int, float]
@@ -36,6 +39,52 @@ class Completion:
     """One for each of `ids`, if `n_top` was given."""
 
 
+class Row:
+    """One prompt and its continuation in the making.
+
+    Attributes:
+        ids: Prompt and new tokens, without the EOS that ended them. The model has seen all but the last.
+        done: Whether EOS, a stop sequence or the limit of tokens has ended it.
+
+    Args:
+        continues: The text goes on from the prompt's text, and keeps a leading space.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        continues: bool = False,
+    ) -> None:
+        self.ids, self.n_prompt, self.sampling = list(prompt), len(prompt), sampling
+        self.generator = sampling.generator()
+        self.scores: list[TokenScore] = []
+        self.done = max_new_tokens == 0
+        self._max_new_tokens, self._eos_ids = max_new_tokens, tokenizer.eos_ids
+        self._stream = TextStream(tokenizer, stop, prompt if continues else ())
+        self._ended = False
+
+    def take(self, token: int, score: TokenScore | None = None) -> str:
+        """Add a token, and return the text that became certain."""
+        if token in self._eos_ids:
+            self.done = self._ended = True
+            return self._stream.close()
+        self.ids.append(token)
+        if score is not None:
+            self.scores.append(score)
+        text = self._stream.feed(token)
+        self._ended = self._stream.stopped
+        self.done = self._ended or len(self.ids) - self.n_prompt == self._max_new_tokens
+        return text + self._stream.close() if self.done else text
+
+    def completion(self) -> Completion:
+        """What it came to, once it is done."""
+        return Completion(self.ids[self.n_prompt :], self._stream.text, self._ended, self.scores)
+
+
 def generate(
     model: GPT,
     tokenizer: Tokenizer,
@@ -45,6 +94,8 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 1337,
     stop: Sequence[str] = (),
     n_top: int | None = None,
@@ -53,7 +104,7 @@ def generate(
 
     Args:
         prompts: Texts, or token ids. An empty text starts from BOS.
-        temperature: 0 takes the likeliest token.
+        temperature: 0 takes the likeliest token. See `Sampling` for this and the following.
         seed: Prompt i is sampled from a random stream of its own, seeded by seed + i.
         stop: Texts at which a completion ends, and which are not part of it.
         n_top: Score the tokens, each beside this many of the likeliest.
@@ -62,42 +113,12 @@ def generate(
         ValueError: if a prompt has no tokens, or a prompt and `max_new_tokens` do not fit into the context.
     """
     encoded = [encode_prompt(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
-    longest = max(map(len, encoded))
-    if longest + max_new_tokens > model.config.block_size:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {model.config.block_size}. "
-            "Shorten the prompt or lower --max_new_tokens"
-        )
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(encoded))]
-    ending = Ending(tokenizer, stop)
-    rows = _continue(model, encoded, max_new_tokens, ending, temperature, top_k, top_p, generators, n_top)
-    completions = []
-    for ids, scores in rows:
-        by_eos = bool(ids) and ids[-1] in tokenizer.eos_ids
-        kept = ids[:-1] if by_eos else ids
-        text = tokenizer.decode(kept)
-        cut = earliest(text, stop)
-        completions.append(Completion(kept, text[:cut], by_eos or cut is not None, scores[: len(kept)]))
-    return completions
-
-
-def earliest(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop sequences begins in `text`, or None."""
-    return min((where for s in stop if (where := text.find(s)) >= 0), default=None)
-
-
-class Ending:
-    """Whether a row of new tokens is complete: its last token is an EOS, or a stop sequence stands at its end."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        # A character has up to 4 bytes, each of which may be a token. Some more, because decoding may strip the first.
-        self.tail = 4 * max(map(len, stop), default=0) + 8
-
-    def __call__(self, ids: list[int]) -> bool:
-        if ids[-1] in self.tokenizer.eos_ids:
-            return True
-        return bool(self.stop) and earliest(self.tokenizer.decode(ids[-self.tail :]), self.stop) is not None
+    check_context(model, max(map(len, encoded)), max_new_tokens)
+    how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    rows = [Row(tokenizer, ids, max_new_tokens, replace(how, seed=seed + i), stop) for i, ids in enumerate(encoded)]
+    for _ in continue_rows(model, rows, max_new_tokens, n_top):
+        pass
+    return [row.completion() for row in rows]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -109,48 +130,67 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
+def check_context(model: GPT, n_prompt: int, max_new_tokens: int) -> None:
+    """Raises ValueError if a prompt and what is to follow do not fit into the context."""
+    if n_prompt + max_new_tokens > model.config.block_size:
+        raise ValueError(
+            f"a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the context of {model.config.block_size}. "
+            "Shorten the prompt or lower --max_new_tokens"
+        )
+
+
 @torch.inference_mode()
-def _continue(
-    model: GPT,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    ending: Ending,
-    temperature: float,
-    top_k: int | None,
-    top_p: float,
-    generators: Sequence[torch.Generator],
-    n_top: int | None,
-) -> list[tuple[list[int], list[TokenScore]]]:
-    """New tokens of each prompt, up to and with what ended them, and their scores."""
-    device, config = model.wte.weight.device, model.config
-    ends = torch.tensor([len(p) for p in prompts], device=device)  # (B,), where the next token goes
-    padded = torch.zeros(len(prompts), int(ends.max()), dtype=torch.long)
+def continue_rows(model: GPT, rows: Sequence[Row], max_new_tokens: int, n_top: int | None = None) -> Iterator[tuple[Row, str]]:
+    """Bring all rows to their ends as one batch, and yield each piece of text as it becomes certain."""
+    running = [row for row in rows if not row.done]
+    if not running:
+        return
+    prompts = [row.ids for row in running]
+    cache, hidden = prefill(model, prompts, max(map(len, prompts)) + max_new_tokens)
+    while True:
+        for row, token, score in zip(running, *choose(model, hidden, running, n_top), strict=True):
+            yield row, row.take(token, score)
+        for i in reversed(range(len(running))):  # rows that are done leave, and the last one takes their place
+            if running[i].done:
+                last = running.pop()
+                if i < len(running):
+                    running[i] = last
+                    cache.put(i, cache, len(running))
+        if not running:
+            return
+        hidden = next_hidden(model, cache, [row.ids[-1] for row in running], [len(row.ids) - 1 for row in running])
+
+
+@torch.inference_mode()
+def prefill(model: GPT, prompts: Sequence[Sequence[int]], max_length: int) -> tuple[KVCache, Tensor]:
+    """A cache with the prompts in its rows, for up to `max_length` tokens each, and the hidden states (B, C) at their ends."""
+    weight = model.wte.weight
+    ends = torch.tensor([len(p) for p in prompts], device=weight.device)
+    padded = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(config, len(prompts), padded.size(1) + max_new_tokens, device, model.wte.weight.dtype)
-    cache.length = padded.size(1)
-    hidden = model.hidden(padded.to(device), cache=cache)  # (B, T, C); what follows a prompt's end is overwritten below
-    hidden = hidden[torch.arange(len(prompts), device=device), ends - 1]  # (B, C)
-    new: list[list[int]] = [[] for _ in prompts]
-    scores: list[list[TokenScore]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for _ in range(max_new_tokens):
-        logits = model.head(hidden)  # (B, V)
-        tokens = sample(logits, temperature, top_k, top_p, generators)  # (B,)
-        scored = None if n_top is None else token_scores(logits, tokens, n_top)
-        for i, token in enumerate(tokens.tolist()):
-            if i in running:
-                new[i].append(token)
-                if scored is not None:
-                    scores[i].append(scored[i])
-                if ending(new[i]):
-                    running.discard(i)
-        if not running or len(new[min(running)]) == max_new_tokens:
-            break
-        cache.length = int(ends.max()) + 1
-        hidden = model.hidden(tokens[:, None], cache=cache, positions=ends[:, None])[:, 0]
-        ends = ends + 1
-    return list(zip(new, scores, strict=True))
+    cache = KVCache(model.config, len(prompts), max_length, weight.device, weight.dtype, chunk=1)
+    hidden = model.hidden(padded.to(weight.device), cache=cache, ends=ends)  # (B, T, C)
+    return cache, hidden[torch.arange(len(prompts), device=weight.device), ends - 1]
+
+
+@torch.inference_mode()
+def next_hidden(model: GPT, cache: KVCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """Hidden states (B, C) after one more token in each of the first B rows of the cache."""
+    device = model.wte.weight.device
+    cache.length = max(positions) + 1
+    ids, at = (torch.tensor(values, device=device)[:, None] for values in (tokens, positions))  # (B, 1)
+    return model.hidden(ids, cache=cache, positions=at)[:, 0]
+
+
+@torch.inference_mode()
+def choose(
+    model: GPT, hidden: Tensor, rows: Sequence[Row], n_top: int | None = None
+) -> tuple[list[int], Sequence[TokenScore | None]]:
+    """The next token of each row, drawn as the row says, and if `n_top` is given its score, from hidden states (B, C)."""
+    logits = model.head(hidden)  # (B, V)
+    tokens = sample(logits, [r.sampling for r in rows], [r.generator for r in rows], [r.ids for r in rows])  # (B,)
+    return tokens.tolist(), [None] * len(rows) if n_top is None else token_scores(logits, tokens, n_top)
 
 
 def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]:
@@ -170,22 +210,3 @@ def prompt_scores(model: GPT, ids: Sequence[int], n_top: int) -> list[TokenScore
     hidden, targets = model.hidden(row[:, :-1])[0], row[0, 1:]
     parts = zip(hidden.split(256), targets.split(256), strict=True)  # to hold few logits at once
     return [score for h, t in parts for score in token_scores(model.head(h), t, n_top)]
-
-
-def sample(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """One token per row (B,) from logits (B, V), in float32; row i draws from `generators[i]`, on the CPU."""
-    logits = logits.float()
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits, order = (logits / temperature).sort(dim=-1, descending=True)
-    if top_k is not None:
-        logits, order = logits[:, :top_k], order[:, :top_k]
-    probabilities = logits.softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)  # keeps the token that reaches top_p
-    cumulative = probabilities.cumsum(dim=-1)
-    draws = torch.cat([torch.rand(1, generator=g) for g in generators]).to(logits.device)
-    chosen = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)  # (B, 1)
-    return order.gather(1, chosen.clamp(max=order.size(1) - 1))[:, 0]

@@ -4,6 +4,7 @@ B batch, T tokens, C = n_embd, nh query heads, ng key/value heads, hs head size,
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from lit_llm.cache import KVCache
 from lit_llm.config import Config
 from lit_llm.rope import Rope, rotate
 
@@ -52,8 +54,9 @@ class GPT(nn.Module):
         self,
         ids: Tensor,
         lengths: Sequence[int] | None = None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
         positions: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, C), normalised, from which `head` makes logits.
 
@@ -62,16 +65,15 @@ class GPT(nn.Module):
             lengths: Lengths of documents that lie end to end in one row (B = 1, T = sum). Each attends to itself alone
                 and its positions start at 0.
             cache: Filled with the keys and values of `ids`. Without `positions` it is filled from its beginning.
-            positions: (B, T), where in the cache `ids` lie; each attends to all slots up to its own position.
+            positions: (B, T), where in the cache `ids` lie, ascending; each attends to all up to its own position.
+            ends: (B,), lengths of the rows, if they are padded and fill a cache: a ring keeps the last tokens of each.
         """
         where, length = _positions(ids, lengths, positions)
         mask = window_mask = None
         if positions is not None:
             assert cache is not None
-            slots, last = torch.arange(cache.length, device=ids.device), positions[:, None, :, None]
-            mask = window_mask = slots <= last  # (B, 1, T, S)
-            if self.config.sliding_window is not None:
-                window_mask = mask & (slots > last - self.config.sliding_window)
+            mask = cache.visible(positions, sliding=False)
+            window_mask = mask if cache.window is None else cache.visible(positions, sliding=True)
         rope = None if self.rope is None else self.rope(where, length)
         local_rope = rope if self.local_rope is None else self.local_rope(where, length)
         no_rope_layers = self.config.no_rope_layers or ()
@@ -79,8 +81,10 @@ class GPT(nn.Module):
         for i, block in enumerate(self.h):
             sliding = self.config.is_sliding(i)
             layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
-            layer_cache = None if cache is None else (cache.k[i], cache.v[i])
-            inputs = (x, layer_rope, lengths, layer_cache, positions, window_mask if sliding else mask)
+            store = None
+            if cache is not None:
+                store = partial(cache.fill, i, ends) if positions is None else partial(cache.write, i, positions)
+            inputs = (x, layer_rope, lengths, store, window_mask if sliding else mask)
             recompute = self.activation_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.norm(x)
@@ -154,16 +158,16 @@ class CausalSelfAttention(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         lengths: Sequence[int] | None,
-        cache: tuple[Tensor, Tensor] | None,
-        positions: Tensor | None,
+        store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         mask: Tensor | None,
     ) -> Tensor:
+        """(B, T, C) from x (B, T, C). `store` takes keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
         q, (k, v) = self.heads(self.q(x), "q_norm"), self.keys_and_values(x)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = _write(cache, k, v, positions, mask)
+        if store is not None:
+            k, v = store(k, v)
         y = _attend(q, k, v, lengths, mask, self.window, self.scale, self.softcap)
         if self.adapter is not None:
             y = y + self.adapter(self, q)
@@ -186,20 +190,6 @@ class CausalSelfAttention(nn.Module):
         """Attention of queries (B, nh, T, hs) to all of the keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
         return _attend(q, k, v, None, mask, None, self.scale, self.softcap)
-
-
-def _write(
-    cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor, positions: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Store k and v (B, ng, T, hs) in the cache and return what the queries attend to: themselves, or all slots in use."""
-    if positions is None or mask is None:
-        for slots, new in zip(cache, (k, v), strict=True):
-            slots[:, :, : new.size(2)] = new
-        return k, v
-    rows = torch.arange(k.size(0), device=k.device)[:, None]
-    for slots, new in zip(cache, (k, v), strict=True):
-        slots[rows, :, positions] = new.transpose(1, 2)
-    return cache[0][:, :, : mask.size(-1)], cache[1][:, :, : mask.size(-1)]
 
 
 def _attend(
@@ -359,18 +349,3 @@ def _qk_norm(config: Config, n_heads: int) -> nn.Module:
     if config.qk_norm == "each_head":
         return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
     return Norm(config, config.head_size)
-
-
-class KVCache:
-    """Keys and values of all layers, allocated once for a whole generation.
-
-    `k[i]` and `v[i]` of layer i are (B, ng, S, hs). The caller sets `length`, the slots in use, before each call of the model.
-    """
-
-    def __init__(
-        self, config: Config, batch_size: int, max_length: int, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
-        shape = (config.n_layer, batch_size, config.n_query_groups, max_length, config.head_size)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lit_llm.cache import KVCache
 from lit_llm.loss import CHUNK_LOGITS
-from lit_llm.model import GPT, KVCache
+from lit_llm.model import GPT
 
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each
 MAX_GROUP = 256  # rows that the search for shared prefixes looks back
@@ -150,7 +151,7 @@ def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Ite
         for padded, row in zip(ids, batch, strict=True):
             padded[: len(row.ids) - P] = torch.tensor(row.ids[P:])
         cache = KVCache(model.config, len(batch), P + T, device, dtype)
-        cache.k[:, :, :, :P], cache.v[:, :, :, :P] = prefix.k, prefix.v
+        cache.put(slice(None), prefix)
         cache.length = P + T
         positions = torch.arange(P, P + T, device=device).expand(len(batch), T)
         hidden = model.hidden(ids.to(device), cache=cache, positions=positions)

@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from lit_llm.args.generate import ServeArgs
 from lit_llm.complete import load_args
-from lit_llm.generate import TokenScore, earliest, encode_prompt, generate, prompt_scores
+from lit_llm.generate import TokenScore, encode_prompt, generate, prompt_scores
 from lit_llm.model import GPT
+from lit_llm.text_stream import earliest
 from lit_llm.tokenizer import Tokenizer
 
 GREEDY = 1e-5  # HELM sends a temperature of 1e-7 where it means 0

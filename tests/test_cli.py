@@ -49,9 +49,9 @@ def test_every_option_has_help():
 LAYERS = [
     ["args", "files", "fetch", "challenge"],
     ["hf_keys", "families", "config", "tokenizer", "prompts"],
-    ["rope"],
+    ["rope", "cache"],
     ["model"],
-    ["weights", "data", "loss", "quantize"],
+    ["weights", "data", "loss", "quantize", "sampling", "text_stream"],
     ["methods", "generate", "hub", "sources", "curate"],
     ["checkpoint"],
     ["score"],

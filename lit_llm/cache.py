@@ -1,0 +1,116 @@
+"""Keys and values of the tokens that a model has seen, so that each token passes through it once.
+
+B rows, ng key/value heads, S slots of a layer, hs head size, T tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import Config
+
+
+class KVCache:
+    """Slots for the keys and values of all layers, allocated once for a whole generation.
+
+    Rows do not depend on one another: each stands at a position of its own, and `put` fills one anew. The caller sets `length`,
+    the positions in use over all rows, before each call of the model with `positions`.
+
+    Args:
+        batch_size: Rows. A model that is given fewer rows works on the first ones.
+        max_length: Positions of a row at most.
+        chunk: Tokens of a row at most that the model is given at once, its prompt not counted. Layers with a sliding window
+            then keep a ring of window + chunk - 1 slots; with None they keep all positions.
+        int8: Hold 8 bits per number, with a scale for each token and head.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        batch_size: int,
+        max_length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        chunk: int | None = None,
+        int8: bool = False,
+    ) -> None:
+        self.window, self.max_length, self.length = config.sliding_window, max_length, 0
+        ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
+        self.ring = ring
+
+        def slots(layer: int) -> "Slots":
+            n = ring if config.is_sliding(layer) else max_length
+            return Slots((batch_size, config.n_query_groups, n, config.head_size), device, dtype, int8)
+
+        self.k = [slots(i) for i in range(config.n_layer)]
+        self.v = [slots(i) for i in range(config.n_layer)]
+
+    def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.
+
+        What follows an end lies in slots that no query sees before they are written again.
+        """
+        for slots, new in ((self.k[layer], k), (self.v[layer], v)):
+            kept = new if new.size(2) <= slots.n_slots else _newest(new, ends, slots.n_slots)
+            slots[: new.size(0), :, : kept.size(2)] = kept
+        return k, v
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, ng, T, hs) at positions (B, T); return those of all slots in use, (B, ng, S, hs)."""
+        rows = torch.arange(k.size(0), device=k.device)[:, None]
+        found = []
+        for slots, new in ((self.k[layer], k), (self.v[layer], v)):
+            slots[rows, :, positions % slots.n_slots] = new.transpose(1, 2)
+            found.append(slots.read(k.size(0), self.length))
+        return found[0], found[1]
+
+    def visible(self, positions: Tensor, sliding: bool) -> Tensor:
+        """Which slots (B, 1, T, S) a query at `positions` (B, T), ascending, attends to, in layers that slide or do not."""
+        slots = torch.arange(min(self.length, self.ring) if sliding else self.length, device=positions.device)
+        query = positions[:, None, :, None]
+        if not sliding:
+            return slots <= query
+        assert self.window is not None
+        last = query[:, :, -1:]
+        held = last - (last - slots) % self.ring  # the position that a slot of the ring holds
+        return (held >= 0) & (held <= query) & (held > query - self.window)
+
+    def put(self, row: int | slice, other: "KVCache", other_row: int = 0) -> None:
+        """Make `row` (all of a slice) what a row of `other` is, which may hold fewer positions but not more."""
+        assert other.max_length <= self.max_length
+        for own, theirs in zip((*self.k, *self.v), (*other.k, *other.v), strict=True):
+            own[row, :, : theirs.n_slots] = theirs.read(other_row + 1, theirs.n_slots)[other_row]
+
+    def n_bytes(self) -> int:
+        return sum(slots.n_bytes() for slots in (*self.k, *self.v))
+
+
+class Slots:
+    """Keys or values of one layer: `shape` (B, ng, S, hs), held in `dtype`, or in 8 bits with a scale per token and head."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype, int8: bool) -> None:
+        self.dtype, self.n_slots = dtype, shape[2]
+        self.values = torch.zeros(shape, device=device, dtype=torch.int8 if int8 else dtype)
+        self.scale = torch.zeros((*shape[:3], 1), device=device, dtype=torch.float32) if int8 else None
+
+    def __setitem__(self, index: tuple, new: Tensor) -> None:
+        if self.scale is None:
+            self.values[index] = new
+            return
+        scale = (new.abs().amax(-1, keepdim=True).float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scale[index] = scale
+        self.values[index] = (new / scale).round().to(torch.int8)
+
+    def read(self, n_rows: int, n_slots: int) -> Tensor:
+        """The first rows and slots, (n_rows, ng, n_slots or all, hs)."""
+        values = self.values[:n_rows, :, :n_slots]
+        return values if self.scale is None else (values * self.scale[:n_rows, :, :n_slots]).to(self.dtype)
+
+    def n_bytes(self) -> int:
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def _newest(x: Tensor, ends: Tensor | None, n_slots: int) -> Tensor:
+    """The last tokens of each row of x (B, ng, T, hs), which ends at `ends` (B,), in the order of a ring of `n_slots`."""
+    last = torch.full((x.size(0), 1), x.size(2) - 1, device=x.device) if ends is None else ends[:, None] - 1
+    held = last - (last - torch.arange(n_slots, device=x.device)) % n_slots  # (B, n_slots); below 0 for slots not in use
+    return x.gather(2, held.clamp(min=0)[:, None, :, None].expand(-1, x.size(1), -1, x.size(3)))

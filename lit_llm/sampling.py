@@ -1,0 +1,93 @@
+"""How the next token is drawn: settings, the distribution that they make of the logits, and the draw.
+
+B rows, V vocabulary. All is computed in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one row; they apply in the order of transformers: penalty, temperature, top_k, top_p, min_p."""
+
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens, and those that equal the last of them."""
+    top_p: float = 1.0
+    """Keep the fewest tokens whose probabilities sum to at least this (https://arxiv.org/abs/1904.09751)."""
+    min_p: float = 0.0
+    """Keep tokens of at least this probability relative to the likeliest (https://arxiv.org/abs/2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that were there (https://arxiv.org/abs/1909.05858, 4.1)."""
+    seed: int = 1337
+
+    def generator(self) -> torch.Generator:
+        """The random stream of a row. It lives on the CPU, so that a sample does not depend on the device."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+def sample(
+    logits: Tensor,
+    settings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    seen: Sequence[Sequence[int]],
+) -> Tensor:
+    """One token per row, (B,), from logits (B, V).
+
+    Row i draws once from `generators[i]` and from nothing else, so that it does not depend on the other rows. `seen[i]` are its
+    tokens so far, the prompt included, for the repetition penalty.
+    """
+    logits = penalize(logits.float(), settings, seen)
+    tokens = logits.argmax(dim=-1)
+    groups: dict[tuple, list[int]] = {}
+    for i, s in enumerate(settings):
+        if s.temperature > 0:
+            groups.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(i)
+    for rows in groups.values():
+        probabilities = distribution(logits[rows], settings[rows[0]])
+        tokens[rows] = draw(probabilities, [generators[i] for i in rows])
+    return tokens
+
+
+def penalize(logits: Tensor, settings: Sequence[Sampling], seen: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V) after the repetition penalty of each row."""
+    if all(s.repetition_penalty == 1 for s in settings):
+        return logits
+    logits = logits.clone()
+    for row, s, ids in zip(logits, settings, seen, strict=True):
+        where = torch.tensor(sorted(set(ids)), device=row.device)
+        found = row[where]
+        row[where] = torch.where(found < 0, found * s.repetition_penalty, found / s.repetition_penalty)
+    return logits
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities (B, V) that are sampled from, given logits (B, V) after the penalty, at a temperature above 0."""
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.size(-1):
+        last = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < last, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        kept = ordered.masked_fill(before >= sampling.top_p, 0)  # keeps the token that reaches top_p
+        probabilities = probabilities.scatter(-1, order, kept)
+    if sampling.min_p > 0:
+        likeliest = probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * likeliest, 0)
+    return probabilities / probabilities.sum(dim=-1, keepdim=True)
+
+
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token per row, (B,), from probabilities (B, V), which need not sum to 1."""
+    cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    target = torch.cat([torch.rand(1, generator=g) for g in generators])[:, None].to(total.device) * total
+    target = target.minimum(total.nextafter(torch.zeros_like(total)))  # rounded up to the total, it would hit no token
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]

@@ -1,0 +1,75 @@
+"""The key/value cache against attention without one, for families with sliding windows and without."""
+
+import pytest
+import torch
+from families import CASES, make_reference, random_ids, relative_difference
+
+from lit_llm.cache import KVCache
+from lit_llm.checkpoint import load_model
+from lit_llm.generate import next_hidden, prefill
+
+SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]
+
+
+@pytest.fixture(params=SOME, ids=str)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def model(case, tmp_path):
+    make_reference(case, tmp_path)
+    return load_model(tmp_path)
+
+
+@torch.inference_mode()
+def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cache(case, model):
+    """Three slots: a row leaves, another takes its place with a prompt of another length, one is moved; beyond the windows."""
+    ids = random_ids(case, 4, 50)
+    cache, _ = prefill(model, [ids[i, :n].tolist() for i, n in enumerate((20, 3, 9))], 60)
+    at = {0: 20, 1: 3, 2: 9}  # text -> tokens that the cache holds
+    slots = [0, 1, 2]
+
+    def step():
+        tokens = [int(ids[i, at[i]]) for i in slots]
+        hidden = next_hidden(model, cache, tokens, [at[i] for i in slots])
+        for row, i in enumerate(slots):
+            at[i] += 1
+            assert relative_difference(hidden[row], model.hidden(ids[i : i + 1, : at[i]])[0, -1]) < 1e-5
+
+    for _ in range(8):
+        step()
+    fresh, hidden = prefill(model, [ids[3, :31].tolist()], 31)
+    assert relative_difference(hidden, model.hidden(ids[3:, :31])[:, -1]) < 1e-5
+    cache.put(1, fresh)
+    slots[1], at[3] = 3, 31
+    for _ in range(8):
+        step()
+    cache.put(0, cache, 2)  # the first leaves, the last takes its place
+    slots[:] = [2, 3]
+    for _ in range(8):
+        step()
+
+
+@torch.inference_mode()
+def test_layers_with_a_window_hold_no_more_than_the_window(case, model):
+    config = model.config
+    cache, _ = prefill(model, [random_ids(case, 30).tolist()], 60)
+    held = [slots.n_slots for slots in cache.k]
+    assert held == [config.sliding_window if config.is_sliding(i) else 60 for i in range(config.n_layer)]
+
+
+@torch.inference_mode()
+def test_several_tokens_at_once_and_stepping_back_equal_no_cache(case, model):
+    """Chunks of 4 tokens, of which some are taken back and replaced, beyond the windows."""
+    ids, wrong = random_ids(case, 1, 50), random_ids(case, 1, 50).flip(1)
+    cache = KVCache(model.config, 1, 60, "cpu", torch.float32, chunk=4)
+    model.hidden(ids[:, :10], cache=cache)
+    for start in range(10, 40, 3):
+        positions = torch.arange(start, start + 4)[None]
+        cache.length = start + 4
+        chunk = torch.cat(
+            (ids[:, start : start + 3], wrong[:, start + 3 : start + 4]), dim=1
+        )  # the next chunk replaces the last
+        hidden = model.hidden(chunk, cache=cache, positions=positions)
+        assert relative_difference(hidden[:, :3], model.hidden(ids[:, : start + 3])[:, -3:]) < 1e-5
