@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from lit_llm.data import (
     answer_of,
     asked,
     batches,
-    drop_long,
+    iter_records,
     lay_out,
-    read_records,
 )
 from lit_llm.files import new_folder, read_json_object, write_json
 from lit_llm.generate import Completion, generate
@@ -38,13 +37,12 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
-from lit_llm.preflight import inspect, show
+from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.prompts import default_style, prompt_ids, prompt_style
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.tokens import examples_of
 from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
 
 Record = dict[str, Any]
@@ -60,21 +58,20 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     tokenizer = load_tokenizer(checkpoint_dir, config)
     if data_dir.is_file():
         data_dir = prepared(data_dir)
-    train_records = read_records(data_dir / "train.jsonl")
-    val_path = data_dir / "val.jsonl"
-    val_records = read_records(val_path) if val_path.is_file() else []
-    _check_kind(args.method, train_records + val_records)
-    style = args.prompt_style or default_style(tokenizer, all("text" in record for record in train_records))
+    train_path, val_path = data_dir / "train.jsonl", data_dir / "val.jsonl"
+    is_text = all("text" in record for record in iter_records(train_path))  # the first row that is none ends the reading
+    style = args.prompt_style or default_style(tokenizer, is_text)
     args = dataclasses.replace(args, prompt_style=style)
     assert args.precision
     prompt_style(style, tokenizer)
     resume_dir = _find_save(args, out_dir)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
-    examples = _examples("training", data_dir / "train.jsonl", style, tokenizer, args, limit)
-    val_examples = _examples("validation", val_path, style, tokenizer, args, limit) if val_records else []
+    examples, n_dropped = _examples("training", train_path, style, tokenizer, args, limit)
+    has_val = val_path.is_file()
+    val_examples = _examples("validation", val_path, style, tokenizer, args, limit)[0] if has_val else []
     plan = _plan(args, examples)
     Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
-    found = inspect(train_records, val_records, examples, tokenizer, plan)
+    found = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
     if args.dry_run:
@@ -92,7 +89,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     _say(f"training {n_trained:,} parameters with {method.name}; {n_total:,} values in memory in all")
     if resume_dir is None:
         _start_run(args, out_dir)
-    answers = Answers(args, model, tokenizer, val_records, style)
+    answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     before = answers.make() if resume_dir is None else None
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
@@ -155,23 +152,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _check_kind(method: str, records: Sequence[Record]) -> None:
-    """Raises ValueError unless all records are pairs, for DPO, or none is."""
-    odd = next((r for r in records if ("chosen" in r) != (method == "dpo")), None)
-    if odd is not None and method == "dpo":
-        raise ValueError(f"DPO needs preference pairs, with {', '.join(PAIR)}; a record has {', '.join(odd)}")
-    if odd is not None:
-        raise ValueError("the data holds preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
-
-
-def _examples(what: str, path: Path, style: str, tokenizer: Tokenizer, args: FinetuneArgs, limit: int) -> list[Example | Pair]:
-    examples, n_dropped = drop_long(examples_of(path, style, tokenizer, args.mask_prompt, args.train_on), limit)
-    if not examples:
-        raise ValueError(f"all {n_dropped} {what} examples are longer than {limit} tokens. Raise --max_seq_length, or cut them")
+def _examples(
+    what: str, path: Path, style: str, tokenizer: Tokenizer, args: FinetuneArgs, limit: int
+) -> tuple[list[Example | Pair], int]:
+    """Examples to train on and the number that was dropped. Raises ValueError unless all are pairs, for DPO, or none is."""
+    examples, n_dropped = load_examples(path, style, tokenizer, args.mask_prompt, args.train_on, limit)
+    if any(isinstance(example, Pair) != (args.method == "dpo") for example in examples):
+        if args.method == "dpo":
+            raise ValueError(f"DPO needs preference pairs, with {', '.join(PAIR)}; {path} holds other records")
+        raise ValueError(f"{path} holds preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
     n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
     dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
     _say(f"{what}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} of them trained{dropped}")
-    return examples
+    return examples, n_dropped
 
 
 def _plan(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> Plan:
@@ -245,7 +238,7 @@ def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) ->
 class Answers:
     """Answers of the model, as it is when asked, to held-out prompts."""
 
-    def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> None:
+    def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Iterable[Record], style: str) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
         room = model.config.block_size - args.eval.max_new_tokens
         n_wanted = max(args.eval.exact_match, args.eval.samples)

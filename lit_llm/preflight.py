@@ -1,31 +1,32 @@
 """What a run is about to train on, told and judged before any weight is loaded."""
 
-import json
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
 
-from lit_llm.data import Example, Pair, Plan
+from lit_llm.data import Example, Pair, Plan, Record, asked, drop_long, iter_records
+from lit_llm.prompts import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import examples_of
 
-Record = dict[str, Any]
-TRAINED, PLAIN = "\033[32m", "\033[0m"
+GREEN, PLAIN = "\033[32m", "\033[0m"
+COMPARED = 1000  # records, from the first on, that are held against their tokens
 
 
 @dataclass(frozen=True)
 class Preflight:
     """Counts over the training examples that were kept."""
 
-    n_records: int
     n_examples: int
     n_dropped: int
     """Longer than the limit, or without a token to train on."""
     n_duplicates: int
-    """Records that repeat an earlier one."""
+    """Examples that repeat an earlier one."""
     n_leaks: int
-    """Validation records that are training records too."""
+    """Validation examples that are training examples too."""
     n_tokens: int
     n_trained: int
     n_documents: int
@@ -33,28 +34,37 @@ class Preflight:
     """Documents that start with BOS."""
     n_double_bos: int
     n_eos: int
-    """Documents that end in EOS, but for what a template puts behind it."""
-    same_end: bool
-    """All documents end in the same token, as where a template closes the turn in another way."""
+    """Documents that end in EOS."""
+    n_closed: int
+    """Others that end in what the template closes a turn with."""
+    n_open: int
+    """Other answers: the model would not learn to end them."""
     longest: int
     packing_efficiency: float
     """Tokens over the room of the micro-batches of the first epoch."""
 
     def text(self) -> str:
         """Lines for a person to read."""
+        n_texts = self.n_documents - self.n_eos - self.n_closed - self.n_open
+        others = (
+            (self.n_closed, "closed otherwise by the template"),
+            (n_texts, "without a masked prompt that end otherwise, as parts of texts do"),
+            (self.n_open, "answers that never end"),
+        )
         return "\n".join(
             [
-                f"examples        {self.n_examples:,} of {self.n_records:,}; {self.n_dropped:,} dropped, "
+                f"examples        {self.n_examples:,} of {self.n_examples + self.n_dropped:,}; {self.n_dropped:,} dropped, "
                 f"{self.n_duplicates:,} repeated, {self.n_leaks:,} of the validation also in training",
                 f"tokens          {self.n_tokens:,}, of them trained {self.n_trained:,} ({self.n_trained / self.n_tokens:.1%})",
-                f"BOS and EOS     {self.n_bos:,} and {self.n_eos:,} in {self.n_documents:,} documents",
+                f"BOS and EOS     {self.n_bos:,} and {self.n_eos:,} in {self.n_documents:,} documents"
+                + "".join(f"; {n:,} {what}" for n, what in others if n),
                 f"longest         {self.longest:,} tokens",
                 f"micro-batches   {self.packing_efficiency:.1%} full",
             ]
         )
 
     def check(self) -> None:
-        """Raises ValueError if the run would train on nothing, or on documents with two BOS, or on none with EOS."""
+        """Raises ValueError if the run would train on nothing, on two BOS, or on answers that do not end."""
         mistakes = []
         if self.n_trained == 0:
             mistakes.append("nothing would be trained: no example has a token with a label")
@@ -63,41 +73,107 @@ class Preflight:
                 f"{self.n_double_bos} documents start with two BOS: the prompt style renders one beside the tokenizer's. "
                 "Choose another --prompt_style"
             )
-        if self.n_eos == 0 and not self.same_end:
-            mistakes.append("no document ends in EOS: the model would never learn to stop. Check the tokenizer's eos_token")
+        if self.n_open:
+            mistakes.append(
+                f"{self.n_open} of {self.n_documents} answers do not end in EOS, nor in what closes a turn: the model would "
+                "not learn to stop. Check the tokenizer's eos_token, or choose another --prompt_style"
+            )
         if mistakes:
             raise ValueError("\n".join(mistakes))
 
 
+def load_examples(
+    path: Path, style: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn, max_seq_length: int
+) -> tuple[list[Example | Pair], int]:
+    """Examples of a `.jsonl` file, checked against its records, and the number of longer ones that were left out.
+
+    Raises:
+        ValueError: see `compare`; or if no example is left.
+    """
+    examples = examples_of(path, style, tokenizer, mask_prompt, train_on)
+    compare(iter_records(path), examples, style, tokenizer)
+    kept, n_dropped = drop_long(examples, max_seq_length)
+    if not kept:
+        raise ValueError(
+            f"{path}: all {n_dropped} examples are longer than {max_seq_length} tokens. Raise --max_seq_length, or cut them"
+        )
+    return kept, n_dropped
+
+
+def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> None:
+    """Hold the first records against their tokens, whatever way these came.
+
+    Raises:
+        ValueError: if a document does not begin with the tokens that the model is asked with, which is so where a token
+            reaches from the prompt into the answer; or if a part of the answer is not in it.
+    """
+    for number, (record, example) in enumerate(islice(zip(records, examples, strict=False), COMPARED), 1):
+        if "text" in record:
+            continue
+        prompt = prompt_ids(style, tokenizer, asked(record))
+        for document, answer in zip(example.documents, _answers(record), strict=True):
+            ids = document.ids.tolist()
+            if ids[: len(prompt)] != prompt:
+                raise ValueError(f"record {number}: prompt and answer are not parted as the model is asked: inside a token")
+            trained = _squeezed(tokenizer.decode(ids[len(prompt) :]))
+            if _squeezed(tokenizer.decode(tokenizer.encode_more(answer))) not in trained:
+                raise ValueError(f"record {number}: a truncated answer would be trained as if it were finished")
+
+
+def _answers(record: Record) -> tuple[str, ...]:
+    if "chosen" in record:
+        return record["chosen"], record["rejected"]
+    return (record["messages"][-1]["content"] if "messages" in record else record["output"],)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
 def inspect(
-    records: Sequence[Record],
-    val_records: Sequence[Record],
     examples: Sequence[Example | Pair],
+    val_examples: Sequence[Example | Pair],
+    n_dropped: int,
+    style: str,
     tokenizer: Tokenizer,
     plan: Plan,
 ) -> Preflight:
-    documents = [document for example in examples for document in example.documents]
-    ids = [document.ids.tolist() for document in documents]
-    bos, ends = tokenizer.bos_id, set(tokenizer.eos_ids)
-    seen = [json.dumps(record, sort_keys=True) for record in records]
+    """Counts over examples. Beside them only a checksum of each is held."""
+    seen = [_digest(example) for example in examples]
     known = set(seen)
-    n_tokens = sum(map(len, documents))
+    bos, closing = tokenizer.bos_id, ""
+    n = dict.fromkeys(("tokens", "trained", "documents", "bos", "double_bos", "eos", "closed", "open"), 0)
+    longest = 0
+    for document in (document for example in examples for document in example.documents):
+        start = document.ids[:2].tolist()
+        n["documents"] += 1
+        n["tokens"] += len(document)
+        n["trained"] += document.n_labels
+        n["bos"] += start[0] == bos
+        n["double_bos"] += bos is not None and start == [bos, bos]
+        longest = max(longest, len(document))
+        if int(document.ids[-1]) in tokenizer.eos_ids:
+            n["eos"] += 1
+        elif not document.trained[1:].all():  # what has no masked prompt is a text, and its parts go on
+            closing = closing or closing_of(prompt_style(style, tokenizer), tokenizer.special_tokens)
+            end = document.ids[-len(closing) - 8 :].tolist()
+            n["closed" if closing and tokenizer.decode_visibly(end).endswith(closing) else "open"] += 1
     return Preflight(
-        n_records=len(records),
         n_examples=len(examples),
-        n_dropped=len(records) - len(examples),
+        n_dropped=n_dropped,
         n_duplicates=len(seen) - len(known),
-        n_leaks=sum(json.dumps(record, sort_keys=True) in known for record in val_records),
-        n_tokens=n_tokens,
-        n_trained=sum(document.n_labels for document in documents),
-        n_documents=len(documents),
-        n_bos=sum(bos is not None and row[0] == bos for row in ids),
-        n_double_bos=sum(bos is not None and row[:2] == [bos, bos] for row in ids),
-        n_eos=sum(not ends.isdisjoint(row[-3:]) for row in ids),
-        same_end=len({row[-1] for row in ids}) == 1,
-        longest=max(map(len, documents)),
+        n_leaks=sum(_digest(example) in known for example in val_examples),
+        longest=longest,
         packing_efficiency=_efficiency(plan),
+        **{f"n_{name}": count for name, count in n.items()},
     )
+
+
+def _digest(example: Example | Pair) -> bytes:
+    digest = hashlib.blake2b(digest_size=12)
+    for document in example.documents:
+        digest.update(document.ids.numpy().tobytes() + b"|")
+    return digest.digest()
 
 
 def _efficiency(plan: Plan) -> float:
@@ -112,19 +188,16 @@ def _efficiency(plan: Plan) -> float:
 
 
 def show(example: Example | Pair, tokenizer: Tokenizer, colour: bool) -> str:
-    """The text of an example's documents, with [BOS] and [EOS]. What is trained is green, or in «» where there is no colour."""
-    opened, closed = (TRAINED, PLAIN) if colour else ("«", "»")
+    """The text of an example's documents, special tokens as they are written. What is trained is green, or between ⟦ and ⟧."""
+    opening, closing = (GREEN, PLAIN) if colour else ("⟦", "⟧")
     texts = []
     for document in example.documents:
+        ids, text, end = document.ids.tolist(), "", 0
         trained = [False, *document.trained.tolist()[1:]]  # the first token is never predicted
-        runs = groupby(zip(document.ids.tolist(), trained, strict=True), key=itemgetter(1))
-        parts = [(_text([i for i, _ in run], tokenizer), on) for on, run in runs]
-        texts.append("".join(f"{opened}{text}{closed}" if on else text for text, on in parts))
-    return "\n".join(texts)
-
-
-def _text(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Decoded ids, BOS and EOS by name: decoding leaves them out."""
-    names = {tokenizer.bos_id: "[BOS]", **dict.fromkeys(tokenizer.eos_ids, "[EOS]")}
-    runs = groupby(ids, key=lambda i: names.get(i))
-    return "".join(name * len(list(run)) if name else tokenizer.decode(list(run)) for name, run in runs)
+        for on, run in groupby(enumerate(trained), key=itemgetter(1)):
+            before = tokenizer.decode_visibly(ids[:end])
+            end = [i for i, _ in run][-1] + 1
+            part = tokenizer.decode_visibly(ids[:end])[len(before) :]  # decoded alone it might lose its leading space
+            text += f"{opening}{part}{closing}" if on else part
+        texts.append(text)
+    return "\n--- rejected:\n".join(texts)

@@ -309,7 +309,12 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
         )
     if train_on == "all" and len(segments) == 1 and any(m["role"] == "assistant" for m in history):
         raise ValueError("the prompt style writes earlier turns anew with each further one. Train with --train_on last")
-    return [*segments, Segment(_close(answered[len(asked) :], last["content"], tokens)[0], True)]
+    segments = [*segments, Segment(_close(answered[len(asked) :], last["content"], tokens)[0], True)]
+    answers = [m["content"] for m in messages if m["role"] == "assistant"] if len(segments) > 2 else [last["content"]]
+    for answer, segment in zip(answers, segments[1::2], strict=True):
+        if segment.trained and _squeezed(answer) not in _squeezed(segment.text):
+            raise ValueError(f"the prompt style leaves out a part of the answer {answer[:40]!r}. Choose another --prompt_style")
+    return segments
 
 
 def _always_opens(style: Style, messages: Sequence[Message], answered: str, tokens: Mapping[str, str]) -> bool:
@@ -323,8 +328,19 @@ def _close(rendered: str, content: str, tokens: Mapping[str, str]) -> tuple[str,
     if rendered.endswith(content):
         return rendered + tokens.get("eos_token", ""), ""
     answer = rendered.rstrip()
-    closing = tokens.get("eos_token", "") if answer.endswith(content.strip()) else ""
+    closing = tokens.get("eos_token", "") if _squeezed(answer).endswith(_squeezed(content)) else ""
     return answer + closing, rendered[len(answer) :]
+
+
+def _squeezed(text: str) -> str:
+    """Without white space, which a template may change."""
+    return "".join(text.split())
+
+
+def closing_of(style: Style, tokens: Mapping[str, str]) -> str:
+    """What stands behind a trained answer: EOS, or what the style closes a turn with."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"}]
+    return conversation(style, turns, tokens, "all")[-1].text.rpartition("\u2603")[2]
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:

@@ -2,15 +2,20 @@
 
 import contextlib
 import hashlib
+import itertools
+import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 
-from lit_llm.checkpoint import save_safetensors
-from lit_llm.data import Example, Pair, Record, iter_records, tokenize
+from lit_llm.data import Example, Pair, iter_records, tokenize
 from lit_llm.fetch import digest_of
 from lit_llm.prompts import TrainOn, fingerprint, prompt_style
 from lit_llm.tokenizer import Tokenizer
@@ -21,8 +26,8 @@ CACHED_FROM = 2**20  # bytes of records: fewer are tokenized in a second
 
 def examples_of(
     path: Path, style: str, tokenizer: Tokenizer, mask_prompt: bool = True, train_on: TrainOn = "all"
-) -> list[Example | Pair]:
-    """Examples of all records of a `.jsonl` file, in its order, memory-mapped if they were cached.
+) -> Sequence[Example | Pair]:
+    """Examples of all records of a `.jsonl` file, in its order. Those of a large file are cached, and read from there.
 
     Raises:
         ValueError: with file and record, for one that cannot be tokenized.
@@ -34,11 +39,10 @@ def examples_of(
     cache = path.parent / f"{path.stem}-tokens-{key[:16]}.safetensors"
     if cache.is_file():
         print(f"tokens of {path}: from {cache.name}", file=sys.stderr)
-        return _read(cache)
-    examples = list(_tokenized(path, style, tokenizer, mask_prompt, train_on))
-    _write(cache, examples)
-    print(f"tokens of {path}: written to {cache.name}", file=sys.stderr)
-    return examples
+    else:
+        _write(cache, _tokenized(path, style, tokenizer, mask_prompt, train_on))
+        print(f"tokens of {path}: written to {cache.name}", file=sys.stderr)
+    return CachedExamples(cache)
 
 
 def _tokenized(
@@ -59,27 +63,65 @@ def _numbered(path: Path, number: int) -> Iterator[None]:
         raise ValueError(f"{path}: record {number}: {error}") from error
 
 
-def _write(path: Path, examples: list[Example | Pair]) -> None:
-    documents = [document for example in examples for document in example.documents]
-    tensors = {
-        "ids": torch.cat([document.ids for document in documents]),
-        "trained": torch.cat([document.trained for document in documents]),
-        "lengths": torch.tensor([len(document) for document in documents]),
-        "documents": torch.tensor([len(example.documents) for example in examples]),
-    }
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    save_safetensors(tensors, new)
-    new.replace(path)
+def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
+    """A safetensors file of all tokens end to end. They are streamed; only the lengths are held."""
+    lengths, documents = array("q"), array("q")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as name:
+        folder = Path(name)
+        with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
+            for example in examples:
+                documents.append(len(example.documents))
+                for document in example.documents:
+                    ids.write(document.ids.numpy().tobytes())
+                    trained.write(document.trained.numpy().tobytes())
+                    lengths.append(len(document))
+        (folder / "lengths").write_bytes(lengths.tobytes())
+        (folder / "documents").write_bytes(documents.tobytes())
+        about: dict[str, dict[str, Any]] = {}
+        end = 0
+        for tensor, kind, n in (
+            ("lengths", "I64", len(lengths)), ("documents", "I64", len(documents)), ("ids", "I32", sum(lengths)),
+            ("trained", "BOOL", sum(lengths)),
+        ):  # fmt: skip
+            begin, end = end, end + (folder / tensor).stat().st_size
+            about[tensor] = {"dtype": kind, "shape": [n], "data_offsets": [begin, end]}
+        header = json.dumps(about).encode()
+        header += b" " * (-len(header) % 8)
+        with (folder / "whole").open("wb") as whole:
+            whole.write(len(header).to_bytes(8, "little") + header)
+            for tensor in about:
+                with (folder / tensor).open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+        (folder / "whole").replace(path)
 
 
-def _read(path: Path) -> list[Example | Pair]:
-    from safetensors.torch import load_file
+class CachedExamples(Sequence["Example | Pair"]):
+    """Examples in a file that is mapped into memory: each is made when it is asked for. Only where it begins is held."""
 
-    tensors = load_file(path)
-    lengths = tensors["lengths"].tolist()
-    parts = zip(tensors["ids"].split(lengths), tensors["trained"].split(lengths), strict=True)
-    documents = (Example(ids, trained) for ids, trained in parts)
-    return [Pair(next(documents), next(documents)) if n == 2 else next(documents) for n in tensors["documents"].tolist()]
+    def __init__(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        zero = torch.zeros(1, dtype=torch.int64)
+        self._ids, self._trained, self._n_documents = tensors["ids"], tensors["trained"], tensors["documents"]
+        self._starts = torch.cat([zero, tensors["lengths"].cumsum(0)])  # of each document
+        self._first = torch.cat([zero, self._n_documents.cumsum(0)])  # document of each example
+
+    def __len__(self) -> int:
+        return len(self._n_documents)
+
+    @overload
+    def __getitem__(self, index: int) -> Example | Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example | Pair]: ...
+    def __getitem__(self, index: int | slice) -> Example | Pair | list[Example | Pair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first, n = int(self._first[range(len(self))[index]]), int(self._n_documents[index])
+        found = []
+        for begin, end in itertools.pairwise(self._starts[first : first + n + 1].tolist()):
+            found.append(Example(self._ids[begin:end], self._trained[begin:end]))
+        return Pair(*found) if n == 2 else found[0]
 
 
 def token_counts(path: Path, style: str, tokenizer: Tokenizer) -> str:
@@ -91,20 +133,3 @@ def token_counts(path: Path, style: str, tokenizer: Tokenizer) -> str:
         f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}, in all {sum(lengths)}, "
         f"of them {n_trained} trained ({style})"
     )
-
-
-def shown(record: Record, style: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn, color: bool) -> str:
-    """The text of a record token by token: what is trained in green, or between ⟦ and ⟧ without colour."""
-    opening, closing = ("\033[32m", "\033[0m") if color else ("⟦", "⟧")
-    texts = []
-    for document in tokenize(record, style, tokenizer, mask_prompt, train_on).documents:
-        trained = document.trained.tolist()
-        ids = document.ids.tolist()
-        text, start = "", 0
-        for i in range(1, len(ids) + 1):
-            if i == len(ids) or trained[i] != trained[start]:
-                part = tokenizer.decode_visibly(ids[start:i])
-                text += f"{opening}{part}{closing}" if trained[start] else part
-                start = i
-        texts.append(text)
-    return "\n--- rejected:\n".join(texts)

@@ -55,7 +55,7 @@ LAYERS = [
     ["methods", "generate", "hub", "sources", "curate"],
     ["checkpoint"],
     ["score"],
-    ["adapters", "lit_gpt", "convert", "runtime", "report", "report_html", "preflight", "tokens", "prepare"],
+    ["adapters", "lit_gpt", "convert", "runtime", "report", "report_html", "tokens", "preflight", "prepare"],
     ["export"],
     ["train"],
     ["cli"],

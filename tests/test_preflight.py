@@ -1,14 +1,14 @@
 """What a run tells and refuses before it loads weights."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
 from tiny import make_data, rows
 
-from lit_llm.data import Example, Plan, tokenize_all
-from lit_llm.preflight import inspect, show
+from lit_llm.data import Example, Plan, tokenize
+from lit_llm.preflight import compare, inspect, show
+from lit_llm.prompts import ChatTemplate
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -16,15 +16,22 @@ def plan_of(examples, packing=True):
     return Plan([len(e) for e in examples], 4, 2, max(map(len, examples)), packing, 0)
 
 
+def inspected(examples, tokenizer, val_examples=(), style="alpaca", **options):
+    return inspect(examples, val_examples, 0, style, tokenizer, plan_of(examples, **options))
+
+
 @pytest.fixture
 def tokenizer(checkpoint):
     return Tokenizer(checkpoint)
 
 
+def examples_of(records, tokenizer, style="alpaca"):
+    return [tokenize(record, style, tokenizer, True) for record in records]
+
+
 def test_counts_are_those_of_the_data(tokenizer):
-    records = [*rows(9), rows(9)[0]]
-    examples, _ = tokenize_all(records, "alpaca", tokenizer, True, 256)
-    found = inspect(records, [rows(9)[3], *rows(2, seed=7)], examples, tokenizer, plan_of(examples))
+    examples = examples_of([*rows(9), rows(9)[0]], tokenizer)
+    found = inspected(examples, tokenizer, examples_of([rows(9)[3], *rows(2, seed=7)], tokenizer))
     assert (found.n_examples, found.n_duplicates, found.n_leaks) == (len(examples), 1, 1)
     assert found.n_tokens == sum(len(e.ids) for e in examples)
     assert found.n_trained == sum(int(e.trained.sum()) for e in examples)
@@ -35,31 +42,76 @@ def test_counts_are_those_of_the_data(tokenizer):
 
 def test_efficiency_of_equal_lengths_is_one(tokenizer):
     examples = [Example(torch.arange(5).int(), torch.ones(5, dtype=torch.bool))] * 8
-    assert inspect([], [], examples, tokenizer, plan_of(examples)).packing_efficiency == 1
-    assert inspect([], [], examples, tokenizer, plan_of(examples, packing=False)).packing_efficiency == 1
+    assert inspected(examples, tokenizer).packing_efficiency == 1
+    assert inspected(examples, tokenizer, packing=False).packing_efficiency == 1
 
 
+@pytest.mark.parametrize("n_spoiled", [1, 4])
 @pytest.mark.parametrize("fault", ["nothing", "two BOS", "EOS"])
-def test_a_run_that_would_train_wrongly_is_refused(tokenizer, fault):
-    examples, _ = tokenize_all(rows(4), "alpaca", tokenizer, True, 256)
+def test_a_run_that_would_train_wrongly_is_refused(tokenizer, fault, n_spoiled):
+    examples = examples_of(rows(4), tokenizer)
     bos = torch.tensor([tokenizer.bos_id], dtype=torch.int32)
     spoil = {
         "nothing": lambda e: Example(e.ids, torch.zeros_like(e.trained)),
         "two BOS": lambda e: Example(torch.cat([bos, e.ids]), torch.cat([torch.tensor([False]), e.trained])),
         "EOS": lambda e: Example(e.ids[:-1], e.trained[:-1]),
     }[fault]
-    examples = [spoil(e) for e in examples]
+    examples = [spoil(e) if i < n_spoiled else e for i, e in enumerate(examples)]
+    found = inspected(examples, tokenizer)
+    if fault == "nothing" and n_spoiled == 1:  # one that trains nothing is dropped and counted before
+        return found.check()
     with pytest.raises(ValueError, match=fault):
-        inspect([], [], examples, tokenizer, plan_of(examples)).check()
+        found.check()
+
+
+def test_texts_may_go_on_without_eos(tokenizer):
+    examples = examples_of([{"text": "the cat", "continues": True}, {"text": "sees"}], tokenizer, "none")
+    found = inspected(examples, tokenizer, style="none")
+    assert (found.n_eos, found.n_open) == (1, 0)
+    found.check()
+
+
+@pytest.mark.parametrize("fault", ["truncated", "inside a token"])
+def test_tokens_that_are_not_those_of_the_records_are_refused(tokenizer, fault):
+    """An answer that was cut and then ended, and a prompt tokenized together with its answer."""
+    record = {"instruction": "the cat", "output": "house river tree"}
+    (example,) = examples_of([record], tokenizer)
+    compare(iter([record]), [example], "alpaca", tokenizer)
+    start = int(example.trained.nonzero()[0])
+    if fault == "truncated":
+        spoiled = Example(
+            torch.cat([example.ids[:-3], example.ids[-1:]]), torch.cat([example.trained[:-3], example.trained[-1:]])
+        )
+    else:  # one token makes up the last of the prompt and the first of the answer
+        spoiled = Example(torch.cat([example.ids[: start - 1], example.ids[start:]]), example.trained[1:])
+    with pytest.raises(ValueError, match=f"record 1: .*{fault}"):
+        compare(iter([record]), [spoiled], "alpaca", tokenizer)
+
+
+def test_a_template_that_leaves_out_a_part_of_the_answer_is_refused(tokenizer):
+    """As those do that drop thoughts."""
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}|{% endfor %}"
+    style = ChatTemplate(source + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    whole, cut = ({"instruction": "a", "output": text} for text in ("b", "<think>why</think>b"))
+    assert tokenizer.decode(tokenize(whole, style, tokenizer, True).ids.tolist()).endswith("b|")
+    with pytest.raises(ValueError, match="leaves out a part of the answer"):
+        tokenize(cut, style, tokenizer, True)
 
 
 def test_an_example_shows_what_is_trained(tokenizer):
     record = {"instruction": "the cat", "output": "a dog"}
-    (example,), _ = tokenize_all([record], "alpaca", tokenizer, True, 256)
+    (example,) = examples_of([record], tokenizer)
     text = show(example, tokenizer, colour=False)
-    assert text.startswith("[BOS]")
-    assert text.endswith("«a dog[EOS]»")
-    assert show(dataclasses.replace(example), tokenizer, colour=True).endswith("\033[32ma dog[EOS]\033[0m")
+    assert text.startswith("<s>")
+    assert text.endswith("⟦a dog</s>⟧")
+    assert show(example, tokenizer, colour=True).endswith("\033[32ma dog</s>\033[0m")
+
+
+def test_spaces_stand_where_they_are_trained(shared_data):
+    """Decoded alone, a part of a text would lose the space that it begins with."""
+    tokenizer = Tokenizer(shared_data / "stories260K")
+    (example,) = examples_of([{"instruction": "a", "output": "b c"}], tokenizer, "vicuna")
+    assert "ASSISTANT:⟦ b c" in show(example, tokenizer, colour=False)
 
 
 def test_a_dry_run_stops_before_the_weights(tmp_path, checkpoint, script):
@@ -73,7 +125,7 @@ def test_a_dry_run_stops_before_the_weights(tmp_path, checkpoint, script):
         "finetune/lora.py", f"--checkpoint_dir={empty}", f"--data_dir={data_dir}", f"--out_dir={out_dir}", "--dry_run"
     )
     assert "examples        20 of 20" in done.stdout
-    assert "[EOS]»" in done.stdout
+    assert "</s>⟧" in done.stdout
     assert not out_dir.exists()
     first = json.loads((data_dir / "train.jsonl").read_text().splitlines()[0])
     assert first["output"] in done.stdout

@@ -102,7 +102,7 @@ def test_text_that_goes_on_has_no_eos(tmp_path):
     assert last.ids.tolist() == [*cut.ids.tolist(), tokenizer.eos_id]
 
 
-def test_inspect_data_shows_exactly_the_answers_and_counts(tmp_path, script, checkpoint):
+def test_inspect_data_shows_exactly_the_answers_and_what_finetuning_tells(tmp_path, script, checkpoint):
     (tmp_path / "data").mkdir()
     records = [{"messages": CHAT}, {"instruction": "a", "input": "", "output": "b"}, {"messages": CHAT}]
     (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -111,12 +111,14 @@ def test_inspect_data_shows_exactly_the_answers_and_counts(tmp_path, script, che
     first = shown.split("--- example 2")[0]
     assert re.findall("⟦(.*?)⟧", first, re.DOTALL) == ["sees a dog<|im_end|>", "likes it<|im_end|>"]
     assert first.count("<s>") == 1
-    assert "examples: 3, of them 1 duplicates" in shown
-    assert "BOS: 3\nEOS: 0" in shown
-    shown = script("scripts/inspect_data.py", *flags[:-1], "--prompt_style=alpaca", "--train_on=last").stdout
+    assert "3 of 3; 0 dropped, 1 repeated" in shown
+    assert "3 and 0 in 3 documents; 3 closed otherwise by the template" in shown
+    flags = [*flags[:-1], "--prompt_style=alpaca", "--train_on=last"]
+    shown = script("scripts/inspect_data.py", *flags).stdout
     assert re.findall("⟦(.*?)⟧", shown.split("--- example 2")[0], re.DOTALL) == ["likes it</s>"]
-    assert "BOS: 3\nEOS: 5" in shown
-    assert "end in a trained EOS: 3 of 3" in shown
+    assert "3 and 3 in 3 documents\n" in shown
+    told = script("finetune/lora.py", *flags, "--dry_run").stdout
+    assert told.split("\n\n")[0] in shown
 
 
 def test_one_command_from_a_csv_to_an_adapter(tmp_path, script):

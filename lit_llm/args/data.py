@@ -146,10 +146,12 @@ class InspectDataArgs(Checked):
     """Train on the answers only."""
     train_on: Literal["all", "last"] = "all"
     """Answers of a conversation to train on: all of them, or the last."""
+    max_seq_length: int | None = None
+    """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
     num_examples: int = 3
     """Examples that are shown."""
     split: Literal["train", "val"] = "train"
     """Which of the two files."""
 
     def rules(self) -> list[tuple[bool, str]]:
-        return self.below(0, "num_examples", allow_equal=True)
+        return [*self.below(0, "max_seq_length"), *self.below(0, "num_examples", allow_equal=True)]
