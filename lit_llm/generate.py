@@ -158,7 +158,7 @@ def continue_rows(model: GPT, rows: Sequence[Row], max_new_tokens: int, n_top: i
                     cache.put(i, cache, len(running))
         if not running:
             return
-        hidden = next_hidden(model, cache, [row.ids[-1] for row in running], [len(row.ids) - 1 for row in running])
+        hidden = advance(model, cache, running)
 
 
 @torch.inference_mode()
@@ -172,6 +172,23 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], max_length: int) -> tu
     cache = KVCache(model.config, len(prompts), max_length, weight.device, weight.dtype, chunk=1)
     hidden = model.hidden(padded.to(weight.device), cache=cache, ends=ends)  # (B, T, C)
     return cache, hidden[torch.arange(len(prompts), device=weight.device), ends - 1]
+
+
+@torch.inference_mode()
+def advance(model: GPT, cache: KVCache, rows: Sequence[Row]) -> Tensor:
+    """Hidden states (B, C) after the last token of each row, which the first B rows of the cache lack.
+
+    LongRoPE turns a long sequence by another table than a short one: a row that becomes long is computed anew, as the Phi
+    models in transformers do it. `dynamic` scaling turns by the length at each step and leaves older keys as they are, as
+    there.
+    """
+    hidden = next_hidden(model, cache, [row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows])
+    if model.rope is not None and model.rope.switch is not None:
+        for i, row in enumerate(rows):
+            if len(row.ids) == model.rope.switch + 1:
+                fresh, hidden[i] = prefill(model, [row.ids], len(row.ids))
+                cache.put(i, fresh)
+    return hidden
 
 
 @torch.inference_mode()

@@ -66,9 +66,9 @@ class GPT(nn.Module):
                 and its positions start at 0.
             cache: Filled with the keys and values of `ids`. Without `positions` it is filled from its beginning.
             positions: (B, T), where in the cache `ids` lie, ascending; each attends to all up to its own position.
-            ends: (B,), lengths of the rows, if they are padded and fill a cache: a ring keeps the last tokens of each.
+            ends: (B,), lengths of the rows, if they are padded and fill a cache: rings and some types of RoPE go by them.
         """
-        where, length = _positions(ids, lengths, positions)
+        where, length = _positions(ids, lengths, positions, ends)
         mask = window_mask = None
         if positions is not None:
             assert cache is not None
@@ -102,13 +102,15 @@ class GPT(nn.Module):
         return logits if self.config.logit_softcap is None else _softcap(logits, self.config.logit_softcap)
 
 
-def _positions(ids: Tensor, lengths: Sequence[int] | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+def _positions(
+    ids: Tensor, lengths: Sequence[int] | None, positions: Tensor | None, ends: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Position of each token in its sequence, (T,) or (B, T), and the length of that sequence, which broadcasts to it."""
     if positions is not None:
         return positions, positions.amax(dim=1, keepdim=True) + 1
     where = torch.arange(ids.size(1), device=ids.device)
     if lengths is None:
-        return where, torch.tensor(ids.size(1), device=ids.device)
+        return where, torch.tensor(ids.size(1), device=ids.device) if ends is None else ends[:, None]
     n = torch.tensor(list(lengths), device=ids.device)
     start = (n.cumsum(0) - n).repeat_interleave(n, output_size=ids.size(1))
     return where - start, n.repeat_interleave(n, output_size=ids.size(1))

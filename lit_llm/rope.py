@@ -24,6 +24,8 @@ class Rope(nn.Module):
         self.factor = _attention_factor(**self.scaling)
         self.register_buffer("inv_freq", _inverse_frequencies(size, theta, self.scaling), persistent=False)
         self.inv_freq: Tensor
+        original: int | None = self.scaling.get("original_max_position_embeddings")
+        self.switch = original if self.scaling["rope_type"] == "longrope" else None  # the longest sequence of the short table
 
     def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, (T, size) or (B, 1, T, size), in float32: half precision has too few positions.
