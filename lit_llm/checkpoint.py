@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -263,29 +262,20 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # the format before torch 1.6 is not, and cannot be memory-mapped
     try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
-        tensors = _load_pickle(path)
+        tensors = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except Exception as error:
-        raise _refused(path, error) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason})"
+        ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
         tensors = tensors["model"]  # as Fabric saves a state
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path} does not hold a dict of tensors")
     return tensors
-
-
-def _load_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _refused(path, error) from error
-
-
-def _refused(path: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0]
-    return ValueError(f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason})")
 
 
 def write_checkpoint(folder: Path, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:

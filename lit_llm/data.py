@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -256,13 +257,17 @@ class Plan:
     def examples(self, step: int) -> list[int]:
         """Indices of the examples of a step."""
         epoch, first = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
+        order = _order(len(self.lengths), self.seed * 1_000_003 + epoch)
         return order[first * self.global_batch_size : (first + 1) * self.global_batch_size].tolist()
 
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """Indices of the examples of each micro-batch of a step."""
-        return lay_out(self.examples(step), self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
+    def lay_out(self, indices: Sequence[int]) -> list[list[int]]:
+        """The examples of a step in micro-batches."""
+        return lay_out(indices, self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
+
+
+@lru_cache(maxsize=1)
+def _order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def lay_out(

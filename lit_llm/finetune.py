@@ -37,13 +37,15 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.model import GPT
+from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.prompts import default_style, prompt_ids, prompt_style
 from lit_llm.report_html import changed_options, write_report
+from lit_llm.resume import State, machine
 from lit_llm.runtime import make_fabric, resolve_precision
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, State, fit, machine, make_optimizer
+from lit_llm.train import Objective, Schedule, fit
 
 Record = dict[str, Any]
 
@@ -52,6 +54,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     """Train `method` on the data of `args`, write the run folder, and show what changed."""
     device = resolve_device(args.accelerator)
     args = _resolve(args, device)
+    check_optimizer(args.train.optimizer, device)
     checkpoint_dir, data_dir, out_dir = args.checkpoint_dir, args.data_dir, args.out_dir
     assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)

@@ -180,7 +180,7 @@ def _efficiency(plan: Plan) -> float:
     """Tokens over room; a micro-batch that is not packed has the room of its longest example for each."""
     used = room = 0
     for step in range(plan.steps_per_epoch):
-        for group in plan.micro_batches(step):
+        for group in plan.lay_out(plan.examples(step)):
             used += sum(plan.lengths[i] for i in group)
             most = max(plan.lengths[i] for i in group)
             room += plan.micro_batch_size * plan.max_tokens if plan.packing else len(group) * most

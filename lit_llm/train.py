@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,14 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.checkpoint import save_safetensors
 from lit_llm.data import Example, MicroBatch, Pair, Plan, collate
-from lit_llm.files import new_folder, read_json_object, write_json
-from lit_llm.methods.inject import Method, freeze
+from lit_llm.files import new_folder
 from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress, peak_memory_gb
+from lit_llm.resume import State, load_state, save_state
 
 Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 """Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
-
-
-def make_optimizer(model: GPT, method: Method, args: TrainArgs, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (https://arxiv.org/abs/1711.05101) over what the method trains, in groups that share a learning rate."""
-    freeze(model, method)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(method.lr_scale(name), []).append(parameter)
-    by_scale = [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(by_scale, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=fused)
 
 
 class Objective(nn.Module):
@@ -72,19 +59,6 @@ def noisy_embeddings(gpt: GPT, lengths: Sequence[int], alpha: float) -> Iterator
         yield
     finally:
         hook.remove()
-
-
-@dataclass
-class State:
-    """Where a run stands; with the trained parameters, the optimizer and the random state all that resuming needs."""
-
-    step: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    first_val_loss: float | None = None
-    val_loss: float | None = None
-    """The newest one."""
-    best_val_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +133,7 @@ def fit(
         ValueError: if the loss is not a number any more.
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
-    state = State() if resume_dir is None else load_state(resume_dir, objective, optimizer)
+    state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer)
     metrics = Metrics(out_dir / "metrics.csv", columns, None if resume_dir is None else state.step)
     if resume_dir is None and eval_args.initial and validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
@@ -172,7 +146,8 @@ def fit(
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
             indices = plan.examples(state.step)
-            measured = optimizer_step(fabric, objective, optimizer, plan, examples, state.step, lr, args)
+            groups = plan.lay_out(indices)
+            measured = optimizer_step(fabric, objective, optimizer, groups, examples, lr, args.max_norm)
             state.step += 1
             state.trained_tokens += sum(examples[i].n_labels for i in indices)
             state.seconds = time.monotonic() - start
@@ -202,7 +177,7 @@ def fit(
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
             due = args.save_interval is not None and state.step % args.save_interval == 0
             if (due and not ended) or stopped:
-                save_state(out_dir / f"step-{state.step:06d}", state, objective, optimizer, write_result)
+                save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result)
             if stopped:
                 progress.close()
                 raise KeyboardInterrupt
@@ -215,14 +190,15 @@ def optimizer_step(
     fabric: Fabric,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    groups: Sequence[Sequence[int]],
     examples: Sequence[Example | Pair],
-    step: int,
     learning_rate: float,
-    args: TrainArgs,
+    max_norm: float | None,
 ) -> dict[str, Tensor]:
-    """One optimizer step. Returns what `metrics.csv` shows of it: means per target, and the gradient norm before clipping."""
-    groups = plan.micro_batches(step)
+    """One optimizer step over micro-batches of `groups` of indices into `examples`.
+
+    Returns what `metrics.csv` shows of it: means per target, and the gradient norm before clipping.
+    """
     n_targets = sum(examples[i].n_targets for group in groups for i in group)
     shown: dict[str, Tensor] = {}
     for group in groups:
@@ -231,8 +207,8 @@ def optimizer_step(
         fabric.backward(loss_sum / n_targets)
         for name, value in {"train_loss": loss_sum.detach(), **sums}.items():
             shown[name] = shown.get(name, 0) + value / n_targets
-    max_norm = math.inf if args.max_norm is None else args.max_norm
-    grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+    limit = math.inf if max_norm is None else max_norm
+    grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=limit, error_if_nonfinite=False)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
     optimizer.step()
@@ -252,65 +228,6 @@ def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch]
         n_targets += batch.n_targets
     objective.train(was_training)
     return total / n_targets
-
-
-def trained_parameters(objective: Objective) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in objective.gpt.named_parameters() if p.requires_grad}
-
-
-def save_state(
-    folder: Path,
-    state: State,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    write_result: Callable[[Path], None],
-) -> None:
-    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all."""
-    tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(objective).items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    with new_folder(folder) as new:
-        write_result(new)
-        save_safetensors(tensors, new / "state.safetensors")
-        write_json(new / "state.json", {**asdict(state), **machine()})
-
-
-def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> State:
-    """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / "state.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{folder} is damaged ({error}). Resume from an earlier step, or start afresh") from error
-    saved = read_json_object(folder / "state.json")
-    parameters = trained_parameters(objective)
-    names = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
-    if names != parameters.keys():
-        raise ValueError(f"{folder} holds other parameters than this run trains: resume with the options in args.yaml")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, kind = name.split("/")
-            moments.setdefault(int(index), {})[kind] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
-    return State(**{name: saved[name] for name in asdict(State())})
-
-
-def machine() -> dict[str, Any]:
-    """What a resumed run must share with the run that saved, to be bit-identical."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "threads": torch.get_num_threads()}
 
 
 @contextmanager

@@ -107,6 +107,8 @@ FLAGS = {
     "not a number": (["--train.learning_rate=fast"], "--train.learning_rate takes a number"),
     "NaN": (["--train.learning_rate=nan"], "--train.learning_rate takes a number; found nan"),
     "unknown quantization": (["--quantize=bnb.nf5"], "--quantize takes bnb.nf4, bnb.nf4-dq"),
+    "paged state without CUDA": (["--train.optimizer=paged_adamw8bit", "--accelerator=cpu"], "is on cpu. Take adamw8bit"),
+    "unknown optimizer": (["--train.optimizer=adamw4bit"], "--train.optimizer takes adamw, adamw8bit"),
     "half of a pair": (["--data_dir=x"], "--data_dir needs --checkpoint_dir"),
     "several devices": (["--devices=2"], "--devices 2: training runs on one device so far"),
     "16-true": (["--precision=16-true"], "overflows in training"),

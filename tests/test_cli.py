@@ -57,6 +57,8 @@ LAYERS = [
     ["score"],
     ["adapters", "lit_gpt", "convert", "runtime", "report", "report_html", "tokens", "preflight", "prepare"],
     ["export"],
+    ["optimizers"],
+    ["resume"],
     ["train"],
     ["cli"],
     ["estimate"],

@@ -81,7 +81,7 @@ def test_every_example_is_trained_once_per_epoch(lengths, global_batch_size, mic
     for epoch in range(2):
         seen = []
         for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-            groups = plan.micro_batches(step)
+            groups = plan.lay_out(plan.examples(step))
             seen += [i for group in groups for i in group]
             for group in groups:
                 if packing:

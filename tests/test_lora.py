@@ -11,8 +11,9 @@ from lit_llm.data import Plan, tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, merge
+from lit_llm.optimizers import make_optimizer
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, fit, make_optimizer
+from lit_llm.train import Objective, Schedule, fit
 
 
 def attached(checkpoint, **arguments):

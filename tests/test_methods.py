@@ -20,7 +20,8 @@ from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.model import GPT
-from lit_llm.train import Objective, fit, make_optimizer
+from lit_llm.optimizers import make_optimizer
+from lit_llm.train import Objective, fit
 
 METHODS = {
     "full": lambda: Full(),

@@ -15,7 +15,6 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from tiny import make_data, rows
 
-from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, collate, lay_out, tokenize_all
 from lit_llm.loss import next_token_loss
@@ -45,7 +44,7 @@ def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkp
     optimizer = Catch([{"params": freeze(model, method), "lr_scale": 1.0}], lr=1.0)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
     plan = Plan([len(e) for e in examples], len(examples), micro_batch_size, max(map(len, examples)), packing, 0)
-    measured = optimizer_step(fabric, objective, optimizer, plan, examples, 0, 1.0, TrainArgs(max_norm=None))
+    measured = optimizer_step(fabric, objective, optimizer, plan.lay_out(plan.examples(0)), examples, 1.0, None)
     return measured["train_loss"].item(), caught
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lit_llm.args.base import Accelerator, Checked, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class TrainArgs(Checked):
     """Examples per optimizer step, over all devices."""
     micro_batch_size: int = 4
     """Examples per forward pass on a device; with packing, times max_seq_length the most tokens in one pass."""
+    optimizer: Optimizer = "adamw"
+    """adamw, sgd (momentum 0.9), adafactor and lion; with 8 bit state; or paged, whose state leaves the memory of a CUDA device
+    when that is short. Lion wants about a third of AdamW's learning rate."""
     learning_rate: float = 3e-4
     """Highest learning rate."""
     min_lr: float | None = None
@@ -28,7 +31,7 @@ class TrainArgs(Checked):
     lr_warmup_steps: int | None = None
     """Optimizer steps of linear warmup; 100, but at most 10 % of the run, if not given."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay; with sgd, added to the gradient."""
     max_norm: float | None = 1.0
     """Gradients are scaled down to this norm; null switches clipping off."""
     packing: bool = True

@@ -17,7 +17,8 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data import Example, Plan
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.lora import LoRA
-from lit_llm.train import Objective, make_optimizer, optimizer_step
+from lit_llm.optimizers import make_optimizer
+from lit_llm.train import Objective, optimizer_step
 
 R, ALPHA, LEARNING_RATE = 8, 16, 3e-4
 
@@ -45,7 +46,8 @@ def lit_llm_step(folder: Path, micro_batch_size: int) -> Step:
 
     def step(examples: Sequence[Example]) -> float:
         plan = Plan([len(e) for e in examples], len(examples), micro_batch_size, 512, packing=True, seed=0)
-        return optimizer_step(fabric, objective, optimizer, plan, examples, 0, LEARNING_RATE, args)["train_loss"].item()
+        groups = plan.lay_out(range(len(examples)))
+        return optimizer_step(fabric, objective, optimizer, groups, examples, LEARNING_RATE, args.max_norm)["train_loss"].item()
 
     return step
 

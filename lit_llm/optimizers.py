@@ -1,0 +1,95 @@
+"""Optimizers by name: PyTorch's own, and those of bitsandbytes, and their state as named tensors."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.args.finetune import TrainArgs
+from lit_llm.methods.inject import Method, freeze
+from lit_llm.model import GPT
+
+MOMENTUM = 0.9
+BETAS = (0.9, 0.95)
+
+# Class of bitsandbytes, and the two rates of its averages: those of AdamW here, and those of the paper of Lion.
+_BITSANDBYTES: dict[str, tuple[str, tuple[float, float]]] = {
+    "adamw8bit": ("AdamW8bit", BETAS),
+    "paged_adamw": ("PagedAdamW", BETAS),
+    "paged_adamw8bit": ("PagedAdamW8bit", BETAS),
+    "lion": ("Lion", (0.9, 0.99)),
+    "lion8bit": ("Lion8bit", (0.9, 0.99)),
+    "paged_lion": ("PagedLion", (0.9, 0.99)),
+    "paged_lion8bit": ("PagedLion8bit", (0.9, 0.99)),
+}
+
+STATE_BYTES: dict[str, float] = {
+    "adamw": 8, "paged_adamw": 8, "adamw8bit": 2.04, "paged_adamw8bit": 2.04, "lion": 4, "paged_lion": 4, "lion8bit": 1.02,
+    "paged_lion8bit": 1.02, "sgd": 4, "adafactor": 0,
+}  # fmt: skip
+"""State for each trained parameter; 8 bits come with one float32 for each 256 of them, adafactor keeps a row and a column."""
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raises ValueError if the optimizer does not run on the device."""
+    if name in _BITSANDBYTES and device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--train.optimizer {name} does not run on {device.type}. Take adamw")
+    if name.startswith("paged") and device.type != "cuda":
+        raise ValueError(
+            f"--train.optimizer {name} moves its state out of the memory of a CUDA device, and this run is on {device.type}. "
+            f"Take {name.removeprefix('paged_')}"
+        )
+
+
+def make_optimizer(model: GPT, method: Method, args: TrainArgs, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of `args` over what the method trains, in groups that share a learning rate."""
+    freeze(model, method)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(method.lr_scale(name), []).append(parameter)
+    by_scale = [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
+    common: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(by_scale, momentum=MOMENTUM, **common)
+    if args.optimizer == "adafactor":
+        return torch.optim.Adafactor(by_scale, **common)
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(by_scale, betas=BETAS, fused=device.type in ("cpu", "cuda"), **common)
+    import bitsandbytes
+
+    kind, betas = _BITSANDBYTES[args.optimizer]
+    make: Callable[..., torch.optim.Optimizer] = getattr(bitsandbytes.optim, kind)
+    return make(by_scale, betas=betas, **common)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of each parameter by number and name, as in `3/exp_avg`. A count becomes an int64 without dimensions."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for index, values in optimizer.state_dict()["state"].items():
+        for path, value in _leaves(values, (str(index),)):
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            # The parameters share the table of 8-bit values, and a file holds no tensor twice.
+            tensors["/".join(path)] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+    return tensors
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Put back what `state_tensors` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors:
+        index, *_, kind = name.split("/")  # bitsandbytes takes its nested state flat as well
+        is_count = tensor.dim() == 0 and tensor.dtype == torch.int64
+        state.setdefault(int(index), {})[kind] = tensor.item() if is_count else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _leaves(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, name))
+        elif value is not None:
+            yield (*path, name), value

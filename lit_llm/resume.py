@@ -1,0 +1,80 @@
+"""Saves from which a run goes on as if it had never stopped."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_llm.checkpoint import save_safetensors
+from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.optimizers import load_state_tensors, state_tensors
+
+
+@dataclass
+class State:
+    """Where a run stands; with the trained parameters, the optimizer and the random state all that resuming needs."""
+
+    step: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    first_val_loss: float | None = None
+    val_loss: float | None = None
+    """The newest one."""
+    best_val_loss: float | None = None
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_state(
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    write_result: Callable[[Path], None],
+) -> None:
+    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all."""
+    tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in state_tensors(optimizer).items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    with new_folder(folder) as new:
+        write_result(new)
+        save_safetensors(tensors, new / "state.safetensors")
+        write_json(new / "state.json", {**asdict(state), **machine()})
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / "state.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder} is damaged ({error}). Resume from an earlier step, or start afresh") from error
+    saved = read_json_object(folder / "state.json")
+    parameters = trained_parameters(model)
+    names = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
+    if names != parameters.keys():
+        raise ValueError(f"{folder} holds other parameters than this run trains: resume with the options in args.yaml")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+    own = ((name.removeprefix("optimizer/"), t) for name, t in tensors.items() if name.startswith("optimizer/"))
+    load_state_tensors(optimizer, own)
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    return State(**{name: saved[name] for name in asdict(State())})
+
+
+def machine() -> dict[str, Any]:
+    """What a resumed run must share with the run that saved, to be bit-identical."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "threads": torch.get_num_threads()}
