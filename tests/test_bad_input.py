@@ -143,6 +143,11 @@ def test_mistakes_in_several_groups_are_told_together(run_script):
     assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--eval.interval", "--lora.r"]
 
 
+def test_a_benchmark_option_that_the_check_does_not_use_is_refused(run_script):
+    code, stderr = run_script("eval/benchmark.py", "--check=load_memory", "--repetitions=3")
+    assert_told(code, stderr, "--repetitions has no effect on --check load_memory")
+
+
 CSV = {
     "missing columns": (b"question,answer\na,b\n", "the columns instruction, output are missing; found question, answer"),
     "wrong delimiter": (b"instruction;output\na;b\n", "Is the delimiter a comma?"),

@@ -1,8 +1,8 @@
 """Options of the benchmark and of the estimate."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lit_llm.args.base import Checked, Quantization
 from lit_llm.args.finetune import AdapterArgs, LoRAArgs
@@ -12,9 +12,19 @@ from lit_llm.args.finetune import AdapterArgs, LoRAArgs
 class BenchmarkArgs(Checked):
     """What to measure"""
 
-    check: Literal["train_speed", "invariance", "load_memory"]
+    used_by: ClassVar[dict[str, tuple[str, ...]]] = {
+        "checkpoint_dir": ("invariance",),
+        "data_dir": ("invariance",),
+        "shapes": ("train_speed",),
+        "repetitions": ("train_speed",),
+        "n_examples": ("train_speed", "invariance"),
+    }
+    """Which checks each option acts on."""
+
+    check: Literal["train_speed", "invariance", "load_memory", "demo_methods"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
-    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded."""
+    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
+    demo_methods: every method of finetuning on the embedded demo."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None
@@ -30,8 +40,11 @@ class BenchmarkArgs(Checked):
 
     def rules(self) -> list[tuple[bool, str]]:
         lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
+        defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
+        given = [name for name in self.used_by if getattr(self, name) != defaults[name]]
         return [
             *self.below(0, "repetitions", "n_examples"),
+            *[(self.check not in self.used_by[name], f"--{name} has no effect on --check {self.check}") for name in given],
             (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
         ]
 
