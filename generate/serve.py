@@ -1,6 +1,6 @@
-"""Serve a model over HTTP, with the routes of the NeurIPS 2023 LLM Efficiency Challenge: /process, /tokenize and /decode."""
+"""Serve a model over HTTP: a chat page, OpenAI's routes, and those of the NeurIPS 2023 LLM Efficiency Challenge."""
 
-from lit_llm.args.generate import ServeArgs
+from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import run
 
 

@@ -58,6 +58,14 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     return about
 
 
+def trained_style(folder: Path) -> str | None:
+    """The prompt style that the model of a folder, adapter or checkpoint, was finetuned with; None for a plain one."""
+    if (folder / "adapter.json").is_file():
+        return read_adapter(folder)["prompt_style"]
+    finetuned = folder / "finetuned.json"
+    return read_json_object(finetuned)["prompt_style"] if finetuned.is_file() else None
+
+
 def attach_adapter(model: GPT, folder: Path) -> None:
     """Attach a saved adapter to the model it was trained on.
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.adapters import read_adapter
+from lit_llm.adapters import read_adapter, trained_style
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.data import read_records, tokenize
-from lit_llm.files import read_json_object
 from lit_llm.generate import generate
 from lit_llm.score import Span, score
 
@@ -40,7 +39,7 @@ def compare(args: CompareArgs) -> None:
     if odd := next((r for r in records if "instruction" not in r), None):
         raise ValueError(f"{path} must hold rows with instruction and output; one has {', '.join(odd)}")
     records = records[: args.limit]
-    styles = [_style(folder) for folder in args.models]
+    styles = [trained_style(folder) for folder in args.models]
     default = args.prompt_style or next((s for s in styles if s), "alpaca")
     results = []
     for folder, style in zip(args.models, styles, strict=True):
@@ -52,14 +51,6 @@ def compare(args: CompareArgs) -> None:
     if n := int((~fits).sum()):
         print(f"{n} rows that do not fit into the context of all models are left out", file=sys.stderr)
     print(_table(args, records, results, fits))
-
-
-def _style(folder: Path) -> str | None:
-    """The prompt style that the folder's model was finetuned with; None for a plain one."""
-    if (folder / "adapter.json").is_file():
-        return read_adapter(folder)["prompt_style"]
-    finetuned = folder / "finetuned.json"
-    return read_json_object(finetuned)["prompt_style"] if finetuned.is_file() else None
 
 
 def _ask(args: CompareArgs, folder: Path, records: Sequence[dict[str, Any]], style: str) -> Result:

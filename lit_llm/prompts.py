@@ -371,3 +371,12 @@ def prompt_ids(style: str, tokenizer: Tokenizer, messages: Sequence[Message]) ->
     if not ids:
         raise ValueError("the prompt is empty and this tokenizer has no BOS to start from. Give a --prompt")
     return ids
+
+
+def end_ids(style: str, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: EOS, and the special token with which the style closes a turn, as `<|im_end|>`."""
+    answer = "the answer"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    rendered = prompt_style(style, tokenizer).render(turns, False, tokenizer.special_tokens)
+    closing = tokenizer.encode_more(rendered.rpartition(answer)[2].strip())[:1]
+    return tokenizer.eos_ids if tokenizer.decode(closing) else tokenizer.eos_ids.union(closing)

@@ -1,262 +1,120 @@
-"""HTTP server with the routes of the NeurIPS 2023 LLM Efficiency Challenge."""
+"""The HTTP server: a model, an engine that runs it, and the routes of OpenAI and of the challenge."""
 
-import asyncio
-import random
+import dataclasses
+import ipaddress
+import math
+import os
+import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from pathlib import Path
+from types import FrameType
 
-import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, Field
+from fastapi.responses import HTMLResponse, JSONResponse
 
-from lit_llm.args.generate import ServeArgs
+from lit_llm.adapters import trained_style
+from lit_llm.args.serve import ServeArgs
+from lit_llm.challenge_routes import challenge_routes
 from lit_llm.complete import load_args
-from lit_llm.generate import TokenScore, encode_prompt, generate, prompt_scores
+from lit_llm.engine import ClosedError, Engine, QueueFullError
+from lit_llm.gate import Gate, Refused, add_refusals, refusal
 from lit_llm.model import GPT
-from lit_llm.text_stream import earliest
+from lit_llm.openai_routes import openai_routes
+from lit_llm.prompts import default_style, prompt_style
 from lit_llm.tokenizer import Tokenizer
 
-GREEDY = 1e-5  # HELM sends a temperature of 1e-7 where it means 0
-WINDOW = 16  # tokens before one that decide how it is written
+GRACE = 3.0  # seconds that answers under way have once the server is told to stop
+PAGE = Path(__file__).parent / "chat.html"
+# The page loads nothing from anywhere and talks to this server alone.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
-def _unicode(text: str) -> str:
-    text.encode()  # JSON can hold half of a surrogate pair, which is no text: a ValueError
-    return text
+def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "model", style: str | None = None) -> FastAPI:
+    """The server. `app.state.engine` runs the model; closing it is what ends a server.
 
-
-Text = Annotated[str, AfterValidator(_unicode)]
-
-
-class ProcessRequest(BaseModel):
-    """Fields that are not listed are ignored: HELM sends some."""
-
-    prompt: Text
-    num_samples: int = Field(1, ge=1, le=1)  # the answer has room for one text
-    max_new_tokens: int = Field(50, ge=0)
-    top_k: int = Field(200, ge=1)
-    temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    echo_prompt: bool | None = None
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k_per_token: int = Field(1, ge=0, le=1000)  # candidates to report, no cut-off
-    stop_sequences: list[Text] = []
-
-
-class Token(BaseModel):
-    text: str
-    logprob: float
-    top_logprob: dict[str, float]
-
-
-class ProcessResponse(BaseModel):
-    text: str
-    tokens: list[Token]
-    logprob: float
-    request_time: float
-
-
-class TokenizeRequest(BaseModel):
-    text: Text
-    truncation: bool = True
-    max_length: int = Field(2048, ge=0)
-
-
-class TokenizeResponse(BaseModel):
-    tokens: list[int]
-    request_time: float
-
-
-class DecodeRequest(BaseModel):
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
-
-
-class DecodeResponse(BaseModel):
-    text: str
-    request_time: float
-
-
-class UnfitError(ValueError):
-    """A request that is well formed but cannot be served; `field` is to blame."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-def process(model: GPT, tokenizer: Tokenizer, request: ProcessRequest, max_new_tokens: int) -> tuple[str, list[Token]]:
-    """Text and tokens that answer a request. Raises UnfitError if it does not fit into the context."""
-    try:
-        prompt = encode_prompt(tokenizer, request.prompt)
-    except ValueError as error:
-        raise UnfitError("prompt", str(error)) from error
-    n_new, context = request.max_new_tokens, model.config.block_size
-    if n_new > max_new_tokens:
-        raise UnfitError("max_new_tokens", f"{n_new} is above this server's limit of {max_new_tokens}")
-    if len(prompt) + n_new > context:
-        raise UnfitError("prompt", f"{len(prompt)} tokens and {n_new} new ones exceed the context of {context}")
-    text, tokens = "", []
-    if request.echo_prompt:
-        text = request.prompt
-        scores = [TokenScore(0.0, {}), *prompt_scores(model, prompt, request.top_k_per_token)]
-        tokens = _tokens(tokenizer, pieces(tokenizer, prompt, text), scores)
-    if n_new:
-        greedy = request.temperature <= GREEDY
-        (found,) = generate(
-            model, tokenizer, [prompt], max_new_tokens=n_new, temperature=0.0 if greedy else request.temperature,
-            top_k=request.top_k, top_p=request.top_p, stop=[s for s in request.stop_sequences if s],
-            seed=random.getrandbits(63) if request.seed is None else request.seed, n_top=request.top_k_per_token,
-        )  # fmt: skip
-        before = prompt[-WINDOW:]  # a continuation keeps its leading space only behind other tokens
-        new = tokenizer.decode(before + found.ids)[len(tokenizer.decode(before)) :]
-        cut = earliest(new, [s for s in request.stop_sequences if s])
-        new_pieces = pieces(tokenizer, found.ids, new, before)
-        tokens += _tokens(tokenizer, _up_to(new_pieces, cut), found.scores)
-        text += new[:cut]
-    return text, tokens
-
-
-def pieces(tokenizer: Tokenizer, ids: Sequence[int], text: str, before: Sequence[int] = ()) -> list[str]:
-    """What each token contributes to `text`, which they make up behind the tokens `before`; joined they are `text`.
-
-    A character of several tokens belongs to its last. Tokens that a special token or the tokenizer's normalisation keep out
-    of the text are "".
+    Args:
+        name: The model's, for clients.
+        style: Prompt style of conversations; the tokenizer's own if not given.
     """
-    all_ids, found, done = [*before, *ids], [], 0
-    for i in range(len(before), len(all_ids)):
-        start = max(0, i - WINDOW)
-        old, new = tokenizer.decode(all_ids[start:i]), tokenizer.decode(all_ids[start : i + 1])
-        while old.endswith("\ufffd"):
-            old = old[:-1]
-        piece = "" if new.endswith("\ufffd") else new[len(old) :]
-        if not text.startswith(piece, done):  # what is decoded is not what was encoded
-            piece = ""
-        found.append(piece)
-        done += len(piece)
-    if found:
-        found[-1] += text[done:]
-    return found
-
-
-def _up_to(parts: Sequence[str], end: int | None) -> list[str]:
-    """The pieces up to the character `end`; one that it divides loses what follows."""
-    if end is None:
-        return list(parts)
-    kept, start = [], 0
-    for part in parts:
-        if start >= end:
-            break
-        kept.append(part[: end - start])
-        start += len(part)
-    return kept
-
-
-def _tokens(tokenizer: Tokenizer, parts: Sequence[str], scores: Sequence[TokenScore]) -> list[Token]:
-    anchor = tokenizer.encode("a", bos=False)  # a token alone would lose its leading space
-    skipped = len(tokenizer.decode(anchor))
-    lowest = torch.finfo(torch.float32).min  # JSON has no infinity
-    tokens = []
-    for text, score in zip(parts, scores, strict=False):  # a stop sequence cuts pieces off, not scores
-        top: dict[str, float] = {}
-        for token, log_prob in score.top.items():
-            top.setdefault(tokenizer.decode([*anchor, token])[skipped:], max(log_prob, lowest))
-        tokens.append(Token(text=text, logprob=max(score.log_prob, lowest), top_logprob=top))
-    return tokens
-
-
-def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs) -> FastAPI:
-    """The server. One thread of its own computes, a request after the other, while the event loop answers the rest."""
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+    engine = Engine(
+        model, tokenizer, max_batch_size=args.max_batch_size, max_length=min(args.max_length, model.config.block_size),
+        max_queue=args.max_queue, timeout=args.timeout,
+    )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        worker.shutdown(cancel_futures=True)
+        engine.close(grace=0)
+        engine.join()
 
     app = FastAPI(title="lit_llm", lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_size=args.max_body_size)
+    app.state.engine = engine
+    app.add_middleware(Gate, key=args.api_key, max_size=args.max_body_size)
+    add_refusals(app)
 
-    async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    @app.exception_handler(QueueFullError)
+    async def full(request: Request, error: QueueFullError) -> JSONResponse:
+        return refusal(request.url.path, Refused(429, str(error), code="queue_full"))
 
-    async def compute(function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(worker, function, *arguments)
+    @app.exception_handler(ClosedError)
+    async def closed(request: Request, error: ClosedError) -> JSONResponse:
+        return refusal(request.url.path, Refused(503, str(error), code="shutting_down"))
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.post("/process")
-    async def process_route(request: ProcessRequest) -> ProcessResponse:
-        start = time.perf_counter()
-        text, tokens = await compute(process, model, tokenizer, request, args.max_new_tokens)
-        total = sum(token.logprob for token in tokens)
-        return ProcessResponse(text=text, tokens=tokens, logprob=total, request_time=time.perf_counter() - start)
-
-    @app.post("/tokenize")
-    async def tokenize_route(request: TokenizeRequest) -> TokenizeResponse:
-        start = time.perf_counter()
-        tokens = await aside(tokenizer.encode, request.text)
-        tokens = tokens[: request.max_length] if request.truncation else tokens
-        return TokenizeResponse(tokens=tokens, request_time=time.perf_counter() - start)
-
-    @app.post("/decode")
-    async def decode_route(request: DecodeRequest) -> DecodeResponse:
-        start = time.perf_counter()
-        text = await aside(tokenizer.decode, request.tokens)
-        return DecodeResponse(text=text, request_time=time.perf_counter() - start)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Not the value that was sent, as FastAPI does: it may be NaN, which is no JSON.
-        return _refusal([{name: e[name] for name in ("loc", "msg", "type")} for e in error.errors()])
-
-    @app.exception_handler(UnfitError)
-    async def unfit(request: Request, error: UnfitError) -> JSONResponse:
-        return _refusal([{"loc": ["body", error.field], "msg": str(error), "type": "value_error"}])
-
+    app.include_router(challenge_routes(engine, args.max_new_tokens))
+    style = style or default_style(tokenizer, is_text=False)
+    app.include_router(openai_routes(engine, name, style, args.max_new_tokens))
     return app
 
 
-def _refusal(detail: list[dict[str, Any]], status: int = 422) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status)
+class _Server(uvicorn.Server):
+    """uvicorn waits for requests under way; the engine ends them in time."""
 
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
 
-class BodyLimit:
-    """Answers requests with a longer body than `max_size` bytes by 413, without reading the rest."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], max_size: int) -> None:
-        self.app, self.max_size = app, max_size
-
-    async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        messages, size, more = [], 0, True
-        while more:
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            more = messages[-1].get("more_body", False)
-            if size > self.max_size:
-                detail = {"loc": ["body"], "msg": f"longer than {self.max_size} bytes", "type": "too_long"}
-                return await _refusal([detail], 413)(scope, receive, send)
-        waiting = iter(messages)
-
-        async def replay() -> Any:
-            message = next(waiting, None)
-            return await receive() if message is None else message
-
-        await self.app(scope, replay, send)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.engine.close(GRACE)
+        super().handle_exit(sig, frame)
 
 
 def serve(args: ServeArgs) -> None:
-    """Load the model and answer requests until SIGINT or SIGTERM; a request in progress is finished."""
-    model, tokenizer, _ = load_args(args)
-    print(f"serving on http://{args.host}:{args.port}", file=sys.stderr)
-    uvicorn.run(make_app(model, tokenizer, args), host=args.host, port=args.port, log_level="warning")
+    """Load the model and answer requests until SIGINT or SIGTERM. Answers under way then have some seconds to end."""
+    if args.api_key is None and (key := os.environ.get("LIT_LLM_API_KEY")) is not None:
+        args = dataclasses.replace(args, api_key=key)
+    with _bind(args.host, args.port) as listener:
+        model, tokenizer, folder = load_args(args)
+        folder = args.adapter_dir or folder
+        style = args.prompt_style or trained_style(folder) or default_style(tokenizer, is_text=False)
+        prompt_style(style, tokenizer)  # refuses one that does not exist
+        name = args.model_name or "/".join(folder.resolve().parts[-2:])
+        app = make_app(model, tokenizer, args, name, style)
+        host, port = listener.getsockname()[:2]
+        if args.api_key is None and not ipaddress.ip_address(host).is_loopback:
+            print(f"warning: whoever reaches {host} may use this server. Set LIT_LLM_API_KEY to ask for a key", file=sys.stderr)
+        print(f"serving {name} on http://{args.host}:{port}", file=sys.stderr)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=math.ceil(2 * GRACE))
+        _Server(config, app.state.engine).run(sockets=[listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with this address, which does not listen yet. Raises OSError if the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}). Give another --host or --port") from error
+    return listener

@@ -52,8 +52,8 @@ LAYERS = [
     ["rope", "cache"],
     ["model"],
     ["weights", "data", "loss", "quantize", "sampling", "text_stream"],
-    ["methods", "generate", "hub", "sources", "curate"],
-    ["checkpoint"],
+    ["methods", "generate", "pieces", "hub", "sources", "curate"],
+    ["checkpoint", "engine"],
     ["score"],
     ["adapters", "lit_gpt", "convert", "runtime", "report", "report_html", "tokens", "preflight", "prepare"],
     ["export"],
@@ -63,7 +63,8 @@ LAYERS = [
     ["cli"],
     ["estimate"],
     ["complete", "finetune", "inspect"],
-    ["evaluate", "perplexity", "serve", "compare"],
+    ["evaluate", "perplexity", "compare", "chat"],
+    ["gate", "answers", "challenge_routes", "openai_api", "openai_routes", "serve"],
     ["bench"],
 ]
 

@@ -1,5 +1,6 @@
 """The server over real HTTP on the loopback address, whole and with each rule of the protocol broken once."""
 
+import asyncio
 import json
 import os
 import signal
@@ -18,20 +19,28 @@ import uvicorn
 from conftest import REPOSITORY
 
 import lit_llm
-from lit_llm.args.generate import ServeArgs
+from lit_llm.args.serve import ServeArgs
 from lit_llm.challenge import RULES, STORY, Server, check
-from lit_llm.serve import make_app, pieces
+from lit_llm.pieces import pieces
+from lit_llm.serve import make_app
+from lit_llm.text_stream import TextStream
 
 
 class Breakable:
     """An ASGI application that changes requests and answers on their way, as `change` says."""
 
     def __init__(self, app):
-        self.app, self.change = app, None
+        self.app, self.change, self.turn = app, None, asyncio.Lock()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or self.change is None or scope["method"] != "POST":
             return await self.app(scope, receive, send)
+        if not self.change.blocks:
+            return await self.answer(scope, receive, send)
+        async with self.turn:  # as where a handler blocks the event loop
+            return await self.answer(scope, receive, send)
+
+    async def answer(self, scope, receive, send):
         body = b""
         while True:
             message = await receive()
@@ -40,12 +49,10 @@ class Breakable:
                 break
         path, request = scope["path"], json.loads(body)
         sent = self.change.request(path, dict(request))
-        if self.change.blocks:
-            time.sleep(0.2)
-        answered = []
+        answered, unread = [], [{"type": "http.request", "body": json.dumps(sent).encode(), "more_body": False}]
 
         async def replay():
-            return {"type": "http.request", "body": json.dumps(sent).encode(), "more_body": False}
+            return unread.pop() if unread else await receive()
 
         async def collect(message):
             answered.append(message)
@@ -277,7 +284,8 @@ def test_pieces_join_to_the_text(shared_data, name, text, tmp_path):
         assert max(map(len, parts)) < len(text)
         before, after = ids[:3], ids[3:]
         rest = tokenizer.decode(ids)[len(tokenizer.decode(before)) :]
-        assert "".join(pieces(tokenizer, after, rest, before)) == rest
+        stream = TextStream(tokenizer, before=before)
+        assert "".join([*map(stream.feed, after), stream.close()]) == rest
 
 
 def test_the_script_serves_until_it_is_told_to_stop(checkpoint):

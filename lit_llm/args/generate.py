@@ -100,24 +100,3 @@ class ModelArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         mixed = self.precision is not None and self.precision.endswith("-mixed")
         return [(mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true")]
-
-
-@dataclass(frozen=True)
-class ServeArgs(ModelArgs):
-    """What to serve, and where"""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
-    port: int = 8080
-    """Port to listen on."""
-    max_body_size: int = 1_000_000
-    """Bytes of a request at most."""
-    max_new_tokens: int = 2048
-    """Tokens at most that a request may ask for."""
-
-    def rules(self) -> list[tuple[bool, str]]:
-        return [
-            *super().rules(),
-            *self.below(0, "max_body_size", "max_new_tokens"),
-            (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
-        ]

@@ -1,0 +1,132 @@
+"""The routes of the NeurIPS 2023 LLM Efficiency Challenge: /process, /tokenize and /decode."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import torch
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from lit_llm.answers import Answers, collect
+from lit_llm.engine import Engine, Job
+from lit_llm.gate import GREEDY, Refused, Stops, Text
+from lit_llm.generate import TokenScore, encode_prompt
+from lit_llm.pieces import candidate_text, pieces
+from lit_llm.sampling import Sampling
+
+LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
+
+
+class ProcessRequest(BaseModel):
+    """Fields that are not listed are ignored: HELM sends some."""
+
+    prompt: Text
+    num_samples: int = Field(1, ge=1, le=1)  # the answer has room for one text
+    max_new_tokens: int = Field(50, ge=0)
+    top_k: int = Field(200, ge=1)
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    echo_prompt: bool | None = None
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k_per_token: int = Field(1, ge=0, le=1000)  # candidates to report, no cut-off
+    stop_sequences: Stops = []
+
+
+class Token(BaseModel):
+    text: str
+    logprob: float
+    top_logprob: dict[str, float]
+
+
+class ProcessResponse(BaseModel):
+    text: str
+    tokens: list[Token]
+    logprob: float
+    request_time: float
+
+
+class TokenizeRequest(BaseModel):
+    text: Text
+    truncation: bool = True
+    max_length: int = Field(2048, ge=0)
+
+
+class TokenizeResponse(BaseModel):
+    tokens: list[int]
+    request_time: float
+
+
+class DecodeRequest(BaseModel):
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class DecodeResponse(BaseModel):
+    text: str
+    request_time: float
+
+
+def challenge_routes(engine: Engine, max_new_tokens: int) -> APIRouter:
+    """The routes, which answer through the engine."""
+    router, tokenizer = APIRouter(), engine.tokenizer
+    text_of = candidate_text(tokenizer)
+
+    @router.post("/process")
+    async def process(asked: ProcessRequest, request: Request) -> ProcessResponse:
+        start = time.perf_counter()
+        job = await asyncio.to_thread(_job, engine, asked, max_new_tokens)
+        (chunks,) = await collect(request, Answers(engine, [job]))
+        text, tokens = "".join(chunk.text for chunk in chunks), []
+        if asked.echo_prompt:
+            text = asked.prompt + text
+            scores = [TokenScore(0.0, {}), *chunks[0].prompt_scores]
+            tokens = _tokens(text_of, pieces(tokenizer, job.prompt, asked.prompt), scores)
+        new = [token for chunk in chunks for token in chunk.tokens]
+        tokens += _tokens(text_of, [token.text for token in new], [token.score for token in new])
+        total = sum(token.logprob for token in tokens)
+        return ProcessResponse(text=text, tokens=tokens, logprob=total, request_time=time.perf_counter() - start)
+
+    @router.post("/tokenize")
+    async def tokenize(asked: TokenizeRequest) -> TokenizeResponse:
+        start = time.perf_counter()
+        tokens = await asyncio.to_thread(tokenizer.encode, asked.text)
+        tokens = tokens[: asked.max_length] if asked.truncation else tokens
+        return TokenizeResponse(tokens=tokens, request_time=time.perf_counter() - start)
+
+    @router.post("/decode")
+    async def decode(asked: DecodeRequest) -> DecodeResponse:
+        start = time.perf_counter()
+        text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
+        return DecodeResponse(text=text, request_time=time.perf_counter() - start)
+
+    return router
+
+
+def _job(engine: Engine, asked: ProcessRequest, max_new_tokens: int) -> Job:
+    try:
+        prompt = encode_prompt(engine.tokenizer, asked.prompt)
+    except ValueError as error:
+        raise Refused(400, str(error), "prompt") from error
+    n_new, room = asked.max_new_tokens, engine.max_length
+    if n_new > max_new_tokens:
+        raise Refused(400, f"{n_new} is above this server's limit of {max_new_tokens}", "max_new_tokens")
+    if len(prompt) + n_new > room:
+        raise Refused(400, f"{len(prompt)} tokens and {n_new} new ones exceed the context of {room}", "prompt")
+    sampling = Sampling(
+        temperature=0.0 if asked.temperature <= GREEDY else asked.temperature, top_k=asked.top_k, top_p=asked.top_p,
+        seed=random.getrandbits(63) if asked.seed is None else asked.seed,
+    )  # fmt: skip
+    echo = bool(asked.echo_prompt)
+    return Job(prompt, n_new, sampling, asked.stop_sequences, n_top=asked.top_k_per_token, score_prompt=echo)
+
+
+def _tokens(text_of: Callable[[int], str], texts: Sequence[str], scores: Sequence[TokenScore]) -> list[Token]:
+    tokens = []
+    for text, score in zip(texts, scores, strict=True):
+        top: dict[str, float] = {}
+        for token, log_prob in score.top.items():
+            top.setdefault(text_of(token), max(log_prob, LOWEST))
+        tokens.append(Token(text=text, logprob=max(score.log_prob, LOWEST), top_logprob=top))
+    return tokens

@@ -1,0 +1,157 @@
+"""Requests of OpenAI's API as this server takes them, and log-probabilities in its shapes.
+
+Fields: https://platform.openai.com/docs/api-reference/chat and .../completions.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from lit_llm.engine import Token
+from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
+from lit_llm.generate import TokenScore
+from lit_llm.sampling import Sampling
+
+MAX_N = 16
+MAX_TOP = 20
+LOWEST = -9999.0  # OpenAI's word for a log-probability of minus infinity, which JSON cannot say
+
+# Fields that would change an answer and that this server does not know, with the values that ask for nothing. What is neither
+# here nor below changes no answer, as `user` or `metadata`, and is ignored.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (), "frequency_penalty": (0,), "function_call": ("none",), "functions": ([],), "logit_bias": ({},),
+    "modalities": (["text"],), "presence_penalty": (0,), "reasoning_effort": (), "response_format": ({"type": "text"},),
+    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": (), "web_search_options": (),
+}  # fmt: skip
+
+Json = dict[str, Any]
+
+
+def _one_or_more(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Common(BaseModel):
+    """What completions and chat completions share. A field that is null is as if it were not there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Text
+    max_tokens: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[Stops, BeforeValidator(_one_or_more)] = []
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1)
+    # Not of OpenAI's API; its Python client sends them as `extra_body`.
+    top_k: int | None = Field(None, ge=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    def check_supported(self) -> None:
+        """Raises Refused for a field that asks for what this server cannot do."""
+        for name, value in (self.model_extra or {}).items():
+            if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name]:
+                raise Refused(400, f"{name} is not supported by this server", name, "unsupported_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise Refused(400, "stream_options needs stream", "stream_options", "invalid_value")
+
+    def samplings(self) -> list[Sampling]:
+        """Settings of the `n` answers to a prompt. OpenAI's default temperature is 1."""
+        temperature, top_p = (1.0 if x is None else x for x in (self.temperature, self.top_p))
+        greedy = temperature <= GREEDY or top_p == 0
+        seed = random.getrandbits(62) if self.seed is None else self.seed
+        return [
+            Sampling(
+                temperature=0.0 if greedy else temperature, top_k=self.top_k, top_p=top_p or 1.0, min_p=self.min_p or 0.0,
+                repetition_penalty=self.repetition_penalty or 1.0, seed=(seed + i) % 2**63,
+            )
+            for i in range(self.n or 1)
+        ]  # fmt: skip
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    def is_tokens(x: Any) -> bool:
+        return isinstance(x, list) and all(type(i) is int for i in x)
+
+    prompts = [value] if isinstance(value, str) or (value and is_tokens(value)) else value
+    if not (isinstance(prompts, list) and prompts and all(isinstance(p, str) or is_tokens(p) for p in prompts)):
+        raise ValueError("must be a text, a list of token ids, or a list of such")
+    return [as_unicode(p) if isinstance(p, str) else p for p in prompts]
+
+
+class CompletionRequest(Common):
+    prompt: Annotated[list[Any], BeforeValidator(_prompts)]
+    """Texts and lists of token ids; a single one may stand without its list."""
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.best_of not in (None, self.n or 1):
+            raise Refused(400, "best_of is supported where it equals n only", "best_of", "unsupported_parameter")
+
+
+class Part(BaseModel):
+    type: Literal["text"]
+    text: Text
+
+
+def _joined(content: Any) -> Any:
+    parts = isinstance(content, list) and [Part.model_validate(part) for part in content]
+    return "".join(part.text for part in parts) if parts else content
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Text, BeforeValidator(_joined)]
+
+    def as_message(self) -> dict[str, str]:
+        """A turn as the prompt styles know it. Some write a space before an answer, which the model then generates."""
+        content = self.content.strip() if self.role == "assistant" else self.content
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class ChatRequest(Common):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refused(400, "top_logprobs needs logprobs", "top_logprobs", "invalid_value")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise Refused(400, "max_tokens is the old name of max_completion_tokens. Give one of them", "max_tokens")
+
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+def chat_logprobs(tokens: Sequence[Token], text_of: Callable[[int], str]) -> Json:
+    def entry(text: str, log_prob: float) -> Json:
+        return {"token": text, "logprob": max(log_prob, LOWEST), "bytes": list(text.encode())}
+
+    content = []
+    for token in tokens:
+        top = [entry(text_of(i), log_prob) for i, log_prob in token.score.top.items()]
+        content.append({**entry(token.text, token.score.log_prob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(texts: Sequence[str], scores: Sequence[TokenScore | None], start: int, text_of: Callable) -> Json:
+    """Parallel lists for tokens of which the first begins at `start` in the text. The first token of a prompt has no score."""
+    offsets = [start + sum(map(len, texts[:i])) for i in range(len(texts))]
+    top = [None if s is None else {text_of(i): max(p, LOWEST) for i, p in reversed(s.top.items())} for s in scores]
+    log_probs = [None if s is None else max(s.log_prob, LOWEST) for s in scores]
+    return {"tokens": list(texts), "token_logprobs": log_probs, "top_logprobs": top, "text_offset": offsets}

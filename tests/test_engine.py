@@ -1,0 +1,164 @@
+"""The engine beside generation of each prompt alone: what joins and leaves the batch changes no answer."""
+
+import queue
+import random
+import threading
+
+import pytest
+import torch
+from serving import wait_until
+
+import lit_llm
+from lit_llm.cli import DEMO
+from lit_llm.engine import ClosedError, Engine, Job, QueueFullError
+from lit_llm.generate import generate
+from lit_llm.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return lit_llm.load(DEMO / "checkpoint", device="cpu")
+
+
+@pytest.fixture
+def make_engine(demo):
+    engines = []
+
+    def make(model=demo[0], tokenizer=demo[1], **options):
+        limits = {"max_batch_size": 4, "max_length": model.config.block_size, "max_queue": 100, "timeout": 60, **options}
+        engines.append(Engine(model, tokenizer, **limits))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close(grace=0)
+        engine.join()
+
+
+def gather(chunks, n):
+    """Chunks of each of n jobs from a queue of them, until all have ended."""
+    found = [[] for _ in range(n)]
+    while not all(of_one and of_one[-1].finish for of_one in found):
+        i, chunk = chunks.get(timeout=60)
+        found[i].append(chunk)
+    return found
+
+
+def run(engine, jobs):
+    chunks = queue.Queue()
+    engine.submit(jobs, lambda i, chunk: chunks.put((i, chunk)))
+    return gather(chunks, len(jobs))
+
+
+def text_of(chunks):
+    return "".join(chunk.text for chunk in chunks)
+
+
+def prompts(tokenizer, n, seed=0):
+    draw, text = random.Random(seed), (DEMO / "data" / "val.jsonl").read_text()
+    return [
+        tokenizer.encode(text[(start := draw.randrange(len(text) - 400)) : start + draw.randint(3, 300)])[:120]
+        for _ in range(n)
+    ]
+
+
+def test_answers_in_a_batch_are_those_of_each_prompt_alone(demo, make_engine):
+    """60 jobs of all lengths through 4 places, greedy and sampled."""
+    jobs = [
+        Job(ids, random.Random(i).randint(1, 60), Sampling(temperature=0.0 if i % 2 else 0.9, seed=i), continues=False)
+        for i, ids in enumerate(prompts(demo[1], 60))
+    ]
+    for job, chunks in zip(jobs, run(make_engine(), jobs), strict=True):
+        how = job.sampling
+        (alone,) = generate(
+            *demo, [job.prompt], max_new_tokens=job.max_new_tokens, temperature=how.temperature, seed=how.seed
+        )  # fmt: skip
+        assert text_of(chunks) == alone.text
+        assert chunks[-1].finish == ("stop" if alone.ended else "length")
+
+
+def test_scores_in_a_batch_are_those_of_each_prompt_alone(demo, make_engine):
+    jobs = [Job(ids, 12, Sampling(0.0), n_top=n % 4) for n, ids in enumerate(prompts(demo[1], 8, seed=1))]
+    for job, chunks in zip(jobs, run(make_engine(), jobs), strict=True):
+        (alone,) = generate(*demo, [job.prompt], max_new_tokens=12, temperature=0, n_top=job.n_top)
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        assert "".join(token.text for token in tokens) == text_of(chunks)
+        assert [t.score.log_prob for t in tokens] == pytest.approx([s.log_prob for s in alone.scores], abs=1e-4)
+        assert [list(t.score.top) for t in tokens] == [list(s.top) for s in alone.scores]
+
+
+def test_a_model_with_a_window_answers_as_alone(tmp_path, make_engine):
+    """Rows of a ring cache are put and moved too."""
+    from tiny import make_checkpoint
+
+    folder = make_checkpoint(tmp_path / "m", "mistral", num_key_value_heads=2, sliding_window=16)
+    model, tokenizer = lit_llm.load(folder)
+    draw = torch.Generator().manual_seed(3)
+    ids = [torch.randint(2, 300, (n,), generator=draw).tolist() for n in (3, 40, 16, 17, 90, 5, 15)]
+    jobs = [Job(prompt, 10 + 5 * i, Sampling(0.0), continues=False) for i, prompt in enumerate(ids)]
+    for job, chunks in zip(jobs, run(make_engine(model, tokenizer, max_batch_size=3), jobs), strict=True):
+        (alone,) = generate(model, tokenizer, [job.prompt], max_new_tokens=job.max_new_tokens, temperature=0)
+        assert text_of(chunks) == alone.text
+
+
+def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, make_engine):
+    engine = make_engine()
+    (ids,) = prompts(demo[1], 1, seed=5)
+    (whole,) = run(engine, [Job(ids, 40, Sampling(0.0))])
+    for start in range(3, 30, 4):
+        stop = text_of(whole)[start : start + 9]
+        (chunks,) = run(engine, [Job(ids, 40, Sampling(0.0), [stop, "never there"], n_top=1)])
+        expected = text_of(whole)[: text_of(whole).index(stop)]
+        assert text_of(chunks) == expected
+        assert "".join(token.text for chunk in chunks for token in chunk.tokens) == expected
+        sent = ""
+        for chunk in chunks:  # tokens are never ahead of the text
+            sent += chunk.text
+            assert sum(len(token.text) for c in chunks[: chunks.index(chunk) + 1] for token in c.tokens) <= len(sent)
+
+
+def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
+    engine = make_engine(max_batch_size=1, max_queue=1)
+    (ids,) = prompts(demo[1], 1)
+    started, chunks = threading.Event(), queue.Queue()
+    long = engine.submit([Job(ids, 100, Sampling(1.0))], lambda i, chunk: started.set())
+    assert started.wait(30)
+    engine.submit([Job(ids, 3, Sampling(0.0))], lambda i, chunk: chunks.put((i, chunk)))
+    with pytest.raises(QueueFullError):
+        engine.submit([Job(ids, 3)], print)
+    engine.cancel(long)
+    gather(chunks, 1)
+    wait_until(lambda: engine.n_open() == 0)
+    waiting = engine.submit([Job(ids, 100), Job(ids, 100)], lambda i, chunk: None)
+    engine.cancel(waiting[1:])
+    assert engine.n_open() == 1
+    engine.cancel(waiting)
+
+
+def test_a_job_ends_when_its_time_is_over(demo, make_engine):
+    (ids,) = prompts(demo[1], 1)
+    ends = run(make_engine(timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0)) for _ in range(3)])
+    assert {chunks[-1].finish for chunks in ends} == {"timeout"}
+
+
+def test_a_closed_engine_lets_jobs_end_for_a_while_and_takes_no_more(demo, make_engine):
+    (ids,) = prompts(demo[1], 1)
+    for grace, finishes in ((30, ("stop", "length")), (0, ("closed",))):
+        engine, chunks = make_engine(), queue.Queue()
+        engine.submit([Job(ids, 60, Sampling(1.0, seed=2))], lambda i, chunk, chunks=chunks: chunks.put((i, chunk)))
+        engine.close(grace)
+        with pytest.raises(ClosedError):
+            engine.submit([Job(ids, 3)], print)
+        assert gather(chunks, 1)[0][-1].finish in finishes
+        engine.join()
+
+
+def test_a_fault_ends_the_jobs_that_it_hits_and_not_the_engine(demo, make_engine, capfd):
+    """A token beyond the embedding is such a fault: the routes let none through."""
+    engine = make_engine()
+    (ids,) = prompts(demo[1], 1)
+    bad, good = run(engine, [Job([10**6], 5, Sampling(0.0)), Job(ids, 5, Sampling(0.0))])
+    assert bad[-1].finish == "error"
+    assert good[-1].finish == "length"
+    assert "IndexError" in capfd.readouterr().err
+    assert run(engine, [Job(ids, 5, Sampling(0.0))])[0][-1].finish == "length"
