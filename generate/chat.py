@@ -1,0 +1,14 @@
+"""Talk to a model, turn by turn. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
+
+from lit_llm.args.serve import ChatArgs
+from lit_llm.cli import run
+
+
+def main(args: ChatArgs) -> None:
+    from lit_llm.chat import chat
+
+    chat(args)
+
+
+if __name__ == "__main__":
+    run(main)

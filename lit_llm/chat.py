@@ -1,0 +1,156 @@
+"""A conversation in the terminal: the user types, the model answers, and both remember what was said."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lit_llm.adapters import trained_style
+from lit_llm.args.serve import ChatArgs
+from lit_llm.complete import load_args
+from lit_llm.generate import Row, continue_rows
+from lit_llm.model import GPT
+from lit_llm.prompts import default_style, end_ids, prompt_ids
+from lit_llm.sampling import Sampling
+from lit_llm.tokenizer import Tokenizer
+
+HELP = """\
+/reset          forget the conversation
+/system TEXT    give a system text, or without TEXT go back to the style's own
+/save FILE      add the conversation to a JSON Lines file, as a record that can be trained on
+/help           this list
+/quit           leave, as does Ctrl-D
+Ctrl-C stops an answer. A message that begins with / is written with //."""
+
+
+class Conversation:
+    """What was said, and a model that answers it in one prompt style.
+
+    When a message no longer fits into the context, the oldest exchanges are forgotten. A quarter of the context stays free for
+    the answer, or `max_new_tokens` if that is less.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, style: str, args: ChatArgs) -> None:
+        self.model, self.tokenizer, self.style, self.args = model, tokenizer, style, args
+        self.system = args.system
+        self.turns: list[dict[str, str]] = []
+        self._n_answers = 0
+
+    def messages(self) -> list[dict[str, str]]:
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return [*opening, *self.turns]
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The model's answer to a message, in pieces. What was yielded is remembered, however it ends.
+
+        Raises:
+            ValueError: if the message alone does not fit into the context.
+        """
+        self.turns.append({"role": "user", "content": text})
+        said = ""
+        try:
+            ids = self._fitting_ids()
+            n_new = min(self.args.max_new_tokens, self.model.config.block_size - len(ids))
+            sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seed=self.args.seed + self._n_answers)
+            self._n_answers += 1
+            row = Row(self.tokenizer, ids, n_new, sampling)
+            for _, piece in continue_rows(self.model, [row], n_new):
+                piece = piece if said else piece.lstrip()  # some styles write a space before an answer
+                said += piece
+                yield piece
+            if not row.completion().ended:
+                tell("the answer was cut: its limit or the end of the context is reached")
+        finally:
+            if said.strip():
+                self.turns.append({"role": "assistant", "content": said.rstrip()})
+            else:
+                self.turns.pop()
+
+    def _fitting_ids(self) -> list[int]:
+        context, before = self.model.config.block_size, list(self.turns)
+        free = min(self.args.max_new_tokens, context // 4)
+        while len(ids := prompt_ids(self.style, self.tokenizer, self.messages())) + free > context and len(self.turns) > 1:
+            del self.turns[:2]
+        if len(ids) >= context:
+            self.turns = before
+            raise ValueError(f"the message has {len(ids)} tokens with what the style adds, the context {context}. Shorten it")
+        if n_forgotten := (len(before) - len(self.turns)) // 2:
+            tell(f"the context of {context} tokens is full: the oldest {n_forgotten} exchanges are forgotten")
+        return ids
+
+
+def chat(args: ChatArgs) -> None:
+    """Answer lines of standard input until it ends or says /quit. Answers go to stdout, all else to stderr."""
+    model, tokenizer, folder = load_args(args)
+    style = args.prompt_style or trained_style(args.adapter_dir or folder) or default_style(tokenizer, is_text=False)
+    tokenizer.eos_ids = end_ids(style, tokenizer)
+    conversation = Conversation(model, tokenizer, style, args)
+    tell(f"prompt style {style}; /help lists the commands")
+    while (line := _read_line()) is not None:
+        if line.startswith("/") and not line.startswith("//"):
+            if not _command(conversation, line):
+                return
+        elif line:
+            _show(conversation, line.removeprefix("/") if line.startswith("//") else line)
+
+
+def _read_line() -> str | None:
+    """The next line without white space around it; None at the end."""
+    with suppress(ImportError):  # keys to edit a line with, where the system has them
+        import readline  # noqa: F401
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            tell("\nCtrl-D or /quit leaves")
+
+
+def _show(conversation: Conversation, text: str) -> None:
+    try:
+        for piece in conversation.answer(text):
+            print(piece, end="", flush=True)
+        print()
+    except KeyboardInterrupt:
+        print()
+        tell("stopped")
+    except ValueError as error:
+        tell(str(error))
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Do what a command says. Returns whether the conversation goes on."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/quit":
+        return False
+    if name == "/help":
+        tell(HELP)
+    elif name == "/reset":
+        conversation.turns.clear()
+        tell("the conversation is forgotten")
+    elif name == "/system":
+        conversation.system = rest or None
+        tell("the system text is set" if rest else "the system text is the style's own")
+    elif name == "/save":
+        tell(_save(conversation, rest))
+    else:
+        tell(f"{name} is no command; /help lists them")
+    return True
+
+
+def _save(conversation: Conversation, path: str) -> str:
+    if not path or not conversation.turns:
+        return "/save needs the name of a file" if not path else "nothing was said yet"
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": conversation.messages()}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
+    return f"added to {path}"
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr)
