@@ -1,9 +1,10 @@
-"""Models against one another on the same rows: exact answers, ROUGE-L, BLEU, loss, and how sure the differences are."""
+"""Models against one another on the same rows and tasks: exact answers, ROUGE-L, BLEU, loss, scores, and how sure they are."""
 
 import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from torch import Tensor
 from lit_llm.adapters import read_adapter, trained_style
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint import load, resolve_device
-from lit_llm.data import read_records, tokenize
+from lit_llm.data import Record, answer_of, iter_records, tokenize
 from lit_llm.generate import generate
+from lit_llm.model import GPT
+from lit_llm.prompts import default_style, end_ids, stop_strings
 from lit_llm.score import Span, score
+from lit_llm.tokenizer import Tokenizer
+
+Ratios = tuple[Tensor, Tensor]
+"""Numerator and denominator of each row, (rows,) each: a mean is the ratio of their sums."""
 
 
 @dataclass(frozen=True)
@@ -25,104 +32,161 @@ class Result:
     answers: list[str]
     ended: list[bool]
     losses: Tensor
-    """(rows,) Nats of the reference answer with its EOS."""
+    """(rows,) Nats of the reference answer with its EOS, or of the text."""
     tokens: Tensor
     """(rows,) Tokens of it."""
 
 
 def compare(args: CompareArgs) -> None:
-    """Print a markdown table."""
-    path = args.data_dir / "val.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_json.py")
-    records = read_records(path)
-    if odd := next((r for r in records if "instruction" not in r), None):
-        raise ValueError(f"{path} must hold rows with instruction and output; one has {', '.join(odd)}")
-    records = records[: args.limit]
+    """Print a markdown table for the data, and one for the tasks."""
+    records = [] if args.data_dir is None else _records(args.data_dir / "val.jsonl", args.limit)
+    tasks = None if args.tasks is None else _Tasks(args)
     styles = [trained_style(folder) for folder in args.models]
-    default = args.prompt_style or next((s for s in styles if s), "alpaca")
+    default = args.prompt_style or next((s for s in styles if s), None)
     results = []
     for folder, style in zip(args.models, styles, strict=True):
         print(f"asking {folder}", file=sys.stderr)
-        results.append(_ask(args, folder, records, style or default))
+        adapter = folder if (folder / "adapter.json").is_file() else None
+        base = folder if adapter is None else Path(read_adapter(folder)["base_checkpoint_dir"])
+        model, tokenizer = load(base, adapter, str(resolve_device(args.accelerator)), args.precision, args.quantize)
+        if records:
+            results.append(_ask(args, model, tokenizer, records, style or default or default_style(tokenizer, False)))
+        if tasks is not None:
+            tasks.run(model, tokenizer, base)
+    print("In brackets: 95 % interval of the difference to the first model.")
+    if records:
+        print(_data_table(args, records, results))
+    if tasks is not None:
+        print(tasks.table())
+
+
+def _records(path: Path, limit: int | None) -> list[Record]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_json.py")
+    records = list(islice(iter_records(path), limit))
+    if any("chosen" in record for record in records):
+        raise ValueError(f"{path} holds preference pairs, which have no one answer. Give rows, conversations or texts")
+    return records
+
+
+def _ask(args: CompareArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[Record], style: str) -> Result:
+    examples = [e for r in records for e in tokenize(r, style, tokenizer, True, "last").documents]  # a row is one document
+    n_scored = [example.n_labels for example in examples]
+    ids = [example.ids.tolist() for example in examples]
+    room = [model.config.block_size - (0 if "text" in record else args.max_new_tokens) for record in records]
+    fits = [i for i, n in enumerate(n_scored) if n and len(ids[i]) <= model.config.block_size and len(ids[i]) - n <= room[i]]
+    losses, answers, ended = torch.full((len(records),), math.nan), [""] * len(records), [False] * len(records)
+    spans = [Span(ids[i], n_scored[i]) for i in fits]
+    for i, found in zip(fits, score(model, spans, args.batch_size, "losses"), strict=True):
+        losses[i] = -math.fsum(found.log_probs)
+    questions = [i for i in fits if "text" not in records[i]]
+    stop = stop_strings(style, tokenizer) if questions else ()
+    tokenizer.eos_ids = end_ids(style, tokenizer) if questions else tokenizer.eos_ids
+    for start in range(0, len(questions), args.batch_size):
+        batch = questions[start : start + args.batch_size]
+        asked = [ids[i][: -n_scored[i]] for i in batch]
+        made = generate(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, temperature=0, stop=stop)
+        for i, completion in zip(batch, made, strict=True):
+            answers[i], ended[i] = completion.text.strip(), completion.ended
+    return Result(answers, ended, losses, torch.tensor(n_scored).float())
+
+
+def _data_table(args: CompareArgs, records: Sequence[Record], results: Sequence[Result]) -> str:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+
+    assert args.data_dir is not None
     fits = torch.stack([r.losses.isfinite() for r in results]).all(dim=0)
+    path = args.data_dir / "val.jsonl"
     if not fits.any():
         raise ValueError(f"no row of {path} fits into the context of all models. Lower --max_new_tokens")
     if n := int((~fits).sum()):
         print(f"{n} rows that do not fit into the context of all models are left out", file=sys.stderr)
-    print(_table(args, records, results, fits))
-
-
-def _ask(args: CompareArgs, folder: Path, records: Sequence[dict[str, Any]], style: str) -> Result:
-    adapter = folder if (folder / "adapter.json").is_file() else None
-    base = folder if adapter is None else Path(read_adapter(folder)["base_checkpoint_dir"])
-    model, tokenizer = load(base, adapter, str(resolve_device(args.accelerator)), args.precision, args.quantize)
-    examples = [e for r in records for e in tokenize(r, style, tokenizer, True).documents]  # a row is one document
-    prompts = [example.ids[~example.trained].tolist() for example in examples]
-    outputs = [example.ids[example.trained].tolist() for example in examples]
-    room = model.config.block_size
-    pairs = zip(prompts, outputs, strict=True)
-    fits = [i for i, (p, o) in enumerate(pairs) if max(len(p) + len(o), len(p) + args.max_new_tokens) <= room]
-    losses, answers, ended = torch.full((len(records),), math.nan), [""] * len(records), [False] * len(records)
-    spans = [Span(prompts[i] + outputs[i], len(outputs[i])) for i in fits]
-    for i, found in zip(fits, score(model, spans, args.batch_size, "losses"), strict=True):
-        losses[i] = -math.fsum(found.log_probs)
-    for start in range(0, len(fits), args.batch_size):
-        batch = fits[start : start + args.batch_size]
-        asked = [prompts[i] for i in batch]
-        made = generate(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, temperature=0)
-        for i, completion in zip(batch, made, strict=True):
-            answers[i], ended[i] = completion.text, completion.ended
-    return Result(answers, ended, losses, torch.tensor([float(len(o)) for o in outputs]))
-
-
-def _table(args: CompareArgs, records: Sequence[dict[str, Any]], results: Sequence[Result], fits: Tensor) -> str:
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics.bleu import BLEU
-
-    kept = fits.nonzero()[:, 0].tolist()
-    references = [records[i]["output"] for i in kept]
+    kept = [i for i in fits.nonzero()[:, 0].tolist() if "text" not in records[i]]
+    references = [answer_of(records[i]).strip() for i in kept]
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
     generator = torch.Generator().manual_seed(args.seed)
-    draws = torch.randint(len(kept), (args.n_resamples, len(kept)), generator=generator)
-    lines = [
-        f"{len(kept)} rows of {args.data_dir / 'val.jsonl'}. In brackets: 95 % interval of the difference to the first model.",
-        "",
-        "| model | exact match | ROUGE-L | BLEU | loss per token |",
-        "|---|---|---|---|---|",
-    ]
-    base: dict[str, tuple[Tensor, Tensor]] = {}
-    for folder, result in zip(args.models, results, strict=True):
+    lines = ["", f"{int(fits.sum())} rows of {path}.", "", "| model |", "|---|"]
+    draws = {n: torch.randint(n, (args.n_resamples, n), generator=generator) for n in {len(kept), int(fits.sum())} if n}
+    columns: dict[str, list[str]] = {"exact match": [], "ROUGE-L": [], "BLEU": [], "loss per token": []}
+    base: dict[str, Ratios] = {}
+    for result in results:
         answers = [result.answers[i] for i in kept]
         exact = [float(result.ended[i] and a == r) for i, a, r in zip(kept, answers, references, strict=True)]
         overlap = [rouge.score(r, a)["rougeL"].fmeasure for a, r in zip(answers, references, strict=True)]
-        ones = torch.ones(len(kept))
-        sums = {
-            "exact": (torch.tensor(exact), ones),
-            "rouge": (torch.tensor(overlap), ones),
-            "loss": (result.losses[fits], result.tokens[fits]),
-        }
-        cells = [_cell(name, sums, base, draws) for name in sums]
+        sums = {"loss per token": (result.losses[fits], result.tokens[fits])}
+        if kept:
+            ones = torch.ones(len(kept))
+            sums |= {"exact match": (torch.tensor(exact), ones), "ROUGE-L": (torch.tensor(overlap), ones)}
+            bleu = BLEU(effective_order=False).corpus_score(answers, [references]).score
+            columns["BLEU"].append(f"{bleu:.1f}")
+        for name, ratios in sums.items():
+            show: Callable[[float], str] = (lambda x: f"{x:.4f}") if "loss" in name else (lambda x: f"{x:.1%}")
+            columns[name].append(_cell(ratios, base.get(name), draws[len(ratios[0])], show))
         base = base or sums
-        bleu = BLEU(effective_order=False).corpus_score(answers, [references]).score
-        lines.append(f"| {folder} | {cells[0]} | {cells[1]} | {bleu:.1f} | {cells[2]} |")
+    columns = {name: cells for name, cells in columns.items() if cells}
+    lines[-2:] = [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in zip(args.models, *columns.values(), strict=True)]
     return "\n".join(lines)
 
 
-def _cell(name: str, sums: dict[str, tuple[Tensor, Tensor]], base: dict[str, tuple[Tensor, Tensor]], draws: Tensor) -> str:
-    show: Callable[[float], str] = (lambda x: f"{x:.4f}") if name == "loss" else (lambda x: f"{x:.1%}")
-    value = show((sums[name][0].sum() / sums[name][1].sum()).item())
-    if not base:
+class _Tasks:
+    """Tasks of the harness and what the models made of them."""
+
+    def __init__(self, args: CompareArgs) -> None:
+        from lit_llm.evaluate import task_manager, task_names
+
+        assert args.tasks is not None
+        self.args, self.names = args, task_names(args.tasks)
+        self.manager = task_manager(self.names, args.include_path)
+        self.scores: list[dict[tuple[str, str], Tensor]] = []
+        """For each model, and each task with its metric: the score of each question."""
+
+    def run(self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path) -> None:
+        from lm_eval.evaluator import simple_evaluate
+
+        from lit_llm.evaluate import HarnessModel
+
+        results: Any = simple_evaluate(
+            model=HarnessModel(model, tokenizer, checkpoint_dir, self.args.batch_size), tasks=list(self.names),
+            num_fewshot=self.args.num_fewshot, limit=self.args.limit, log_samples=True, task_manager=self.manager,
+            bootstrap_iters=0,
+        )  # fmt: skip
+        scores: dict[tuple[str, str], list[float]] = {}
+        for task, samples in results["samples"].items():
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+                for metric in sample["metrics"]:
+                    if isinstance(value := sample[metric], int | float):  # others have no mean, such as perplexities
+                        which = metric if sample["filter"] == "none" else f"{metric} ({sample['filter']})"
+                        scores.setdefault((task, which), []).append(float(value))
+        self.scores.append({name: torch.tensor(values) for name, values in scores.items()})
+
+    def table(self) -> str:
+        generator = torch.Generator().manual_seed(self.args.seed)
+        lines = ["", f"| task | metric | questions | {' | '.join(map(str, self.args.models))} |"]
+        lines.append("|---" * (len(self.args.models) + 3) + "|")
+        for (task, metric), first in self.scores[0].items():
+            n = len(first)
+            draws = torch.randint(n, (self.args.n_resamples, n), generator=generator)
+            ratios = [(scores[task, metric], torch.ones(n)) for scores in self.scores]
+            cells = [_cell(r, ratios[0] if i else None, draws, lambda x: f"{x:.1%}") for i, r in enumerate(ratios)]
+            lines.append(f"| {task} | {metric} | {n} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def _cell(ours: Ratios, base: Ratios | None, draws: Tensor, show: Callable[[float], str]) -> str:
+    """The mean, and the interval of its difference to that of the base."""
+    value = show((ours[0].sum() / ours[1].sum()).item())
+    if base is None:
         return value
-    low, high = paired_bootstrap(sums[name], base[name], draws)
+    low, high = paired_bootstrap(ours, base, draws)
     return f"{value} ({'+' if low >= 0 else ''}{show(low)} to {'+' if high >= 0 else ''}{show(high)})"
 
 
-def paired_bootstrap(ours: tuple[Tensor, Tensor], base: tuple[Tensor, Tensor], draws: Tensor) -> tuple[float, float]:
+def paired_bootstrap(ours: Ratios, base: Ratios, draws: Tensor) -> tuple[float, float]:
     """95 % interval of the difference of two ratios of sums, over the same resampled rows (Efron and Tibshirani, 1993, ch. 13).
 
     Args:
-        ours, base: Numerator and denominator of each row, (rows,) each.
         draws: (resamples, rows) indices of rows.
     """
     ratios = [numerator[draws].sum(1) / denominator[draws].sum(1) for numerator, denominator in (ours, base)]

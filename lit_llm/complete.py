@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lit_llm.adapters import read_adapter
@@ -11,7 +12,7 @@ from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
 from lit_llm.model import GPT
-from lit_llm.prompts import prompt_ids, question
+from lit_llm.prompts import prompt_ids, question, stop_strings
 from lit_llm.report import peak_memory_gb
 from lit_llm.tokenizer import Tokenizer
 
@@ -31,7 +32,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
     ids = prompt_ids(about["prompt_style"], tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids):
+    for completion in _timed(args, model, tokenizer, ids, stop_strings(about["prompt_style"], tokenizer)):
         print(completion.text)
 
 
@@ -44,8 +45,9 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
         )
     model, tokenizer = _load(args, args.checkpoint_dir, None)
-    ids = prompt_ids(read_json_object(path)["prompt_style"], tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids):
+    style = read_json_object(path)["prompt_style"]
+    ids = prompt_ids(style, tokenizer, question(prompt, args.input))
+    for completion in _timed(args, model, tokenizer, ids, stop_strings(style, tokenizer)):
         print(completion.text)
 
 
@@ -67,11 +69,11 @@ def _load(args: GenerateArgs, checkpoint_dir: Path, adapter_dir: Path | None) ->
     return loaded
 
 
-def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int]) -> list[Completion]:
+def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int], stop: Sequence[str] = ()) -> list[Completion]:
     start = time.perf_counter()
     completions = generate(
         model, tokenizer, [ids] * args.num_samples, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+        top_k=args.top_k, top_p=args.top_p, seed=args.seed, stop=stop,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     n_new = sum(len(c.ids) + c.ended for c in completions)

@@ -1,12 +1,10 @@
 """Our model in EleutherAI's evaluation harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -15,11 +13,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
 from tqdm import tqdm
 
+from lit_llm.adapters import trained_style
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.complete import load_args
-from lit_llm.files import read_json_object
 from lit_llm.generate import generate
 from lit_llm.model import GPT
+from lit_llm.prompts import Style, default_style, prompt_style
 from lit_llm.score import Span, score
 from lit_llm.tokenizer import Tokenizer
 
@@ -29,10 +28,16 @@ Message = dict[str, str]
 class HarnessModel(TemplateLM):
     """What the harness asks of a model. A subclass, since the harness accepts nothing else; the tokens of contexts and
     continuations are made by its base class, so that they are those of its own `hf` model.
+
+    Args:
+        style: Name of the prompt style of chats; the checkpoint's template if not given.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path, batch_size: int) -> None:
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path, batch_size: int, style: str | None = None
+    ) -> None:
         super().__init__()
+        self.style = style or default_style(tokenizer, False)
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size  # type: ignore[assignment]
         self.max_length = model.config.block_size
         self.checkpoint_dir = checkpoint_dir
@@ -108,60 +113,34 @@ class HarnessModel(TemplateLM):
         return [c.text for c in found]  # the harness cuts at one stop sequence after the other: the earliest is the same place
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        return chat_template(self.checkpoint_dir)[1](chat_history, add_generation_prompt)
+        assert self.tokenizer is not None
+        style: Style = prompt_style(self.style, self.tokenizer)
+        text = style.render(chat_history, add_generation_prompt, self.tokenizer.special_tokens)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].strip()  # the answer is to be continued: the turn stays open
+        return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return chat_template_text(self.checkpoint_dir) if chat_template else None
+        """What the harness keeps with its results."""
+        assert self.tokenizer is not None
+        return repr(prompt_style(self.style, self.tokenizer)) if chat_template else None
 
     @property
     def tokenizer_name(self) -> str:
         return str(self.checkpoint_dir).replace("/", "__")
 
 
-def chat_template_text(checkpoint_dir: Path) -> str:
-    """The chat template of a checkpoint. Raises ValueError if it has none."""
-    path = checkpoint_dir / "tokenizer_config.json"
-    config = read_json_object(path) if path.is_file() else {}
-    if (jinja := checkpoint_dir / "chat_template.jinja").is_file():
-        return jinja.read_text(encoding="utf-8")
-    if not isinstance(config.get("chat_template"), str):
-        raise ValueError(f"{checkpoint_dir} has no chat template. Leave out --apply_chat_template")
-    return config["chat_template"]
-
-
-def chat_template(checkpoint_dir: Path) -> tuple[str, Callable[[list[Message], bool], str]]:
-    """The template of a checkpoint and what renders messages with it, as transformers does."""
-    text = chat_template_text(checkpoint_dir)
-    path = checkpoint_dir / "tokenizer_config.json"
-    config = read_json_object(path) if path.is_file() else {}
-    special = {k: v if isinstance(v, str) else v["content"] for k, v in config.items() if k in ("bos_token", "eos_token") and v}
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-
-    def fail(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = fail
-    template = environment.from_string(text)
-
-    def render(messages: list[Message], add_generation_prompt: bool) -> str:
-        rendered = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
-        if add_generation_prompt:
-            return rendered
-        last = messages[-1]["content"].strip()  # the answer is to be continued: the turn stays open
-        return rendered[: rendered.rindex(last) + len(last)]
-
-    return text, render
-
-
 def evaluate(args: HarnessArgs) -> dict[str, Any]:
     """Run the tasks, print the harness's table, write its results."""
-    tasks = args.tasks if isinstance(args.tasks, list) else [t.strip() for t in args.tasks.strip("[]").split(",") if t.strip()]
-    manager = _task_manager(tasks, args.include_path)
+    tasks = task_names(args.tasks)
+    manager = task_manager(tasks, args.include_path)
     model, tokenizer, checkpoint_dir = load_args(args)
-    if args.apply_chat_template:
-        chat_template(checkpoint_dir)  # before the work
+    style = args.prompt_style or trained_style(args.adapter_dir or checkpoint_dir)
+    if args.apply_chat_template and style is None and tokenizer.chat_template is None:
+        raise ValueError(f"{checkpoint_dir} has no chat template. Give a --prompt_style, or leave out --apply_chat_template")
     results = simple_evaluate(
-        model=HarnessModel(model, tokenizer, checkpoint_dir, args.batch_size),
+        model=HarnessModel(model, tokenizer, checkpoint_dir, args.batch_size, style),
         tasks=list(tasks),
         num_fewshot=args.num_fewshot,
         limit=args.limit,
@@ -190,11 +169,15 @@ def evaluate(args: HarnessArgs) -> dict[str, Any]:
     return dict(results)
 
 
+def task_names(tasks: str | list[str]) -> list[str]:
+    return tasks if isinstance(tasks, list) else [t.strip() for t in tasks.strip("[]").split(",") if t.strip()]
+
+
 def _write(path: Path, results: Any, **how: Any) -> None:
     path.write_text(json.dumps(results, default=handle_non_serializable, ensure_ascii=False, **how) + "\n", encoding="utf-8")
 
 
-def _task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
+def task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
     """An index of the folder given, and of the harness's own tasks unless the folder has all that are asked for."""
     if not tasks:
         raise ValueError("--tasks names no task")

@@ -40,7 +40,7 @@ from lit_llm.model import GPT
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
-from lit_llm.prompts import default_style, prompt_ids, prompt_style
+from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import State, machine
 from lit_llm.runtime import make_fabric, resolve_precision
@@ -249,6 +249,7 @@ class Answers:
         fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
+        self.stop = stop_strings(style, tokenizer)
 
     def make(self) -> list[Completion]:
         """Greedy answers, in batches of 32."""
@@ -256,7 +257,9 @@ class Answers:
         found: list[Completion] = []
         for i in range(0, len(self.prompts), 32):
             batch = self.prompts[i : i + 32]
-            found += generate(self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0)
+            found += generate(
+                self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0, stop=self.stop
+            )
         return found
 
     def exact(self, answers: Sequence[Completion]) -> int:

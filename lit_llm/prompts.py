@@ -48,6 +48,8 @@ class Turns:
     """Before the first turn."""
     between: str = ""
     """Before each further one of the user."""
+    stop: tuple[str, ...] = ()
+    """Where published models of the style go on to write the next turn, what that begins with."""
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
         slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
@@ -101,6 +103,7 @@ STYLES: dict[str, Turns] = {
         default_system_with_input=f"{_ALPACA}, paired with an input that provides further context. Write a response that "
         "appropriately completes the request.",
         between="\n\n",
+        stop=("\n### Instruction:",),
     ),
     "chatml": Turns(
         "{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", "{answer}<|im_end|>\n",
@@ -112,10 +115,11 @@ STYLES: dict[str, Turns] = {
         with_input="{system}### Instruction:\n{user}\n\nInput:\n{input}\n\n### Response:\n",
         default_system=f"{_ALPACA}. Write a response that appropriately completes the request.",
         between="\n\n",
+        stop=("### End", "\n### Instruction:"),
     ),
-    "falcon_instruct": Turns("{system}User: {user}\nAssistant:", " {answer}{eos}", "{}\n", between="\n"),
+    "falcon_instruct": Turns("{system}User: {user}\nAssistant:", " {answer}{eos}", "{}\n", between="\n", stop=("\nUser:",)),
     "freewilly2": Turns(
-        "{system}### User:\n{user}\n\n### Assistant:\n", system="### System:\n{}\n\n", between="\n\n",
+        "{system}### User:\n{user}\n\n### Assistant:\n", system="### System:\n{}\n\n", between="\n\n", stop=("\n### User:",),
         default_system="This is a system prompt, please behave and help the user.",
     ),
     "gemma": Turns(
@@ -129,19 +133,19 @@ STYLES: dict[str, Turns] = {
     "mistral_instruct": Turns("[INST] {system}{user} [/INST]", "{answer}{eos}", first="{bos}"),
     "none": Turns("{system}{user}"),
     "nous_hermes": Turns(
-        "{system}### Instruction:\n{user}\n\n### Response:\n", between="\n\n",
+        "{system}### Instruction:\n{user}\n\n### Response:\n", between="\n\n", stop=("\n### Instruction:",),
         with_input="{system}### Instruction:\n{user}\n\n### Input:\n{input}\n\n### Response:\n",
     ),
-    "phi": Turns("{system}Instruct: {user}\nOutput:", " {answer}{eos}", "{}\n", between="\n"),
+    "phi": Turns("{system}Instruct: {user}\nOutput:", " {answer}{eos}", "{}\n", between="\n", stop=("\nInstruct:",)),
     "plain": Turns("{system}{user}\n", with_input="{system}{user}\n{input}\n", between="\n"),
-    "platypus": Turns("{system}### Instruction:\n\n{user}\n\n### Response:\n", between="\n\n"),
-    "redpajama_chat": Turns("{system}<human>: {user}\n<bot>:", " {answer}{eos}", "{}\n", between="\n"),
-    "redpajama_instruct": Turns("{system}Q: {user}\nA:", " {answer}{eos}", "{}\n", between="\n\n"),
-    "stablecode_instruct": Turns("{system}###Instruction\n{user}###Response\n", system="{}\n"),
+    "platypus": Turns("{system}### Instruction:\n\n{user}\n\n### Response:\n", between="\n\n", stop=("\n### Instruction:",)),
+    "redpajama_chat": Turns("{system}<human>: {user}\n<bot>:", " {answer}{eos}", "{}\n", between="\n", stop=("\n<human>:",)),
+    "redpajama_instruct": Turns("{system}Q: {user}\nA:", " {answer}{eos}", "{}\n", between="\n\n", stop=("\nQ:",)),
+    "stablecode_instruct": Turns("{system}###Instruction\n{user}###Response\n", system="{}\n", stop=("###Instruction",)),
     "stablelm_tuned": Turns(
         "{system}<|USER|>{user}<|ASSISTANT|>", system="<|SYSTEM|>{}", default_system=_STABLELM,
     ),
-    "vicuna": Turns("{system}USER: {user} ASSISTANT:", " {answer}{eos}", "{} ", default_system=_VICUNA),
+    "vicuna": Turns("{system}USER: {user} ASSISTANT:", " {answer}{eos}", "{} ", default_system=_VICUNA, stop=("USER:",)),
     "zephyr": Turns(
         "{system}<|user|>\n{user}{eos}\n<|assistant|>\n", "{answer}{eos}\n", "<|system|>\n{}{eos}\n",
     ),
@@ -361,6 +365,14 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int]
         ids += more
         trained += [segments[i].trained] * len(own) + [False] * (len(more) - len(own))
     return ids, trained
+
+
+def stop_strings(style: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Texts that end an answer in the style of a name, beside EOS: a further turn's beginning, and a closing in plain text."""
+    found = prompt_style(style, tokenizer)
+    closing = closing_of(found, tokenizer.special_tokens).strip()
+    is_plain = bool(closing) and bool(tokenizer.decode(tokenizer.encode_more(closing)[:1]))  # special tokens are not decoded
+    return (*(found.stop if isinstance(found, Turns) else ()), *([closing] if is_plain else []))
 
 
 def prompt_ids(style: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -8,7 +8,17 @@ import pytest
 from tiny import make_tokenizer
 
 from lit_llm.data import tokenize
-from lit_llm.prompts import STYLES, ChatTemplate, check_messages, conversation, encode, prompt, prompt_ids, prompt_style
+from lit_llm.prompts import (
+    STYLES,
+    ChatTemplate,
+    check_messages,
+    conversation,
+    encode,
+    prompt,
+    prompt_ids,
+    prompt_style,
+    stop_strings,
+)
 from lit_llm.tokenizer import Tokenizer
 
 # As the families publish them in their tokenizer_config.json.
@@ -246,3 +256,29 @@ def test_roles_out_of_order_are_refused(roles, message):
     names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
     with pytest.raises(ValueError, match=message):
         check_messages([{"role": names[r], "content": "x"} for r in roles])
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_stop_string_is_where_the_next_turn_begins(name, checkpoint):
+    """What follows an answer in a conversation begins with EOS, or with a text that ends the answer."""
+    tokenizer = Tokenizer(checkpoint)
+    style, tokens = prompt_style(name, tokenizer), tokenizer.special_tokens
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    stop = stop_strings(name, tokenizer)
+    behind = (
+        style.render([*turns, turns[0]], True, tokens)[len(style.render(turns[:1], True, tokens)) :].lstrip().removeprefix("b")
+    )
+    at = min((behind.find(text) for text in stop if text in behind), default=None)
+    assert behind.strip().startswith(tokens["eos_token"]) or (at is not None and not behind[:at].strip())
+    if behind.strip().startswith(tokens["eos_token"]) and STYLES[name].stop:  # a model that leaves out EOS goes on so
+        assert any(text in behind for text in stop)
+
+
+def test_a_special_token_that_closes_a_turn_is_no_stop_string(tmp_path):
+    """It is never decoded; a tokenizer without it writes it in letters, which are."""
+    make_tokenizer(tmp_path)
+    assert stop_strings("chatml", Tokenizer(tmp_path)) == ("<|im_end|>",)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "additional_special_tokens": ["<|im_end|>"]}))
+    assert stop_strings("chatml", Tokenizer(tmp_path)) == ()
+    assert stop_strings("falcon_instruct", Tokenizer(tmp_path)) == ("\nUser:",)

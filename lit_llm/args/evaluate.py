@@ -22,7 +22,9 @@ class HarnessArgs(ModelArgs):
     batch_size: int = 8
     """Texts in one pass of the model."""
     apply_chat_template: bool = False
-    """Put the questions into the checkpoint's chat template."""
+    """Ask as in a chat: in the style that the model was finetuned with, else in the checkpoint's chat template."""
+    prompt_style: str | None = None
+    """Another style for --apply_chat_template."""
     output_file: Path | None = None
     """File for the results, in the harness's own JSON."""
     log_samples: bool = False
@@ -33,6 +35,7 @@ class HarnessArgs(ModelArgs):
             *super().rules(),
             *self.below(0, "batch_size", "limit"),
             *self.below(0, "num_fewshot", allow_equal=True),
+            (self.prompt_style is not None and not self.apply_chat_template, "--prompt_style needs --apply_chat_template"),
             (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),
         ]
 
@@ -60,12 +63,18 @@ class CompareArgs(Checked):
     models: list[Path]
     """Folders of checkpoints and adapters, as in `[checkpoints/org/base, out/lora/name/final]`; all are held against the
     first."""
-    data_dir: Path
-    """Data folder: the rows of its val.jsonl are asked."""
+    data_dir: Path | None = None
+    """Data folder: the rows of its val.jsonl are asked; of plain texts only the loss is told."""
+    tasks: str | list[str] | None = None
+    """Tasks or groups of the evaluation harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    include_path: Path | None = None
+    """Folder with more tasks, as YAML files."""
+    num_fewshot: int | None = None
+    """Solved examples before each question of a task; as the task says if not given."""
     prompt_style: str | None = None
-    """How a row becomes a prompt for the models that were not finetuned; as the first finetuned one's if not given."""
+    """How a row becomes a prompt for the models that were not finetuned; as for the first finetuned one if not given."""
     limit: int | None = None
-    """Rows at most."""
+    """Rows, and questions of each task, at most."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8
@@ -85,6 +94,11 @@ class CompareArgs(Checked):
         return [
             *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
             *self.below(0, "seed", allow_equal=True),
+            *self.below(0, "num_fewshot", allow_equal=True),
+            (self.data_dir is None and self.tasks is None, "give --data_dir, --tasks, or both"),
+            (self.tasks is None and self.include_path is not None, "--include_path needs --tasks"),
+            (self.tasks is None and self.num_fewshot is not None, "--num_fewshot needs --tasks"),
+            (self.data_dir is None and self.prompt_style is not None, "--prompt_style needs --data_dir"),
             (len(self.models) < 2, "--models takes at least two folders, as in `[base, finetuned]`"),
         ]
 
