@@ -11,7 +11,7 @@ from lit_llm.args.serve import ChatArgs
 from lit_llm.complete import load_args
 from lit_llm.generate import Row, continue_rows
 from lit_llm.model import GPT
-from lit_llm.prompts import default_style, end_ids, prompt_ids
+from lit_llm.prompts import default_style, end_ids, prompt_ids, stop_strings
 from lit_llm.sampling import Sampling
 from lit_llm.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class Conversation:
             n_new = min(self.args.max_new_tokens, self.model.config.block_size - len(ids))
             sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seed=self.args.seed + self._n_answers)
             self._n_answers += 1
-            row = Row(self.tokenizer, ids, n_new, sampling)
+            row = Row(self.tokenizer, ids, n_new, sampling, stop_strings(self.style, self.tokenizer))
             for _, piece in continue_rows(self.model, [row], n_new):
                 piece = piece if said else piece.lstrip()  # some styles write a space before an answer
                 said += piece

@@ -12,7 +12,7 @@ from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
 from lit_llm.model import GPT
-from lit_llm.prompts import prompt_ids, question, stop_strings
+from lit_llm.prompts import end_ids, prompt_ids, question, stop_strings
 from lit_llm.report import peak_memory_gb
 from lit_llm.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
     ids = prompt_ids(about["prompt_style"], tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids, stop_strings(about["prompt_style"], tokenizer)):
+    for completion in _timed(args, model, tokenizer, ids, about["prompt_style"]):
         print(completion.text)
 
 
@@ -47,7 +47,7 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
     model, tokenizer = _load(args, args.checkpoint_dir, None)
     style = read_json_object(path)["prompt_style"]
     ids = prompt_ids(style, tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids, stop_strings(style, tokenizer)):
+    for completion in _timed(args, model, tokenizer, ids, style):
         print(completion.text)
 
 
@@ -69,7 +69,10 @@ def _load(args: GenerateArgs, checkpoint_dir: Path, adapter_dir: Path | None) ->
     return loaded
 
 
-def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int], stop: Sequence[str] = ()) -> list[Completion]:
+def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int], style: str | None = None) -> list[Completion]:
+    stop: Sequence[str] = ()
+    if style is not None:
+        stop, tokenizer.eos_ids = stop_strings(style, tokenizer), end_ids(style, tokenizer)
     start = time.perf_counter()
     completions = generate(
         model, tokenizer, [ids] * args.num_samples, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
