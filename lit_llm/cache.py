@@ -12,8 +12,9 @@ from lit_llm.config import Config
 class KVCache:
     """Slots for the keys and values of all layers, allocated once for a whole generation.
 
-    Rows do not depend on one another: each stands at a position of its own, and `put` fills one anew. The caller sets `length`,
-    the positions in use over all rows, before each call of the model with `positions`.
+    Rows do not depend on one another: each stands at a position of its own, and `put` fills one anew. Before each call of the
+    model with `positions` the caller sets `length`, the positions in use over all rows, and may set `level`, that each row is
+    given one token, at position length - 1: then nothing need be masked, and the slots lie side by side.
 
     Args:
         batch_size: Rows. A model that is given fewer rows works on the first ones.
@@ -33,7 +34,8 @@ class KVCache:
         chunk: int | None = None,
         int8: bool = False,
     ) -> None:
-        self.window, self.max_length, self.length = config.sliding_window, max_length, 0
+        self.window, self.max_length = config.sliding_window, max_length
+        self.length, self.level = 0, False
         ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
         self.ring = ring
 
@@ -56,15 +58,25 @@ class KVCache:
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) at positions (B, T); return those of all slots in use, (B, ng, S, hs)."""
-        rows = torch.arange(k.size(0), device=k.device)[:, None]
-        found = []
+        n_rows, n_slots = k.size(0), self.k[layer].n_slots
+        rows = None if self.level else torch.arange(n_rows, device=k.device)[:, None]
         for slots, new in ((self.k[layer], k), (self.v[layer], v)):
-            slots[rows, :, positions % slots.n_slots] = new.transpose(1, 2)
-            found.append(slots.read(k.size(0), self.length))
-        return found[0], found[1]
+            if rows is None:
+                last = (self.length - 1) % n_slots
+                slots[:n_rows, :, last : last + 1] = new
+            else:
+                slots[rows, :, positions % n_slots] = new.transpose(1, 2)
+        return self.k[layer].read(n_rows, self.length), self.v[layer].read(n_rows, self.length)
 
-    def visible(self, positions: Tensor, sliding: bool) -> Tensor:
-        """Which slots (B, 1, T, S) a query at `positions` (B, T), ascending, attends to, in layers that slide or do not."""
+    def mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype) -> Tensor | None:
+        """What to add to the scores of queries at `positions` (B, T), ascending, in layers that slide or do not: 0 or -inf,
+        (B, 1, T, S), or None for 0 everywhere."""
+        if self.level and (not sliding or self.ring == min(self.max_length, self.window or 0)):
+            return None
+        visible = self._visible(positions, sliding)
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
+
+    def _visible(self, positions: Tensor, sliding: bool) -> Tensor:
         slots = torch.arange(min(self.length, self.ring) if sliding else self.length, device=positions.device)
         query = positions[:, None, :, None]
         if not sliding:

@@ -195,7 +195,7 @@ def advance(model: GPT, cache: KVCache, rows: Sequence[Row]) -> Tensor:
 def next_hidden(model: GPT, cache: KVCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
     """Hidden states (B, C) after one more token in each of the first B rows of the cache."""
     device = model.wte.weight.device
-    cache.length = max(positions) + 1
+    cache.length, cache.level = max(positions) + 1, min(positions) == max(positions)
     ids, at = (torch.tensor(values, device=device)[:, None] for values in (tokens, positions))  # (B, 1)
     return model.hidden(ids, cache=cache, positions=at)[:, 0]
 

@@ -72,8 +72,8 @@ class GPT(nn.Module):
         mask = window_mask = None
         if positions is not None:
             assert cache is not None
-            mask = cache.visible(positions, sliding=False)
-            window_mask = mask if cache.window is None else cache.visible(positions, sliding=True)
+            mask = cache.mask(positions, False, self.wte.weight.dtype)
+            window_mask = mask if cache.window is None else cache.mask(positions, True, self.wte.weight.dtype)
         rope = None if self.rope is None else self.rope(where, length)
         local_rope = rope if self.local_rope is None else self.local_rope(where, length)
         no_rope_layers = self.config.no_rope_layers or ()
@@ -204,7 +204,8 @@ def _attend(
     scale: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Causal attention (B, nh, T, hs) within `window`, or where `mask` (..., T, S) is true, or within each of `lengths`."""
+    """Attention (B, nh, T, hs): causal within `window`, or within each of `lengths`; or by a `mask` (..., T, S), true where to
+    attend, or added to the scores; or of one query to all keys."""
     if lengths is not None:
         q_parts, k_parts, v_parts = (x.split(list(lengths), dim=2) for x in (q, k, v))
         documents = zip(q_parts, k_parts, v_parts, strict=True)
@@ -214,7 +215,8 @@ def _attend(
     if softcap is not None:
         return _attend_softcapped(q, k, v, mask, scale, softcap)
     gqa = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
+    causal = mask is None and q.size(2) > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
 
 
 def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, softcap: float | None) -> Tensor:
@@ -232,11 +234,14 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float
 
 def _attend_softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float) -> Tensor:
     """Attention with bounded scores (https://arxiv.org/abs/2408.00118, section 2), which no fused kernel computes."""
-    if mask is None:
-        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     grouped = q.unflatten(1, (k.size(1), -1))  # (B, ng, nh / ng, T, hs)
     scores = grouped @ k[:, :, None].transpose(-1, -2) * (q.size(-1) ** -0.5 if scale is None else scale)
-    scores = _softcap(scores, softcap).masked_fill(~mask.unsqueeze(-3), -torch.inf)
+    scores = _softcap(scores, softcap)
+    if mask is None and q.size(2) > 1:
+        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        mask = mask.unsqueeze(-3)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
 
 
@@ -254,7 +259,8 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(_Gated.apply(self.gate(x), self.up(x), self.activation))
+        gate, up = self.gate(x), self.up(x)
+        return self.down(_Gated.apply(gate, up, self.activation) if torch.is_grad_enabled() else self.activation(gate) * up)
 
 
 class _Gated(torch.autograd.Function):

@@ -28,7 +28,7 @@ class Rope(nn.Module):
         self.switch = original if self.scaling["rope_type"] == "longrope" else None  # the longest sequence of the short table
 
     def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, (T, size) or (B, 1, T, size), in float32: half precision has too few positions.
+        """cos, and sin with its first half negative, (T, size) or (B, 1, T, size), in float32: half precision is too coarse.
 
         Args:
             positions: (T,) or (B, T).
@@ -38,8 +38,8 @@ class Rope(nn.Module):
         angles = positions[..., None].float() * self._frequencies(length)
         if angles.dim() == 3:
             angles = angles[:, None]  # over heads
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self.factor, angles.sin() * self.factor
+        cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _frequencies(self, length: Tensor) -> Tensor:
         """Radians per position for each rotated pair: (size / 2,), or (..., size / 2) if they depend on the length (...)."""
@@ -144,7 +144,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     n = cos.size(-1)
     head, rest = x[..., :n], x[..., n:]
-    x1, x2 = head.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    rotated = head * cos + torch.cat((-x2, x1), dim=-1) * sin
+    rotated = torch.addcmul(head * cos, head.roll(n // 2, dims=-1), sin)
     return rotated if rest.size(-1) == 0 else torch.cat((rotated, rest), dim=-1)

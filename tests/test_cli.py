@@ -51,7 +51,7 @@ LAYERS = [
     ["hf_keys", "families", "config", "tokenizer", "prompts"],
     ["rope", "cache"],
     ["model"],
-    ["weights", "data", "loss", "quantize", "sampling", "text_stream"],
+    ["weights", "data", "loss", "quantize", "packed", "sampling", "text_stream"],
     ["methods", "generate", "pieces", "hub", "sources", "curate"],
     ["checkpoint", "engine"],
     ["score"],

@@ -1,0 +1,47 @@
+"""Weights laid out or packed for decoding on a CPU, against the same model in float32."""
+
+import pytest
+import torch
+from families import CASES, make_reference, random_ids, relative_difference
+
+import lit_llm
+from lit_llm.checkpoint import load_model
+from lit_llm.packed import lay_out, pack
+
+TIED = [case for case in CASES if case.name in ("gpt2", "gemma2", "mixtral", "falcon-40b")]
+
+
+@pytest.mark.parametrize("case", TIED, ids=str)
+@torch.inference_mode()
+def test_weights_by_columns_change_neither_logits_nor_names(case, tmp_path):
+    reference = make_reference(case, tmp_path)
+    model = load_model(tmp_path, dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lay_out(model)
+    assert any(not tensor.is_contiguous() for tensor in model.state_dict().values())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert (model.lm_head.weight is model.wte.weight) == model.config.tie_embeddings
+    ids = random_ids(case, 2, 12)
+    assert relative_difference(model(ids), reference(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("fp16", 1e-3), ("int8", 8.4e-2)])
+@torch.inference_mode()
+def test_packed_weights_change_logits_and_loss_of_a_trained_model_by_no_more_than_stated(kind, limit, shared_data):
+    text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    model, tokenizer = lit_llm.load(shared_data / "stories260K", device="cpu")
+    ids = torch.tensor([tokenizer.encode(text)])
+    expected = model(ids)
+    pack(model, kind)
+    logits = model(ids)
+    assert 0 < relative_difference(logits, expected) < limit
+    loss, expected_loss = (torch.nn.functional.cross_entropy(x[0, :-1], ids[0, 1:]) for x in (logits, expected))
+    assert abs(loss - expected_loss) < 1e-3
+
+
+def test_what_cannot_be_packed_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="for a CPU in 32-true, not for cpu and torch"):
+        pack(lit_llm.load(checkpoint, device="cpu", precision="bf16-true")[0], "fp16")
+    with pytest.raises(ValueError, match="leave out --quantize"):
+        pack(lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8")[0], "fp16")
