@@ -59,6 +59,15 @@ def make_checkpoint(folder: Path, model_type: str = "llama", seed: int = 0, **ch
     return folder
 
 
+def make_endless_checkpoint(folder: Path) -> Path:
+    """A checkpoint whose answers go on for 32,768 tokens: no token ends them. Returns it."""
+    make_checkpoint(folder, max_position_embeddings=32768)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    return folder
+
+
 def rows(n: int, seed: int = 0) -> list[dict[str, str]]:
     """Instruction rows of very different lengths."""
     draw = random.Random(seed)

@@ -1,0 +1,184 @@
+"""The chat in the terminal: over pipes, and over a pseudo-terminal with the keys that stop and leave."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from tiny import make_endless_checkpoint, make_tokenizer
+from tokenizers import Tokenizer as HFTokenizer
+
+import lit_llm
+from lit_llm.adapters import write_adapter
+from lit_llm.args.serve import ChatArgs
+from lit_llm.chat import Conversation, chat
+from lit_llm.cli import DEMO
+from lit_llm.data import read_records
+from lit_llm.generate import generate
+from lit_llm.methods.lora import LoRA
+from lit_llm.prompts import end_ids, prompt_ids
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return lit_llm.load(DEMO / "checkpoint", device="cpu")
+
+
+def answer(demo, turns, n, style="alpaca", **options):
+    (found,) = generate(*demo, [prompt_ids(style, demo[1], turns)], max_new_tokens=n, **{"temperature": 0, **options})
+    return found.text.strip()
+
+
+def say(conversation, text):
+    return "".join(conversation.answer(text))
+
+
+def typed(monkeypatch, *lines):
+    """Let `input` give these lines and then the end."""
+    left = [*lines]
+
+    def read(prompt=""):
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_an_answer_knows_what_was_said_before(demo):
+    conversation = Conversation(*demo, "alpaca", ChatArgs(temperature=0, max_new_tokens=10, system="Be kind."))
+    first = say(conversation, "Where does Frida live?").strip()
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where does Frida live?"}]
+    assert first == answer(demo, turns, 10)
+    turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "And Igor?"}]
+    assert say(conversation, "And Igor?").strip() == answer(demo, turns, 10)
+
+
+def test_a_full_context_forgets_the_oldest_exchange_and_says_so(demo, capsys):
+    conversation = Conversation(*demo, "plain", ChatArgs(temperature=0, max_new_tokens=40))
+    for i in range(12):
+        say(conversation, f"Question {i}: " + "where does the goose live? " * 2)
+    told = capsys.readouterr().err
+    assert "the context of 256 tokens is full: the oldest 1 exchanges are forgotten" in told
+    assert conversation.turns[0]["role"] == "user"
+    assert conversation.turns[0]["content"] != "Question 0: " + "where does the goose live? " * 2
+    kept = list(conversation.turns)
+    with pytest.raises(ValueError, match="the context 256"):
+        say(conversation, "the red cat " * 300)
+    assert conversation.turns == kept
+
+
+def test_commands(demo, monkeypatch, capsys, tmp_path):
+    save = f"/save {tmp_path / 'talk.jsonl'}"
+    lines = ["/help", "Where does Frida live?", save, "/system Be kind.", "//quit is a word", save]
+    typed(monkeypatch, *lines, "/reset", save, "/save", "/wrong", "", "/quit", "never said")
+    chat(ChatArgs(temperature=0, max_new_tokens=8))
+    out, err = capsys.readouterr()
+    first, second = [r["messages"] for r in read_records(tmp_path / "talk.jsonl")]
+    assert [turn["content"] for turn in first] == ["Where does Frida live?", answer(demo, first[:1], 8)]
+    assert second[0] == {"role": "system", "content": "Be kind."}
+    assert second[3]["content"] == "/quit is a word"
+    assert out == f"{first[1]['content']}\n{second[4]['content']}\n"
+    for told in (
+        "/reset ",
+        "the conversation is forgotten",
+        "nothing was said yet",
+        "needs the name of a file",
+        "/wrong is no command",
+    ):
+        assert told in err
+
+
+def test_an_adapter_is_asked_in_the_style_that_it_was_trained_with(tmp_path, monkeypatch, capsys, checkpoint):
+    model, _ = lit_llm.load(checkpoint)
+    method, folder = LoRA(), tmp_path / "adapter"
+    method.attach(model)
+    for name, parameter in model.named_parameters():
+        if method.trainable(name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder.mkdir()
+    write_adapter(folder, model, method, checkpoint, "vicuna")
+    typed(monkeypatch, "the red cat", "and a dog")
+    chat(ChatArgs(adapter_dir=folder, temperature=0, max_new_tokens=6, quantize="bnb.nf4"))
+    model = lit_llm.load(checkpoint, folder, device="cpu", quantize="bnb.nf4")
+    turns = [{"role": "user", "content": "the red cat"}]
+    turns += [{"role": "assistant", "content": answer(model, turns, 6, "vicuna")}, {"role": "user", "content": "and a dog"}]
+    assert capsys.readouterr().out.splitlines() == [turns[1]["content"], answer(model, turns, 6, "vicuna")]
+
+
+def test_the_token_that_closes_a_turn_ends_an_answer(tmp_path):
+    """As with Qwen's base models, whose texts end with another token than their answers."""
+    make_tokenizer(tmp_path)
+    plain = lit_llm.Tokenizer(tmp_path)
+    assert end_ids("chatml", plain) == end_ids("vicuna", plain) == plain.eos_ids
+    extended = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    extended.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    extended.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = lit_llm.Tokenizer(tmp_path)
+    assert end_ids("chatml", tokenizer) == tokenizer.eos_ids | {extended.token_to_id("<|im_end|>")}
+    assert end_ids("vicuna", tokenizer) == tokenizer.eos_ids
+
+
+class Terminal:
+    """The script on a pseudo-terminal."""
+
+    def __init__(self, *options):
+        self.end, theirs = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            [sys.executable, REPOSITORY / "generate/chat.py", *options],
+            env=environment,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that its Ctrl-C is a signal
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, text):
+        os.write(self.end, text.encode())
+
+    def wait_for(self, pattern, seconds=90):
+        """Read until this was written after what was waited for before."""
+        deadline = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self.end], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self.end, 4096).decode(errors="replace")
+                except OSError:
+                    break
+        assert found, self.seen
+        self.seen = self.seen[found.end() :]
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(tmp_path):
+    folder = make_endless_checkpoint(tmp_path / "m")
+    terminal = Terminal("--checkpoint_dir", folder, "--prompt_style", "plain", "--max_new_tokens", "30000")
+    try:
+        terminal.wait_for("> ")
+        terminal.type("the red cat\n")
+        terminal.wait_for(r"the red cat\r\n.*\w{3}")
+        terminal.type("\x03")
+        terminal.wait_for("stopped")
+        terminal.wait_for("> ")
+        terminal.type("half a line\x03")
+        terminal.wait_for("Ctrl-D or /quit leaves")
+        terminal.wait_for("> ")
+        terminal.type("/help\n")
+        terminal.wait_for("Ctrl-C stops an answer")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=30) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.end)
