@@ -18,13 +18,15 @@ class BenchmarkArgs(Checked):
         "shapes": ("train_speed",),
         "repetitions": ("train_speed",),
         "n_examples": ("train_speed", "invariance"),
+        "clients": ("serve_load",),
+        "seconds": ("serve_load",),
     }
     """Which checks each option acts on."""
 
-    check: Literal["train_speed", "invariance", "load_memory", "demo_methods"]
+    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
     your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
-    demo_methods: every method of finetuning on the embedded demo."""
+    demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None
@@ -37,13 +39,17 @@ class BenchmarkArgs(Checked):
     """Measured steps of each contender for train_speed."""
     n_examples: int = 16
     """Examples per step."""
+    clients: int = 200
+    """Clients at the same time for serve_load."""
+    seconds: float = 120
+    """How long they ask for serve_load."""
 
     def rules(self) -> list[tuple[bool, str]]:
         lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
         defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
         given = [name for name in self.used_by if getattr(self, name) != defaults[name]]
         return [
-            *self.below(0, "repetitions", "n_examples"),
+            *self.below(0, "repetitions", "n_examples", "clients", "seconds"),
             *[(self.check not in self.used_by[name], f"--{name} has no effect on --check {self.check}") for name in given],
             (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
         ]
