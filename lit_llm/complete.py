@@ -11,9 +11,9 @@ from lit_llm.checkpoint import load, resolve_device
 from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generate import Completion, encode_prompt, generate
+from lit_llm.memory import peak_memory_gb
 from lit_llm.model import GPT
 from lit_llm.prompts import end_ids, prompt_ids, question, stop_strings
-from lit_llm.report import peak_memory_gb
 from lit_llm.tokenizer import Tokenizer
 
 

@@ -34,6 +34,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; at no moment does a part of it bear its name."""
+    doomed = folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what a killed program left of folders that it was making or removing in `parent`."""
+    for path in [*parent.glob(".new-*"), *parent.glob(".old-*")]:
+        shutil.rmtree(path)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

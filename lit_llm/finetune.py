@@ -30,9 +30,10 @@ from lit_llm.data import (
     iter_records,
     lay_out,
 )
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import new_folder, read_json_object, remove_leftovers, write_json
 from lit_llm.generate import Completion, generate
 from lit_llm.loss import next_token_loss
+from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
@@ -40,10 +41,12 @@ from lit_llm.model import GPT
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
+from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
-from lit_llm.resume import State, machine
+from lit_llm.resume import State, machine, saves
 from lit_llm.runtime import make_fabric, resolve_precision
+from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit
 
@@ -72,8 +75,12 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     examples, n_dropped = _examples("training", train_path, style, tokenizer, args, limit)
     has_val = val_path.is_file()
     val_examples = _examples("validation", val_path, style, tokenizer, args, limit)[0] if has_val else []
+    if args.train.overfit_batches is not None:
+        examples = val_examples = examples[: args.train.overfit_batches * args.train.global_batch_size]
+    if args.eval.patience is not None and not val_examples:
+        raise ValueError(f"--eval.patience needs validation data: {val_path} does not exist")
     plan = _plan(args, examples)
-    Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
+    schedule = Schedule.from_args(args.train, plan.steps_per_epoch)  # its mistakes are told before the weights are loaded
     found = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
@@ -87,11 +94,11 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
     optimizer = make_optimizer(model, method, args.train, device)
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    n_total = sum(p.numel() for p in model.parameters())
-    _say(f"training {n_trained:,} parameters with {method.name}; {n_total:,} values in memory in all")
+    _say(summary(model))
     if resume_dir is None:
         _start_run(args, out_dir)
+    elif fabric.is_global_zero:
+        remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     before = answers.make() if resume_dir is None else None
     fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
@@ -106,20 +113,18 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
             write_adapter(folder, model, method, checkpoint_dir, style)
 
     validation = _validation(args, val_examples)
-    state = fit(
-        fabric,
-        objective,
-        optimizer,
-        plan,
-        examples,
-        validation,
-        args.train,
-        args.eval,
-        out_dir,
-        write_result,
-        resume_dir,
-        columns,
-    )
+    try:
+        if args.train.probe and resume_dir is None:
+            told, above = probe(fabric, objective, plan, examples, schedule.total_steps)
+            _say(told)
+            if above > ESTIMATE_FROM:
+                _say(terms(estimate_for(args, config, method, plan.max_tokens)))
+        state = fit(
+            fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir,
+            columns,
+        )  # fmt: skip
+    except OutOfMemoryError as error:
+        raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error
     with new_folder(out_dir / "final") as final:
         write_result(final)
     after = _report(args, out_dir, state, answers, before)
@@ -193,8 +198,8 @@ def _find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
             raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
         return None
     if args.resume == "auto":
-        saves = sorted(out_dir.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-"))) if started else []
-        resume_dir = saves[-1] if saves else None
+        found = saves(out_dir) if started else []
+        resume_dir = found[-1] if found else None
     else:
         resume_dir = Path(args.resume)
         if not (resume_dir / "state.json").is_file():
@@ -223,7 +228,7 @@ def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) ->
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
     no_matter = ("resume", "dry_run", "eval", "train")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
-    free = ("max_time", "save_interval", "log_interval")
+    free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
     if changed:
         raise ValueError(

@@ -1,14 +1,12 @@
 """What a run tells while it goes on: `metrics.csv`, and a progress bar or, without a terminal, plain lines."""
 
 import csv
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 COLUMNS: tuple[str, ...] = (
@@ -69,11 +67,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far, in GB (10^9 bytes): allocated on the CUDA device, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_llm.checkpoint import save_safetensors
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import new_folder, read_json_object, remove_folder, write_json
 from lit_llm.optimizers import load_state_tensors, state_tensors
 
 
@@ -24,6 +24,10 @@ class State:
     val_loss: float | None = None
     """The newest one."""
     best_val_loss: float | None = None
+    n_not_better: int = 0
+    """Validations since the best one."""
+    mean_loss: float | None = None
+    """Exponential mean of the losses that were looked at, the newest with a weight of 0.1."""
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -72,6 +76,17 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     if "random/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random/cuda"])
     return State(**{name: saved[name] for name in asdict(State())})
+
+
+def saves(out_dir: Path) -> list[Path]:
+    """Complete saves of a run, oldest first."""
+    return sorted(out_dir.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def remove_old_saves(out_dir: Path, n_kept: int) -> None:
+    """Remove all saves but the newest `n_kept`. One that is half removed does not bear its name any more."""
+    for save in saves(out_dir)[:-n_kept]:
+        remove_folder(save)
 
 
 def machine() -> dict[str, Any]:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.data import Example, MicroBatch, Pair, Plan, collate
 from lit_llm.files import new_folder
+from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model import GPT
-from lit_llm.report import Metrics, Progress, peak_memory_gb
-from lit_llm.resume import State, load_state, save_state
+from lit_llm.report import Metrics, Progress
+from lit_llm.resume import State, load_state, remove_old_saves, save_state, saves
 
 Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 """Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
@@ -130,7 +131,8 @@ def fit(
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step is made and saved.
-        ValueError: if the loss is not a number any more.
+        ValueError: if the loss is not a number any more or rises by more than `args.max_loss_spike`; nothing is saved then.
+        OutOfMemoryError: if a micro-batch does not fit.
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer)
@@ -141,8 +143,12 @@ def fit(
     progress = Progress("step", schedule.total_steps, state.step)
     start = time.monotonic() - state.seconds
     objective.train()
+
+    def has_ended() -> bool:
+        return schedule.ended(state) or (eval_args.patience is not None and state.n_not_better >= eval_args.patience)
+
     with _stop_signals() as stopped:
-        while not schedule.ended(state):
+        while not has_ended():
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
             indices = plan.examples(state.step)
@@ -152,19 +158,21 @@ def fit(
             state.trained_tokens += sum(examples[i].n_labels for i in indices)
             state.seconds = time.monotonic() - start
             ended = schedule.ended(state)
+            due_eval = eval_args.interval is not None and state.step % eval_args.interval == 0
+            due_save = args.save_interval is not None and state.step % args.save_interval == 0
+            stop = bool(stopped)  # asked once: between two of the questions below it could change
             row = {}
-            if state.step % args.log_interval == 0 or ended:
+            if state.step % args.log_interval == 0 or ended or due_eval or due_save or stop:
                 row = {name: value.item() for name, value in measured.items()}  # waits for the GPU
-                if not math.isfinite(row["train_loss"]):
-                    raise ValueError(f"the loss is {row['train_loss']} at step {state.step}: try a lower --train.learning_rate")
+                _check_step(row, state, args.max_loss_spike, scales=_scales_the_loss(fabric), out_dir=out_dir)
             speed = sum(plan.lengths[i] for i in indices) / (time.monotonic() - step_start)
             memory = peak_memory_gb(fabric.device)
-            due = eval_args.interval is not None and state.step % eval_args.interval == 0
-            if validation and ((eval_args.final and ended) or (due and not ended)):
+            if validation and ((eval_args.final and ended) or (due_eval and not ended)):
                 state.val_loss = validate(fabric, objective, validation, eval_args.max_batches)
                 row["val_loss"] = state.val_loss
+                state.n_not_better += 1
                 if state.best_val_loss is None or state.val_loss < state.best_val_loss:
-                    state.best_val_loss = state.val_loss
+                    state.best_val_loss, state.n_not_better = state.val_loss, 0
                     with new_folder(out_dir / "best") as best:
                         write_result(best)
             if row:
@@ -175,10 +183,11 @@ def fit(
                 )  # fmt: skip
             shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
-            due = args.save_interval is not None and state.step % args.save_interval == 0
-            if (due and not ended) or stopped:
+            if (due_save and not has_ended()) or stop:
                 save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result)
-            if stopped:
+                if args.keep_last is not None:
+                    remove_old_saves(out_dir, args.keep_last)
+            if stop:
                 progress.close()
                 raise KeyboardInterrupt
     progress.close()
@@ -203,8 +212,9 @@ def optimizer_step(
     shown: dict[str, Tensor] = {}
     for group in groups:
         batch = collate([examples[i] for i in group]).to(fabric.device)
-        loss_sum, sums = objective(batch)
-        fabric.backward(loss_sum / n_targets)
+        with naming_the_batch(batch):
+            loss_sum, sums = objective(batch)
+            fabric.backward(loss_sum / n_targets)
         for name, value in {"train_loss": loss_sum.detach(), **sums}.items():
             shown[name] = shown.get(name, 0) + value / n_targets
     limit = math.inf if max_norm is None else max_norm
@@ -228,6 +238,31 @@ def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch]
         n_targets += batch.n_targets
     objective.train(was_training)
     return total / n_targets
+
+
+def _scales_the_loss(fabric: Fabric) -> bool:
+    """Whether, as in float16, a step whose gradient overflows is left out and the scale lowered: no fault then."""
+    return getattr(fabric.strategy.precision, "scaler", None) is not None
+
+
+def _check_step(row: dict[str, float], state: State, max_loss_spike: float | None, scales: bool, out_dir: Path) -> None:
+    """Raises ValueError if the step at hand went wrong, and names the last save, which is from before it."""
+    loss, usual = row["train_loss"], state.mean_loss
+    if not math.isfinite(loss):
+        mistake = f"the loss is {loss}"
+    elif not math.isfinite(row["grad_norm"]) and not scales:
+        mistake = f"the norm of the gradient is {row['grad_norm']}"
+    elif max_loss_spike is not None and usual is not None and loss > max_loss_spike * usual:
+        mistake = f"the loss is {loss:.4g} after a mean of {usual:.4g}, above --train.max_loss_spike {max_loss_spike}"
+    else:
+        state.mean_loss = loss if usual is None else 0.9 * usual + 0.1 * loss
+        return
+    good = saves(out_dir)
+    kept = f"the last good save is {good[-1]}" if good else "there is no save from before"
+    raise ValueError(
+        f"{mistake} at step {state.step}; nothing was saved since, and {kept}. "
+        "Try a lower --train.learning_rate or a longer --train.lr_warmup_steps, in another --out_dir"
+    )
 
 
 @contextmanager

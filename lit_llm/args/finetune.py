@@ -42,14 +42,29 @@ class TrainArgs(Checked):
     """Strength of the noise on the embeddings while training, as in 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
     save_interval: int | None = None
     """Optimizer steps between saves from which a run can be resumed. Ctrl-C saves as well."""
+    keep_last: int | None = None
+    """Saves to keep; an older one is removed once a newer one is complete. All if not given."""
     log_interval: int = 1
     """Optimizer steps between rows of metrics.csv."""
+    max_loss_spike: float | None = None
+    """Stop when a loss is above so many times the running mean of the logged ones. A loss that is no number always stops the
+    run; no save is made of it."""
+    overfit_batches: int | None = None
+    """Train and validate on the examples of the first so many steps alone: a run without mistakes learns them by heart."""
+    probe: bool = True
+    """Before the first step, run the longest micro-batch of the plan and tell time and memory. Changes nothing."""
 
     def rules(self) -> list[tuple[bool, str]]:
         counts = ("epochs", "max_steps", "max_time", "global_batch_size", "micro_batch_size", "learning_rate", "max_norm")
         return [
             *self.below(0, *counts, "neftune_alpha", "save_interval", "log_interval", group="train."),
+            *self.below(0, "keep_last", "max_loss_spike", "overfit_batches", group="train."),
             *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
+            (
+                self.max_loss_spike is not None and 0 < self.max_loss_spike <= 1,
+                f"--train.max_loss_spike {self.max_loss_spike} would stop at any loss above the mean. Take 2 or more",
+            ),
+            (self.keep_last is not None and self.save_interval is None, "--train.keep_last needs --train.save_interval"),
             (
                 self.min_lr is not None and self.min_lr > self.learning_rate,
                 f"--train.min_lr {self.min_lr} is above --train.learning_rate {self.learning_rate}",
@@ -63,6 +78,8 @@ class EvalArgs(Checked):
 
     interval: int | None = 100
     """Optimizer steps between validations; null: only at the end."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a better loss; `best` holds the best. Never if not given."""
     max_batches: int | None = None
     """Micro-batches per validation at most; all if not given."""
     initial: bool = True
@@ -79,7 +96,8 @@ class EvalArgs(Checked):
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
-            *self.below(0, "interval", "max_batches", "max_new_tokens", group="eval."),
+            *self.below(0, "interval", "patience", "max_batches", "max_new_tokens", group="eval."),
+            (self.patience is not None and self.interval is None, "--eval.patience needs --eval.interval"),
             *self.below(0, "samples", "exact_match", group="eval.", allow_equal=True),
         ]
 

@@ -18,6 +18,7 @@ import torch
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.peers import Contender, contenders
 from lit_llm.data import Example
+from lit_llm.memory import peak_above
 
 MICRO_BATCH_SIZE = 4
 LONGEST = 512
@@ -130,20 +131,7 @@ def step_memory(folder: str, name: str) -> float:
     draw, vocab_size = random.Random(0), _vocab_size(Path(folder))
     step([random_example(8, vocab_size, draw)])  # pages in the weights, and makes the optimizer's state
     examples = [random_example(LONGEST, vocab_size, draw) for _ in range(MICRO_BATCH_SIZE)]
-    return peak_above(lambda: step(examples))
-
-
-def peak_above(step: Any) -> float:
-    """GB by which resident memory rises at most while `step()` runs (Linux)."""
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    step()
-    return (_status("VmHWM") - before) / 1e9
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+    return peak_above(lambda: step(examples), torch.device("cpu"))
 
 
 def _vocab_size(folder: Path) -> int:

@@ -1,0 +1,68 @@
+"""Memory of this process and its device: what is in use, the most of it, and telling when there is none left."""
+
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lit_llm.data import MicroBatch
+
+# Where allocating fails, PyTorch raises an error of its own for CUDA, and for the CPU a RuntimeError with this text.
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+class OutOfMemoryError(MemoryError):
+    """Says which micro-batch did not fit."""
+
+
+@contextmanager
+def naming_the_batch(batch: MicroBatch) -> Iterator[None]:
+    """Turn a failed allocation into one that names the micro-batch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        n_tokens, longest = batch.ids.size(1), max(batch.lengths)
+        raise OutOfMemoryError(
+            f"{len(batch.lengths)} documents, {n_tokens:,} tokens, the longest {longest:,}; {batch.targets.numel():,} labels"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far, in GB (10^9 bytes): allocated on the CUDA device, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def peak_above(step: Callable[[], object], device: torch.device) -> float:
+    """GB by which the memory in use rises at most while `step()` runs; on a CPU that of the process.
+
+    The peak of the process counts from here on. Only Linux can forget an earlier one: elsewhere the rise is that above it.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device) / 1e9
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        before = _resident()
+        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        before = peak_memory_gb(device)
+    step()
+    return peak_memory_gb(device) - before
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e9

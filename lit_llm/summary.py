@@ -1,0 +1,44 @@
+"""What stands in memory before a run: layers, and the weights that are trained and frozen, by kind."""
+
+from collections import Counter
+
+from torch import nn
+
+from lit_llm.model import GPT
+from lit_llm.quantize import QuantizedLinear
+
+_KINDS = (
+    (("wte", "wpe"), "embeddings"), (("lora",), "lora"), (("adapter",), "prompts"), (("affine",), "scales and biases"),
+    (("lm_head",), "head"), (("attn",), "attention"), (("router", "mlp"), "mlp"),
+)  # fmt: skip
+
+
+def summary(model: GPT) -> str:
+    """A table with a row for each kind of weight. A quantized weight counts as the numbers that it stands for."""
+    trained: Counter[str] = Counter()
+    frozen: Counter[str] = Counter()
+    held: dict[str, set[str]] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:  # a head that is tied to the embedding
+                continue
+            seen.add(id(parameter))
+            kind, n, dtype = _kind(path, module), parameter.numel(), str(parameter.dtype).removeprefix("torch.")
+            if isinstance(module, QuantizedLinear) and leaf != "bias":
+                n = module.in_features * module.out_features if leaf == "weight" else 0
+                dtype = getattr(module, "quant_type", "int8")
+            (trained if parameter.requires_grad else frozen)[kind] += n
+            held.setdefault(kind, set()).add(dtype)
+    rows = [(kind, f"{trained[kind]:,}", f"{frozen[kind]:,}", ", ".join(sorted(held[kind]))) for kind in held]
+    rows.append(("total", f"{trained.total():,}", f"{frozen.total():,}", ""))
+    lines = [f"{'weights':<18}{'trained':>16}{'frozen':>18}  held as"]
+    lines += [f"{kind:<18}{t:>16}{f:>18}  {dtypes}".rstrip() for kind, t, f, dtypes in rows]
+    return "\n".join([f"{len(model.h)} layers on {model.wte.weight.device}", *lines])
+
+
+def _kind(path: str, module: nn.Module) -> str:
+    if type(module).__name__ in ("Norm", "HeadNorms"):
+        return "norms"
+    parts = path.split(".")
+    return next(kind for names, kind in _KINDS if set(names) & set(parts))
