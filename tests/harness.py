@@ -102,3 +102,24 @@ def make_model(folder: Path, family: str, data: Path, **changes):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     return folder, HFLM(pretrained=model, tokenizer=theirs, batch_size=8, device="cpu", max_length=2048)
+
+
+def make_adapter(checkpoint_dir: Path, folder: Path) -> Path:
+    """A LoRA adapter on all linears whose updates are far from zero, and beside it the same one for PEFT. Returns it."""
+    import torch
+
+    from lit_llm.adapters import write_adapter
+    from lit_llm.checkpoint import load_model
+    from lit_llm.export import export_peft
+    from lit_llm.methods.lora import LoRA
+
+    model, method = load_model(checkpoint_dir), LoRA(targets="all-linear")
+    method.attach(model)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder.mkdir()
+    write_adapter(folder, model, method, checkpoint_dir, None)
+    export_peft(checkpoint_dir, folder, folder / "peft")
+    return folder

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from harness import FAMILIES, make_model, write_gsm8k, write_mmlu, write_task, write_truthfulqa
+from harness import FAMILIES, make_adapter, make_model, write_gsm8k, write_mmlu, write_task, write_truthfulqa
 
 import lit_llm
 from lit_llm.evaluate import HarnessModel
@@ -39,8 +39,8 @@ def run(model, tasks, folder, **options):
     return simple_evaluate(model=model, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True, **options)
 
 
-def ours(folder, batch_size=8):
-    return HarnessModel(*lit_llm.load(folder), folder, batch_size)
+def ours(folder, batch_size=8, **loading):
+    return HarnessModel(*lit_llm.load(folder, **loading), folder, batch_size)
 
 
 def metrics(results):
@@ -96,6 +96,38 @@ def test_a_trained_model_equals_the_harness_own_model(tmp_path, shared_data):
     tasks = [write_truthfulqa(tmp_path, shared_data, 40), write_gsm8k(tmp_path, shared_data, 6)]
     tasks += write_mmlu(tmp_path, shared_data, 4)[::10]
     assert_equal(run(ours(folder), tasks, tmp_path), run(theirs, tasks, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "theirs"),
+    [
+        (None, {}),
+        ("bnb.nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+        ("bnb.int8", {"load_in_8bit": True}),
+    ],
+)
+def test_an_unmerged_adapter_on_any_base_equals_peft_in_the_harness_own_model(tmp_path, shared_data, quantization, theirs):
+    """bitsandbytes multiplies in bfloat16 or int8 on a CPU: transformers turns what it quantized back into float32."""
+    from lm_eval.models.huggingface import HFLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, plain = make_model(tmp_path / "model", "llama", shared_data, hidden_size=128, intermediate_size=192)
+    adapter = make_adapter(folder, tmp_path / "adapter")
+    how = {"quantization_config": BitsAndBytesConfig(**theirs)} if theirs else {}
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+    base = base.dequantize().float() if theirs else base
+    peft = PeftModel.from_pretrained(base, adapter / "peft").eval()
+    reference = HFLM(pretrained=peft, tokenizer=plain.tokenizer, batch_size=8, device="cpu", max_length=2048)
+    tasks = [*write_mmlu(tmp_path, shared_data, 2)[::28], write_truthfulqa(tmp_path, shared_data, 15)]
+    tasks.append(write_gsm8k(tmp_path, shared_data, 4))
+    found = run(ours(folder, adapter_dir=adapter, quantize=quantization), tasks, tmp_path)
+    expected = run(reference, tasks, tmp_path)
+    assert_equal(found, expected)
+    parts = [{"quantize": quantization}, *([{"adapter_dir": adapter}] if quantization else [])]
+    for part in parts:  # neither the adapter nor the quantization is without effect
+        with pytest.raises(AssertionError):
+            assert_equal(run(ours(folder, **part), tasks[:1], tmp_path), expected)
 
 
 def test_texts_that_share_a_beginning_cost_it_once(shared_data):
