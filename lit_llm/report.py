@@ -24,11 +24,13 @@ class Metrics:
         if resume_step is not None and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
-        self._file = path.open("w", newline="", encoding="utf-8")
+        unfinished = path.with_name(f".{path.name}")  # a run that is killed here keeps the rows that it had
+        self._file = unfinished.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, (*COLUMNS, *more_columns))
         self._writer.writeheader()
         self._writer.writerows(rows)
         self._file.flush()
+        unfinished.replace(path)
 
     def write(self, **values: Any) -> None:
         cells = {name: f"{value:.9g}" if isinstance(value, float) else value for name, value in values.items()}

@@ -1,0 +1,177 @@
+"""A run that is killed again and again, and runs of every method that go on from the middle of an epoch."""
+
+import csv
+import json
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_data, rows
+
+from lit_llm.args.finetune import (
+    AdapterFinetuneArgs,
+    AdapterV2FinetuneArgs,
+    DPOArgs,
+    DPOFinetuneArgs,
+    EvalArgs,
+    FullFinetuneArgs,
+    LoRAFinetuneArgs,
+    TrainArgs,
+)
+from lit_llm.finetune import finetune
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.adapter_v2 import AdapterV2
+from lit_llm.methods.dpo import DPO
+from lit_llm.methods.full import Full
+from lit_llm.methods.lora import LoRA
+from lit_llm.report import Metrics
+
+TIME = {"tokens_per_second", "peak_memory_gb", "seconds"}
+
+
+def metrics(out_dir):
+    with (out_dir / "metrics.csv").open() as file:
+        return [{name: value for name, value in row.items() if name not in TIME} for row in csv.DictReader(file)]
+
+
+def result(out_dir):
+    (path,) = (out_dir / "final").glob("*.safetensors")
+    return load_file(path)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# A run that is killed
+
+
+def long_run(checkpoint, data_dir, out_dir):
+    """LoRA with dropout: 100 steps, a save every second of them, a validation and perhaps a `best` every third."""
+    train = TrainArgs(
+        epochs=10, global_batch_size=4, micro_batch_size=2, learning_rate=1e-2, save_interval=2, keep_last=3, probe=False
+    )
+    args = LoRAFinetuneArgs(
+        checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=out_dir, accelerator="cpu", resume="auto", train=train,
+        eval=EvalArgs(interval=3, samples=0),
+    )  # fmt: skip
+    finetune(args, LoRA(dropout=0.1))
+
+
+def newest_step(out_dir):
+    return max((int(path.name.removeprefix("step-")) for path in out_dir.glob("step-*")), default=0)
+
+
+def assert_every_named_folder_is_whole(out_dir):
+    found = [*out_dir.glob("step-*"), *out_dir.glob("best")]
+    for folder in found:
+        assert load_file(folder / "adapter.safetensors")
+        assert json.loads((folder / "adapter.json").read_text())["method"] == "lora"
+    for folder in out_dir.glob("step-*"):
+        assert load_file(folder / "state.safetensors")["random/cpu"].numel()
+        assert json.loads((folder / "state.json").read_text())["step"] == int(folder.name.removeprefix("step-"))
+    return len(found)
+
+
+def test_ten_kills_at_random_moments_leave_whole_folders_and_a_bit_identical_result(tmp_path, checkpoint):
+    """The moments are drawn: after none to three more saves, some milliseconds that end within a step; or when the next save
+    has begun."""
+    data_dir = make_data(tmp_path / "data", n_train=38)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lit_llm.finetune"])  # so that no run has to import torch again
+    draw = random.Random(7)
+    out_dir = tmp_path / "killed"
+    n_whole = n_in_a_save = 0
+    for i in range(10):
+        goal, leftovers = newest_step(out_dir) + 2 * draw.randint(0, 3), {*out_dir.glob(".*")}
+        process = context.Process(target=long_run, args=(checkpoint, data_dir, out_dir))
+        process.start()
+        while newest_step(out_dir) < goal and process.is_alive():
+            time.sleep(0.001)
+        if i % 2:
+            while not {*out_dir.glob(".*")} - leftovers and process.is_alive():
+                time.sleep(0.0005)
+        else:
+            time.sleep(draw.uniform(0, 0.04))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended by itself"
+        n_whole += assert_every_named_folder_is_whole(out_dir)
+        n_in_a_save += bool({*out_dir.glob(".*")} - leftovers)
+    assert n_in_a_save > 0, "no kill hit a save"
+    assert not (out_dir / "final").exists()
+    assert n_whole > 10
+    for name in ("killed", "uninterrupted"):
+        process = context.Process(target=long_run, args=(checkpoint, data_dir, tmp_path / name))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert same(result(out_dir), result(tmp_path / "uninterrupted"))
+    assert metrics(out_dir) == metrics(tmp_path / "uninterrupted")
+    assert not list(out_dir.glob(".*")), "what a killed run was writing is removed"
+
+
+def test_rows_of_a_run_survive_a_resumption_that_fails_while_it_writes_them(tmp_path):
+    path, rows_ = tmp_path / "metrics.csv", "step,train_loss,of another run\n1,2.5,3\n"
+    path.write_text(rows_)
+    with pytest.raises(ValueError, match="of another run"):
+        Metrics(path, (), resume_step=1)
+    assert path.read_text() == rows_
+
+
+# Every method, from the middle of an epoch
+
+
+METHODS = {
+    "full": (FullFinetuneArgs, lambda: Full(), {"neftune_alpha": 5.0}),
+    "lora": (LoRAFinetuneArgs, lambda: LoRA(dropout=0.1), {}),
+    "dora": (LoRAFinetuneArgs, lambda: LoRA(dropout=0.1, use_dora=True, targets="all-linear"), {"packing": False}),
+    "adapter": (AdapterFinetuneArgs, lambda: Adapter(start_layer=0), {"neftune_alpha": 5.0}),
+    "adapter_v2": (AdapterV2FinetuneArgs, lambda: AdapterV2(start_layer=0), {"neftune_alpha": 5.0}),
+    "dpo": (DPOFinetuneArgs, lambda: DPO(DPOArgs().beta, LoRA(dropout=0.1)), {}),
+}
+"""Arguments, method, and what makes its training draw random numbers where it has no dropout."""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, n, seed in (("train", 18, 1), ("val", 4, 2)):
+        chosen, rejected = rows(n, seed), rows(n, seed + 10)
+        both = zip(chosen, rejected, strict=True)
+        found = [{"prompt": a["instruction"], "chosen": a["output"], "rejected": b["output"]} for a, b in both]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, checkpoint, data_dir, pairs, name):
+    """Saved at step 3 of 5 an epoch. The stream of random numbers goes on where it was: with another one, the end differs."""
+    kind, method, options = METHODS[name]
+
+    def go(resume):
+        train = TrainArgs(
+            epochs=2, global_batch_size=4, micro_batch_size=2, learning_rate=1e-2, save_interval=3, probe=False, **options
+        )
+        args = kind(
+            checkpoint_dir=checkpoint, data_dir=pairs if name == "dpo" else data_dir, out_dir=tmp_path / "run", train=train,
+            accelerator="cpu", resume=resume, eval=EvalArgs(interval=2, samples=0),
+        )  # fmt: skip
+        finetune(args, method())
+        return result(tmp_path / "run"), metrics(tmp_path / "run")
+
+    weights, shown = go(None)
+    assert [row["step"] for row in shown] == [str(i) for i in range(11)]
+    save = tmp_path / "run" / "step-000003"
+    again, shown_again = go(str(save))
+    assert same(again, weights)
+    assert shown_again == shown
+
+    state = load_file(save / "state.safetensors")
+    state["random/cpu"] = torch.Generator().manual_seed(99).get_state()
+    save_file(state, save / "state.safetensors")
+    assert not same(go(str(save))[0], weights), "nothing random is in this run: the test shows nothing about its stream"
