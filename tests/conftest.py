@@ -9,9 +9,13 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("LIT_LLM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     import torch
 
+    if not config.getoption("-m"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes more than half a minute; run with -m slow"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

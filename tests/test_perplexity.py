@@ -18,12 +18,13 @@ def test_windows_are_those_of_the_evaluation_harness(n, context, stride):
     assert [(span.ids, span.n_scored) for span in windows([0, *ids], context, stride)] == expected
 
 
-def test_tinyshakespeare_equals_transformers(shared_data):
+@pytest.mark.parametrize("n_chars", [60_000, pytest.param(None, marks=pytest.mark.slow)], ids=["part", "whole"])
+def test_tinyshakespeare_equals_transformers(shared_data, n_chars):
     """Log-likelihood and perplexity of a trained model, window by window, by transformers."""
     from transformers import LlamaForCausalLM
 
     folder = shared_data / "stories260K"
-    text = (shared_data / "tinyshakespeare" / "input.txt").read_text()[:60_000]
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text()[:n_chars]
     model, tokenizer = lit_llm.load(folder)
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([1, *tokenizer.encode(text, bos=False)])
@@ -35,6 +36,7 @@ def test_tinyshakespeare_equals_transformers(shared_data):
             logits = theirs(ids[None, begin : start + len(targets)]).logits[0, -len(targets) :]
         total += logits.double().log_softmax(-1).gather(1, targets[:, None]).sum().item()
     found = perplexity(model, tokenizer, text, None, 8)
+    print(f"{found.tokens} tokens: {found.token_perplexity}, by transformers {math.exp(-total / found.tokens)}")
     assert found.tokens == len(ids) - 1
     assert found.token_perplexity == pytest.approx(math.exp(-total / found.tokens), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(-total / len(text.encode()) / math.log(2), rel=1e-5)

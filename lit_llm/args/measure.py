@@ -15,18 +15,19 @@ class BenchmarkArgs(Checked):
     used_by: ClassVar[dict[str, tuple[str, ...]]] = {
         "checkpoint_dir": ("invariance",),
         "data_dir": ("invariance",),
-        "shapes": ("train_speed",),
-        "repetitions": ("train_speed",),
-        "n_examples": ("train_speed", "invariance"),
+        "shapes": ("train_speed", "eval_speed"),
+        "repetitions": ("train_speed", "eval_speed"),
+        "n_examples": ("train_speed", "eval_speed", "invariance"),
         "clients": ("serve_load",),
         "seconds": ("serve_load",),
     }
     """Which checks each option acts on."""
 
-    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load"]
+    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
     your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
-    demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients."""
+    demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients.
+    eval_speed: multiple choice in the evaluation harness beside its own model."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None
@@ -34,11 +35,11 @@ class BenchmarkArgs(Checked):
     shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
         default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
     )
-    """Sizes of the models for train_speed."""
+    """Sizes of the models for train_speed and eval_speed."""
     repetitions: int = 5
-    """Measured steps of each contender for train_speed."""
+    """Measured steps, or evaluations, of each contender for train_speed and eval_speed."""
     n_examples: int = 16
-    """Examples per step."""
+    """Examples per step; questions for eval_speed."""
     clients: int = 200
     """Clients at the same time for serve_load."""
     seconds: float = 120
