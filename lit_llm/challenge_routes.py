@@ -11,9 +11,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from lit_llm.answers import Answers, collect
+from lit_llm.decode import TokenScore
 from lit_llm.engine import Engine, Job
 from lit_llm.gate import GREEDY, Refused, Stops, Text
-from lit_llm.generate import TokenScore, encode_prompt
+from lit_llm.generate import encode_prompt
 from lit_llm.pieces import candidate_text, pieces
 from lit_llm.sampling import Sampling
 

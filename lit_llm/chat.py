@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ChatArgs
 from lit_llm.complete import load_args
-from lit_llm.generate import Row, continue_rows
+from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.model import GPT
 from lit_llm.prompts import default_style, end_ids, prompt_ids, stop_strings
 from lit_llm.sampling import Sampling
@@ -55,7 +55,7 @@ class Conversation:
             sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seed=self.args.seed + self._n_answers)
             self._n_answers += 1
             row = Row(self.tokenizer, ids, n_new, sampling, stop_strings(self.style, self.tokenizer))
-            for _, piece in continue_rows(self.model, [row], n_new):
+            for _, piece in continue_rows(Batch[Row](self.model, 1, len(ids) + n_new), [row]):
                 piece = piece if said else piece.lstrip()  # some styles write a space before an answer
                 said += piece
                 yield piece

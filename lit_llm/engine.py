@@ -1,7 +1,4 @@
-"""Continuous batching: one thread runs the model for all requests, which join and leave the batch between two steps.
-
-B running jobs, C = n_embd, V vocabulary.
-"""
+"""Continuous batching: one thread runs the model for all requests, which join and leave the batch between two steps."""
 
 import sys
 import threading
@@ -15,11 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_llm.cache import KVCache
-from lit_llm.generate import TokenScore, next_hidden, prefill, prompt_scores, token_scores
+from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.model import GPT
 from lit_llm.pieces import WINDOW
-from lit_llm.sampling import Sampling, sample
+from lit_llm.sampling import Sampling
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
 
@@ -74,52 +70,40 @@ class ClosedError(RuntimeError):
     """The engine takes no more jobs."""
 
 
-class Task:
-    """A job under way. `emit` is called with each chunk, in the engine's thread, and must not wait."""
+class Task(Row):
+    """A job under way: a row that emits what becomes certain. `emit` is called in the engine's thread, and must not wait."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, emit: Callable[[Chunk], None], deadline: float) -> None:
+        super().__init__(tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top)
         self.job, self.emit, self.deadline, self.cancelled = job, emit, deadline, False
-        self.ids = list(job.prompt)
-        self.generator = job.sampling.generator()
         before = job.prompt[-WINDOW:] if job.continues else []
-        self._end_ids = tokenizer.eos_ids
-        self._stream = TextStream(tokenizer, job.stop, before)
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)
         self._held: deque[Token] = deque()  # tokens whose text is held back
         self._start = 0  # where the text of the first of them begins
 
-    @property
-    def n_new(self) -> int:
-        return len(self.ids) - len(self.job.prompt)
-
-    def push(self, token: int, score: TokenScore | None) -> bool:
-        """Emit what became certain with this token. Returns whether it was the last."""
-        self.ids.append(token)
-        ended = token in self._end_ids
-        text = "" if ended else self._stream.feed(token)
-        if self._pieces is not None and score is not None and not ended:
+    def take(self, token: int, score: TokenScore | None = None) -> str:
+        n_ids, text = len(self.ids), super().take(token, score)
+        if self._pieces is not None and score is not None and len(self.ids) > n_ids:
             self._held.append(Token(self._pieces.feed(token), score))
-        finish = "stop" if ended or self._stream.stopped else "length" if self.n_new == self.job.max_new_tokens else None
-        if finish is not None:
-            text += self._stream.close()
-            if self._pieces is not None and self._held:
-                last = self._held.pop()
-                self._held.append(Token(last.text + self._pieces.close(), last.score))
-        tokens = self._release(finish)
+        if self.done and self._pieces is not None and self._held:
+            last = self._held.pop()
+            self._held.append(Token(last.text + self._pieces.close(), last.score))
+        tokens = self._release()
+        finish = ("stop" if self.ended else "length") if self.done else None
         if text or tokens or finish:
             self.emit(Chunk(text, tokens, finish=finish, n_new=self.n_new))
-        return finish is not None
+        return text
 
-    def _release(self, finish: Finish | None) -> list[Token]:
+    def _release(self) -> list[Token]:
         """The tokens whose text is out. At the end all, but for what a stop sequence cuts off."""
-        end, tokens = len(self._stream.text), []
+        end, tokens = len(self.stream.text), []
         while self._held:
             token = self._held[0]
-            if self._stream.stopped:
+            if self.stream.stopped:
                 if self._start >= end:
                     break
                 token = Token(token.text[: end - self._start], token.score)
-            elif finish is None and self._start + len(token.text) > end:
+            elif not self.done and self._start + len(token.text) > end:
                 break
             tokens.append(token)
             self._start += len(self._held.popleft().text)
@@ -132,8 +116,7 @@ class Task:
 class Engine:
     """Runs jobs on a model that nothing else uses meanwhile.
 
-    The running jobs are the first rows of one key/value cache. A job that waits is read by itself, in one pass, and put into
-    the row behind them; when one ends, the last row takes its place. So a step costs what the running jobs cost.
+    A job that waits is read by itself, in one pass, and joins the batch; a step costs what the running jobs cost.
 
     Args:
         max_batch_size: Jobs that run at the same time.
@@ -147,9 +130,7 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch_size, self.max_length, self.max_queue, self.timeout = max_batch_size, max_length, max_queue, timeout
-        weight = model.wte.weight
-        self._cache = KVCache(model.config, max_batch_size, max_length, weight.device, weight.dtype, chunk=1)
-        self._running: list[Task] = []  # task i is row i of the cache; only the engine's thread touches it
+        self._batch = Batch[Task](model, max_batch_size, max_length)  # only the engine's thread touches it
         self._n_reading = 0  # jobs that are about to join them
         self._waiting: deque[Task] = deque()
         self._changed = threading.Condition()
@@ -192,7 +173,7 @@ class Engine:
             return self._n_open()
 
     def _n_open(self) -> int:
-        return len(self._running) + self._n_reading + len(self._waiting)
+        return len(self._batch.rows) + self._n_reading + len(self._waiting)
 
     def close(self, grace: float) -> None:
         """Take no more jobs; end those that are not done after this many seconds. Does not wait: see `join`."""
@@ -210,22 +191,22 @@ class Engine:
             for task in admitted:
                 self._guarded([task], self._read, task)
                 self._n_reading -= 1
-            if self._running:
-                self._guarded(self._running, self._step)
+            if self._batch.rows:
+                self._guarded(self._batch.rows, self._step)
 
     def _next(self) -> list[Task] | None:
         """Wait until there is something to do. Returns the jobs that join the batch; None when all is done and closed."""
         with self._changed:
-            while not (self._running or self._waiting):
+            while not (self._batch.rows or self._waiting):
                 if self._last_call is not None:
                     return None
                 self._changed.wait()
             now = time.monotonic()
-            for i in reversed(range(len(self._running))):
-                if self._is_over(self._running[i], now):
-                    self._free(i)
+            for i in reversed(range(len(self._batch.rows))):
+                if self._is_over(self._batch.rows[i], now):
+                    self._batch.leave(i)
             self._waiting = deque(task for task in self._waiting if not self._is_over(task, now))
-            self._n_reading = min(self.max_batch_size - len(self._running), len(self._waiting))
+            self._n_reading = min(self.max_batch_size - len(self._batch.rows), len(self._waiting))
             return [self._waiting.popleft() for _ in range(self._n_reading)]
 
     def _is_over(self, task: Task, now: float) -> bool:
@@ -245,9 +226,10 @@ class Engine:
             function(*arguments)
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            for task in tasks:
+            for task in list(tasks):
                 task.end("error")
-            self._running = [task for task in self._running if task not in tasks]
+                if task in self._batch.rows:
+                    self._batch.leave(self._batch.rows.index(task))
 
     def _read(self, task: Task) -> None:
         """Pass a prompt through the model, and its first new token out."""
@@ -256,34 +238,14 @@ class Engine:
             task.emit(Chunk(prompt_scores=prompt_scores(self.model, job.prompt, job.n_top or 0)))
         if job.max_new_tokens == 0:
             return task.end("length")
-        cache, hidden = prefill(self.model, [job.prompt], len(job.prompt))
-        if not self._take([task], hidden):
-            self._cache.put(len(self._running), cache)
-            self._running.append(task)
+        self._take([task], self._batch.join([task]))
 
     def _step(self) -> None:
         """One more token for each running job."""
-        tokens, positions = [task.ids[-1] for task in self._running], [len(task.ids) - 1 for task in self._running]
-        hidden = next_hidden(self.model, self._cache, tokens, positions)  # (B, C)
-        for i in reversed(self._take(self._running, hidden)):
-            self._free(i)
+        self._take(self._batch.rows, self._batch.step())
 
-    def _take(self, tasks: Sequence[Task], hidden: Tensor) -> list[int]:
-        """Draw a token for each task from its row of hidden states (B, C). Returns the places of those that are done."""
-        logits = self.model.head(hidden)  # (B, V)
-        settings = [task.job.sampling for task in tasks]
-        drawn = sample(logits, settings, [task.generator for task in tasks], [task.ids for task in tasks])  # (B,)
-        scored = [i for i, task in enumerate(tasks) if task.job.n_top is not None]
-        scores: dict[int, TokenScore] = {}
-        if scored:
-            most = max(tasks[i].job.n_top or 0 for i in scored)
-            for i, score in zip(scored, token_scores(logits[scored], drawn[scored], most), strict=True):
-                top = list(score.top.items())[: tasks[i].job.n_top]  # the likeliest first
-                scores[i] = TokenScore(score.log_prob, dict(top))
-        return [i for i, token in enumerate(drawn.tolist()) if tasks[i].push(token, scores.get(i))]
-
-    def _free(self, row: int) -> None:
-        last = self._running.pop()
-        if row < len(self._running):
-            self._cache.put(row, self._cache, len(self._running))
-            self._running[row] = last
+    def _take(self, tasks: Sequence[Task], hidden: Tensor) -> None:
+        """Draw a token for each task from its row of hidden states (B, C); those that are done leave."""
+        for task, (token, score) in zip(tasks, choose(self.model, hidden, tasks), strict=True):
+            task.take(token, score)
+        self._batch.drop_done()

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lit_llm.decode import TokenScore
 from lit_llm.engine import Token
 from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
-from lit_llm.generate import TokenScore
 from lit_llm.sampling import Sampling
 
 MAX_N = 16

@@ -6,7 +6,7 @@ from families import CASES, make_reference, random_ids, relative_difference
 
 from lit_llm.cache import KVCache
 from lit_llm.checkpoint import load_model
-from lit_llm.generate import next_hidden, prefill
+from lit_llm.decode import make_cache, next_hidden, read
 
 SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]
 
@@ -26,7 +26,8 @@ def model(case, tmp_path):
 def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cache(case, model):
     """Three slots: a row leaves, another takes its place with a prompt of another length, one is moved; beyond the windows."""
     ids = random_ids(case, 4, 50)
-    cache, _ = prefill(model, [ids[i, :n].tolist() for i, n in enumerate((20, 3, 9))], 60)
+    cache = make_cache(model, 3, 60)
+    read(model, cache, [ids[i, :n].tolist() for i, n in enumerate((20, 3, 9))])
     at = {0: 20, 1: 3, 2: 9}  # text -> tokens that the cache holds
     slots = [0, 1, 2]
 
@@ -39,7 +40,8 @@ def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cach
 
     for _ in range(8):
         step()
-    fresh, hidden = prefill(model, [ids[3, :31].tolist()], 31)
+    fresh = make_cache(model, 1, 31)
+    hidden = read(model, fresh, [ids[3, :31].tolist()])
     assert relative_difference(hidden, model.hidden(ids[3:, :31])[:, -1]) < 1e-5
     cache.put(1, fresh)
     slots[1], at[3] = 3, 31
@@ -53,8 +55,7 @@ def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cach
 
 @torch.inference_mode()
 def test_layers_with_a_window_hold_no_more_than_the_window(case, model):
-    config = model.config
-    cache, _ = prefill(model, [random_ids(case, 30).tolist()], 60)
+    config, cache = model.config, make_cache(model, 1, 60)
     held = [slots.n_slots for slots in cache.k]
     assert held == [config.sliding_window if config.is_sliding(i) else 60 for i in range(config.n_layer)]
 

@@ -52,7 +52,7 @@ LAYERS = [
     ["rope", "cache"],
     ["model"],
     ["weights", "data", "loss", "quantize", "packed", "sampling", "text_stream"],
-    ["methods", "generate", "pieces", "hub", "sources", "curate"],
+    ["methods", "pieces", "decode", "generate", "hub", "sources", "curate"],
     ["checkpoint", "engine"],
     ["score"],
     ["adapters", "lit_gpt", "convert", "runtime", "memory", "summary", "report", "report_html", "tokens", "preflight"],

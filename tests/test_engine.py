@@ -1,11 +1,13 @@
 """The engine beside generation of each prompt alone: what joins and leaves the batch changes no answer."""
 
+import dataclasses
 import queue
 import random
 import threading
 
 import pytest
 import torch
+from families import CASES, make_reference
 from serving import wait_until
 
 import lit_llm
@@ -99,6 +101,24 @@ def test_a_model_with_a_window_answers_as_alone(tmp_path, make_engine):
     for job, chunks in zip(jobs, run(make_engine(model, tokenizer, max_batch_size=3), jobs), strict=True):
         (alone,) = generate(model, tokenizer, [job.prompt], max_new_tokens=job.max_new_tokens, temperature=0)
         assert text_of(chunks) == alone.text
+
+
+def test_a_row_that_grows_beyond_the_short_table_of_longrope_answers_as_alone(tmp_path, make_engine):
+    """Rows of other lengths run beside it, and the switch comes at another step for each."""
+    from tiny import make_tokenizer
+
+    case = next(case for case in CASES if case.name == "phi3-longrope")
+    reference = make_reference(dataclasses.replace(case, vocab_size=320), tmp_path)
+    make_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    reference.generation_config.eos_token_id = None
+    model, tokenizer = lit_llm.load(tmp_path)
+    tokenizer.eos_ids = frozenset()
+    ids = [row[:n].tolist() for row, n in zip(torch.randint(2, 300, (3, 20)), (5, 12, 20), strict=True)]
+    jobs = [Job(prompt, 24, Sampling(0.0), continues=False) for prompt in ids]
+    for job, chunks in zip(jobs, run(make_engine(model, tokenizer), jobs), strict=True):
+        theirs = reference.generate(torch.tensor([job.prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert text_of(chunks) == tokenizer.decode(theirs[0, len(job.prompt) :].tolist())
 
 
 def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, make_engine):

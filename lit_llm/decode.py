@@ -1,0 +1,226 @@
+"""Rows in the making: one pass over a prompt fills a row of a key/value cache, then a token at a time.
+
+B prompts or rows, T tokens of the longest, C = n_embd, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_llm.cache import KVCache
+from lit_llm.model import GPT
+from lit_llm.pieces import WINDOW
+from lit_llm.sampling import Sampling, sample
+from lit_llm.text_stream import TextStream
+from lit_llm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """What the model made of a token: in nats, before penalty, temperature, top_k, top_p and min_p."""
+
+    log_prob: float
+    top: dict[int, float]
+    """The likeliest tokens at this place and their log-probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated after a prompt."""
+
+    ids: list[int]
+    """Tokens, without an EOS that ended them. The last ones may make up the stop sequence that `text` lacks."""
+    text: str
+    """Up to the earliest stop sequence."""
+    ended: bool
+    """Whether EOS or a stop sequence ended it, not the limit of tokens."""
+    scores: list[TokenScore] = field(default_factory=list)
+    """One for each of `ids`, if `n_top` was given."""
+
+
+class Row:
+    """One prompt and its continuation in the making.
+
+    Attributes:
+        ids: Prompt and new tokens, without the EOS that ended them. The model has seen all but the last.
+        n_new: Tokens made so far, with an EOS.
+        done: Whether EOS, a stop sequence or the limit of tokens has ended it.
+        ended: Whether it was one of the first two.
+
+    Args:
+        continues: The text goes on from the prompt's text, and keeps a leading space.
+        n_top: Score the new tokens, each beside this many of the likeliest; None: no scores.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        continues: bool = False,
+        n_top: int | None = None,
+    ) -> None:
+        self.ids, self.n_prompt, self.sampling, self.n_top = list(prompt), len(prompt), sampling, n_top
+        self.generator = sampling.generator()
+        self.scores: list[TokenScore] = []
+        self.n_new, self.done, self.ended = 0, max_new_tokens == 0, False
+        self.max_new_tokens = max_new_tokens
+        self._eos_ids = tokenizer.eos_ids
+        self.stream = TextStream(tokenizer, stop, self.ids[-WINDOW:] if continues else ())
+
+    def take(self, token: int, score: TokenScore | None = None) -> str:
+        """Add a token, and return the text that became certain."""
+        self.n_new += 1
+        if token in self._eos_ids:
+            self.done = self.ended = True
+            return self.stream.close()
+        self.ids.append(token)
+        if score is not None:
+            self.scores.append(score)
+        text = self.stream.feed(token)
+        self.ended = self.stream.stopped
+        self.done = self.ended or self.n_new == self.max_new_tokens
+        return text + self.stream.close() if self.done else text
+
+    def completion(self) -> Completion:
+        """What it came to, once it is done."""
+        return Completion(self.ids[self.n_prompt :], self.stream.text, self.ended, self.scores)
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Batch(Generic[R]):
+    """Rows that a model continues side by side: `rows[i]` is row i of one key/value cache, at a position of its own.
+
+    Args:
+        size: Rows at most.
+        max_length: Tokens of a row at most.
+        int8: Hold keys and values in 8 bits.
+    """
+
+    def __init__(self, model: GPT, size: int, max_length: int, int8: bool = False) -> None:
+        self.model, self.size, self.rows = model, size, list[R]()
+        self.cache = make_cache(model, size, max_length, int8)
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[R]) -> Tensor:
+        """Read the prompts of rows that are new here. Returns the hidden states (B, C) at their ends."""
+        prompts, start = [row.ids for row in rows], len(self.rows)
+        assert start + len(rows) <= self.size
+        if start == 0:
+            hidden = read(self.model, self.cache, prompts)
+        else:
+            fresh = make_cache(self.model, len(rows), max(map(len, prompts)))
+            hidden = read(self.model, fresh, prompts)
+            for i in range(len(rows)):
+                self.cache.put(start + i, fresh, i)
+        self.rows += rows
+        return hidden
+
+    @torch.inference_mode()
+    def step(self) -> Tensor:
+        """Hidden states (B, C) after the last token of each row, which the cache lacks.
+
+        LongRoPE turns a long sequence by another table than a short one: a row that becomes long is computed anew, as the Phi
+        models in transformers do it. `dynamic` scaling turns by the length at each step and leaves older keys as they are, as
+        there.
+        """
+        hidden = next_hidden(self.model, self.cache, [r.ids[-1] for r in self.rows], [len(r.ids) - 1 for r in self.rows])
+        if self.model.rope is not None and self.model.rope.switch is not None:
+            for i, row in enumerate(self.rows):
+                if len(row.ids) == self.model.rope.switch + 1:
+                    fresh = make_cache(self.model, 1, len(row.ids))
+                    hidden[i] = read(self.model, fresh, [row.ids])[0]
+                    self.cache.put(i, fresh)
+        return hidden
+
+    def leave(self, i: int) -> None:
+        """Free row i; the last row takes its place."""
+        last = self.rows.pop()
+        if i < len(self.rows):
+            self.rows[i] = last
+            self.cache.put(i, self.cache, len(self.rows))
+
+    def drop_done(self) -> None:
+        """Free the rows that are done."""
+        for i in reversed(range(len(self.rows))):
+            if self.rows[i].done:
+                self.leave(i)
+
+
+def continue_rows(batch: Batch[R], rows: Sequence[R]) -> Iterator[tuple[R, str]]:
+    """Bring all rows to their ends, and yield each piece of text as it becomes certain. Rows that find no place wait."""
+    waiting = deque(row for row in rows if not row.done)
+    while waiting or batch.rows:
+        joining = [waiting.popleft() for _ in range(min(batch.size - len(batch.rows), len(waiting)))]
+        hidden = batch.join(joining) if joining else batch.step()
+        taking = joining or list(batch.rows)
+        for row, (token, score) in zip(taking, choose(batch.model, hidden, taking), strict=True):
+            yield row, row.take(token, score)
+        batch.drop_done()
+
+
+def make_cache(model: GPT, size: int, max_length: int, int8: bool = False) -> KVCache:
+    """An empty cache for rows that are given one token at a time once their prompts are read."""
+    weight = model.wte.weight
+    return KVCache(model.config, size, max_length, weight.device, weight.dtype, chunk=1, int8=int8)
+
+
+@torch.inference_mode()
+def read(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Fill the first rows of a cache with prompts, and return the hidden states (B, C) at their ends."""
+    device = model.wte.weight.device
+    ends = torch.tensor([len(p) for p in prompts], device=device)
+    padded = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    hidden = model.hidden(padded.to(device), cache=cache, ends=ends)  # (B, T, C)
+    return hidden[torch.arange(len(prompts), device=device), ends - 1]
+
+
+@torch.inference_mode()
+def next_hidden(model: GPT, cache: KVCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """Hidden states (B, C) after one more token in each of the first B rows of the cache."""
+    device = model.wte.weight.device
+    cache.length, cache.level = max(positions) + 1, min(positions) == max(positions)
+    ids, at = (torch.tensor(values, device=device)[:, None] for values in (tokens, positions))  # (B, 1)
+    return model.hidden(ids, cache=cache, positions=at)[:, 0]
+
+
+@torch.inference_mode()
+def choose(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[int, TokenScore | None]]:
+    """The next token of each row, drawn as the row says, and its score if the row asks for it, from hidden states (B, C)."""
+    logits = model.head(hidden)  # (B, V)
+    tokens = sample(logits, [r.sampling for r in rows], [r.generator for r in rows], [r.ids for r in rows])  # (B,)
+    scores: list[TokenScore | None] = [None] * len(rows)
+    if scored := [i for i, row in enumerate(rows) if row.n_top is not None]:
+        n_top = [rows[i].n_top or 0 for i in scored]
+        for i, n, score in zip(scored, n_top, token_scores(logits[scored], tokens[scored], max(n_top)), strict=True):
+            scores[i] = TokenScore(score.log_prob, dict(list(score.top.items())[:n]))
+    return list(zip(tokens.tolist(), scores, strict=True))
+
+
+def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]:
+    """Scores of tokens (B,) under logits (B, V), in float32."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    of_tokens = log_probs.gather(1, tokens[:, None])[:, 0].tolist()
+    values, ids = (x.tolist() for x in log_probs.topk(min(n_top, logits.size(-1)), dim=-1))
+    return [TokenScore(p, dict(zip(i, v, strict=True))) for p, i, v in zip(of_tokens, ids, values, strict=True)]
+
+
+@torch.inference_mode()
+def prompt_scores(model: GPT, ids: Sequence[int], n_top: int) -> list[TokenScore]:
+    """Scores of all tokens of a prompt but the first, each given those before it."""
+    row = torch.tensor([list(ids)], device=model.wte.weight.device)
+    if row.size(1) < 2:
+        return []
+    hidden, targets = model.hidden(row[:, :-1])[0], row[0, 1:]
+    parts = zip(hidden.split(256), targets.split(256), strict=True)  # to hold few logits at once
+    return [score for h, t in parts for score in token_scores(model.head(h), t, n_top)]
