@@ -60,6 +60,8 @@ def run(main: Callable[[Any], None]) -> None:
     Exit codes: 0 success; 2 for what the user can mend (ValueError, OSError), without a traceback unless LIT_LLM_DEBUG is set;
     130 after Ctrl-C; 1, with a traceback, for our own faults.
     """
+    if _rank():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # one process speaks for all
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     args_type = typing.get_type_hints(main)["args"]
     description = inspect.getdoc(sys.modules[main.__module__])
@@ -76,13 +78,23 @@ def run(main: Callable[[Any], None]) -> None:
         sys.exit(130)
     except (ValueError, OSError) as error:
         _fail(_tell(error), error)
+    except Exception:
+        sys.stderr = sys.__stderr__
+        raise
+
+
+def _rank() -> int:
+    """Number of this process among those of the run, as torchrun, SLURM or the first of them has set it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _fail(message: str, error: Exception | None) -> NoReturn:
+    """Tell a mistake, and exit. What may have happened in this process alone is told by it, whichever it is."""
     if error is not None and os.environ.get("LIT_LLM_DEBUG"):
-        traceback.print_exception(error)
+        traceback.print_exception(error, file=sys.__stderr__)
+    where = f"rank {_rank()}: " if _rank() else ""
     for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {where}{line}", file=sys.__stderr__)
     sys.exit(2)
 
 

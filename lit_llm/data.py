@@ -264,6 +264,22 @@ class Plan:
         """The examples of a step in micro-batches."""
         return lay_out(indices, self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
 
+    def deal(self, indices: Sequence[int], n_ranks: int) -> list[list[list[int]]]:
+        """The micro-batches of a step for each rank, as many for each: the last ones of a rank may be empty.
+
+        The longest example first, each goes to the rank that has fewest tokens (Graham 1969, Bounds on multiprocessing timing
+        anomalies, section 3).
+        """
+        shares: list[list[int]] = [[] for _ in range(n_ranks)]
+        tokens = [0] * n_ranks
+        for index in sorted(indices, key=lambda i: (-self.lengths[i], i)):
+            rank = tokens.index(min(tokens))
+            shares[rank].append(index)
+            tokens[rank] += self.lengths[index]
+        dealt = [self.lay_out(share) for share in shares]
+        most = max(map(len, dealt))
+        return [groups + [[]] * (most - len(groups)) for groups in dealt]
+
 
 @lru_cache(maxsize=1)
 def _order(n: int, seed: int) -> Tensor:
@@ -289,6 +305,12 @@ def lay_out(
         bins[fit].append(index)
         room[fit] -= lengths[index]
     return bins
+
+
+def empty_like(example: Example | Pair) -> Example | Pair:
+    """The shortest example of this kind, without labels: for a rank that has no micro-batch left."""
+    documents = [Example(document.ids[:1], torch.zeros(1, dtype=torch.bool)) for document in example.documents]
+    return documents[0] if len(documents) == 1 else Pair(*documents, n_targets=0)
 
 
 def batches(groups: Sequence[Sequence[int]], examples: Sequence[Example | Pair]) -> Iterator[MicroBatch]:

@@ -30,7 +30,8 @@ from lit_llm.data import (
     iter_records,
     lay_out,
 )
-from lit_llm.files import new_folder, read_json_object, remove_leftovers, write_json
+from lit_llm.distributed import n_ranks, naming_lost_ranks, rank, shared_folder
+from lit_llm.files import read_json_object, remove_leftovers, write_json
 from lit_llm.generate import Completion, generate
 from lit_llm.loss import next_token_loss
 from lit_llm.memory import OutOfMemoryError
@@ -45,7 +46,7 @@ from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import State, machine, saves
-from lit_llm.runtime import make_fabric, resolve_precision
+from lit_llm.runtime import check_devices, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit
@@ -53,11 +54,13 @@ from lit_llm.train import Objective, Schedule, fit
 Record = dict[str, Any]
 
 
+@naming_lost_ranks("The same command with --resume auto goes on from the newest save")
 def finetune(args: FinetuneArgs, method: Method) -> None:
     """Train `method` on the data of `args`, write the run folder, and show what changed."""
     device = resolve_device(args.accelerator)
     args = _resolve(args, device)
     check_optimizer(args.train.optimizer, device)
+    check_devices(args, device)
     checkpoint_dir, data_dir, out_dir = args.checkpoint_dir, args.data_dir, args.out_dir
     assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)
@@ -88,25 +91,28 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return
 
-    fabric = make_fabric(args, device, args.precision, trains_base=isinstance(method, Full))
+    fabric = launch(args, device, args.precision, trains_base=isinstance(method, Full))
+    device = fabric.device
     model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
     model.activation_checkpointing = args.train.activation_checkpointing
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
     optimizer = make_optimizer(model, method, args.train, device)
     _say(summary(model))
-    if resume_dir is None:
+    if rank() == 0 and resume_dir is None:
         _start_run(args, out_dir)
-    elif fabric.is_global_zero:
+    elif rank() == 0:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     before = answers.make() if resume_dir is None else None
-    fabric.seed_everything(args.seed, verbose=False)  # the same stream whether or not answers were made
+    fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
     objective, optimizer = fabric.setup(Objective(model, loss, args.train.neftune_alpha), optimizer)
 
-    def write_result(folder: Path) -> None:
+    def write_result(folder: Path | None) -> None:
+        if folder is None:
+            return
         if isinstance(method, Full):
             write_finetuned(folder, model, method, checkpoint_dir, style, weights_dtype(args.precision, device))
         else:
@@ -125,9 +131,11 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         )  # fmt: skip
     except OutOfMemoryError as error:
         raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error
-    with new_folder(out_dir / "final") as final:
+    with shared_folder(out_dir / "final") as final:
         write_result(final)
     after = _report(args, out_dir, state, answers, before)
+    if rank() > 0:
+        return
     shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
     losses = f"validation loss {state.first_val_loss} to {state.val_loss}" if state.val_loss is not None else "no validation"
     write_report(
@@ -205,7 +213,7 @@ def _find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
         if not (resume_dir / "state.json").is_file():
             raise FileNotFoundError(f"--resume {resume_dir} is not a save of a run: it has no state.json. Try --resume auto")
     if resume_dir is not None:
-        _check_same_run(out_dir, _as_yaml(args), resume_dir)
+        _check_same_run(out_dir, _as_yaml(args), resume_dir, args.devices * args.num_nodes)
     return resume_dir
 
 
@@ -215,7 +223,7 @@ def _start_run(args: FinetuneArgs, out_dir: Path) -> None:
     options = yaml.safe_dump(_as_yaml(args), sort_keys=False, allow_unicode=True)
     (out_dir / "args.yaml").write_text(options, encoding="utf-8")
     versions = {name: version(name) for name in ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")}
-    about = {"python": platform.python_version(), "platform": platform.platform(), **machine(), "versions": versions}
+    about = {"python": platform.python_version(), "platform": platform.platform(), **machine(n_ranks()), "versions": versions}
     write_json(out_dir / "environment.json", about)
 
 
@@ -223,10 +231,10 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))
 
 
-def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) -> None:
+def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    no_matter = ("resume", "dry_run", "eval", "train")
+    no_matter = ("resume", "dry_run", "eval", "train", "devices", "num_nodes")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
@@ -235,7 +243,7 @@ def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path) ->
             f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml"
         )
     before = read_json_object(resume_dir / "state.json")
-    if different := [name for name, value in machine().items() if before.get(name) != value]:
+    if different := [name for name, value in machine(n_devices).items() if before.get(name) != value]:
         _say(f"warning: {' and '.join(different)} differ from the run that saved: the result will not be bit-identical")
     _say(f"resuming from {resume_dir}")
 

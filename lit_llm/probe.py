@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.config import Config
 from lit_llm.data import Example, Pair, Plan, collate
+from lit_llm.distributed import n_ranks
 from lit_llm.estimate import estimate
 from lit_llm.memory import naming_the_batch, peak_above, peak_memory_gb
 from lit_llm.methods.dpo import DPO
@@ -33,7 +34,8 @@ def probe(
     Raises:
         OutOfMemoryError: if it does not fit.
     """
-    groups = [group for step in range(plan.steps_per_epoch) for group in plan.lay_out(plan.examples(step))]
+    dealt = (share for step in range(plan.steps_per_epoch) for share in plan.deal(plan.examples(step), n_ranks()))
+    groups = [group for share in dealt for group in share]
     batch = collate([examples[i] for i in max(groups, key=lambda g: sum(plan.lengths[i] for i in g))]).to(fabric.device)
     cuda = [fabric.device] if fabric.device.type == "cuda" else []
     seconds = 0.0
@@ -51,7 +53,7 @@ def probe(
     with torch.random.fork_rng(cuda):
         above = peak_above(step, fabric.device)
     objective.zero_grad()
-    per_step = seconds / batch.ids.size(1) * sum(plan.lengths) / plan.steps_per_epoch
+    per_step = seconds / batch.ids.size(1) * sum(plan.lengths) / plan.steps_per_epoch / n_ranks()
     in_all = "" if total_steps is None else f", the {total_steps} of the run {timedelta(seconds=round(per_step * total_steps))}"
     text = (
         f"longest micro-batch: {batch.ids.size(1):,} tokens, {seconds:.2g} s, {max(above, 0):.2f} GB above the model "

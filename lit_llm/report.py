@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -18,8 +18,14 @@ COLUMNS: tuple[str, ...] = (
 class Metrics:
     """Rows of `metrics.csv`; a cell is empty where nothing was measured."""
 
-    def __init__(self, path: Path, more_columns: Sequence[str], resume_step: int | None) -> None:
-        """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again."""
+    def __init__(self, path: Path | None, more_columns: Sequence[str], resume_step: int | None) -> None:
+        """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again.
+
+        Without a path nothing is written, as on all ranks but one.
+        """
+        self._file: IO[str] | None = None
+        if path is None:
+            return
         rows: list[dict[str, str]] = []
         if resume_step is not None and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
@@ -33,12 +39,15 @@ class Metrics:
         unfinished.replace(path)
 
     def write(self, **values: Any) -> None:
+        if self._file is None:
+            return
         cells = {name: f"{value:.9g}" if isinstance(value, float) else value for name, value in values.items()}
         self._writer.writerow(cells)
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Progress:

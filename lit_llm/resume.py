@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lit_llm.checkpoint import save_safetensors
-from lit_llm.files import new_folder, read_json_object, remove_folder, write_json
+from lit_llm.distributed import n_ranks, of_all, rank, shared_folder
+from lit_llm.files import read_json_object, remove_folder, write_json
 from lit_llm.optimizers import load_state_tensors, state_tensors
 
 
@@ -39,22 +40,26 @@ def save_state(
     state: State,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    write_result: Callable[[Path], None],
+    write_result: Callable[[Path | None], None],
 ) -> None:
-    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all."""
+    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part."""
     tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in state_tensors(optimizer).items()}
-    tensors["random/cpu"] = torch.get_rng_state()
+    tensors |= {f"random/{i}/cpu": random for i, random in enumerate(of_all(torch.get_rng_state()))}
     if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    with new_folder(folder) as new:
+        tensors |= {f"random/{i}/cuda": random for i, random in enumerate(of_all(torch.cuda.get_rng_state()))}
+    with shared_folder(folder) as new:
         write_result(new)
-        save_safetensors(tensors, new / "state.safetensors")
-        write_json(new / "state.json", {**asdict(state), **machine()})
+        if new is not None:
+            save_safetensors(tensors, new / "state.safetensors")
+            write_json(new / "state.json", {**asdict(state), **machine(n_ranks())})
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete."""
+    """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete.
+
+    A rank that the run did not have when it was saved goes on with its own random numbers.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -72,9 +77,10 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
             parameter.copy_(tensors[f"parameter/{name}"])
     own = ((name.removeprefix("optimizer/"), t) for name, t in tensors.items() if name.startswith("optimizer/"))
     load_state_tensors(optimizer, own)
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+    if f"random/{rank()}/cpu" in tensors:
+        torch.set_rng_state(tensors[f"random/{rank()}/cpu"])
+    if f"random/{rank()}/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"random/{rank()}/cuda"])
     return State(**{name: saved[name] for name in asdict(State())})
 
 
@@ -89,7 +95,7 @@ def remove_old_saves(out_dir: Path, n_kept: int) -> None:
         remove_folder(save)
 
 
-def machine() -> dict[str, Any]:
+def machine(n_devices: int) -> dict[str, Any]:
     """What a resumed run must share with the run that saved, to be bit-identical."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, "threads": torch.get_num_threads()}
+    return {"device": device, "devices": n_devices, "threads": torch.get_num_threads()}

@@ -1,7 +1,8 @@
 """The training loop, one for every method: which parameters train and what the loss is come from outside.
 
 A step is an optimizer step. Its loss is the sum over all its labels divided once by their number, so that neither
-micro-batches, packing nor devices change the gradient.
+micro-batches, packing nor devices change the gradient. Where a run has several ranks, all of them are in the same step and
+decide alike: whatever a decision is made of is first made the same on all.
 """
 
 import math
@@ -18,8 +19,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.data import Example, MicroBatch, Pair, Plan, collate
-from lit_llm.files import new_folder
+from lit_llm.data import Example, MicroBatch, Pair, Plan, collate, empty_like
+from lit_llm.distributed import largest, n_ranks, rank, shared_folder, total
 from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress
@@ -116,7 +117,7 @@ def fit(
     args: TrainArgs,
     eval_args: EvalArgs,
     out_dir: Path,
-    write_result: Callable[[Path], None],
+    write_result: Callable[[Path | None], None],
     resume_dir: Path | None = None,
     columns: Sequence[str] = (),
 ) -> State:
@@ -125,7 +126,8 @@ def fit(
     Args:
         objective, optimizer: As `fabric.setup` returns them.
         validation: Micro-batches of the validation data; may be empty.
-        write_result: Writes the trained model into a folder; called for `best` and for each save.
+        write_result: Writes the trained model into a folder; called for `best` and for each save, and with None on ranks that
+            only take part.
         resume_dir: A `step-*` folder of this run to go on from.
         columns: What the loss shows besides its sum.
 
@@ -136,7 +138,8 @@ def fit(
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer)
-    metrics = Metrics(out_dir / "metrics.csv", columns, None if resume_dir is None else state.step)
+    path = out_dir / "metrics.csv" if rank() == 0 else None
+    metrics = Metrics(path, columns, None if resume_dir is None else state.step)
     if resume_dir is None and eval_args.initial and validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
         metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
@@ -152,15 +155,16 @@ def fit(
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
             indices = plan.examples(state.step)
-            groups = plan.lay_out(indices)
+            groups = plan.deal(indices, n_ranks())[rank()]
             measured = optimizer_step(fabric, objective, optimizer, groups, examples, lr, args.max_norm)
             state.step += 1
             state.trained_tokens += sum(examples[i].n_labels for i in indices)
-            state.seconds = time.monotonic() - start
+            # Asked once: between two of the questions below the answers could change.
+            state.seconds, n_signals = largest(time.monotonic() - start, len(stopped))
+            stop = n_signals > 0
             ended = schedule.ended(state)
             due_eval = eval_args.interval is not None and state.step % eval_args.interval == 0
             due_save = args.save_interval is not None and state.step % args.save_interval == 0
-            stop = bool(stopped)  # asked once: between two of the questions below it could change
             row = {}
             if state.step % args.log_interval == 0 or ended or due_eval or due_save or stop:
                 row = {name: value.item() for name, value in measured.items()}  # waits for the GPU
@@ -173,7 +177,7 @@ def fit(
                 state.n_not_better += 1
                 if state.best_val_loss is None or state.val_loss < state.best_val_loss:
                     state.best_val_loss, state.n_not_better = state.val_loss, 0
-                    with new_folder(out_dir / "best") as best:
+                    with shared_folder(out_dir / "best") as best:
                         write_result(best)
             if row:
                 metrics.write(
@@ -185,7 +189,7 @@ def fit(
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
             if (due_save and not has_ended()) or stop:
                 save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result)
-                if args.keep_last is not None:
+                if args.keep_last is not None and rank() == 0:
                     remove_old_saves(out_dir, args.keep_last)
             if stop:
                 progress.close()
@@ -204,19 +208,23 @@ def optimizer_step(
     learning_rate: float,
     max_norm: float | None,
 ) -> dict[str, Tensor]:
-    """One optimizer step over micro-batches of `groups` of indices into `examples`.
+    """One optimizer step over this rank's micro-batches, `groups` of indices into `examples`; every rank has as many.
 
-    Returns what `metrics.csv` shows of it: means per target, and the gradient norm before clipping.
+    Returns what `metrics.csv` shows of it: means per target over all ranks, and the gradient norm before clipping.
     """
-    n_targets = sum(examples[i].n_targets for group in groups for i in group)
+    n_targets = total(torch.tensor(sum(examples[i].n_targets for group in groups for i in group))).item()
     shown: dict[str, Tensor] = {}
-    for group in groups:
-        batch = collate([examples[i] for i in group]).to(fabric.device)
-        with naming_the_batch(batch):
+    for i, group in enumerate(groups):
+        chosen = [examples[i] for i in group] or [empty_like(examples[0])]
+        batch = collate(chosen).to(fabric.device)
+        counts = bool(group)
+        held_back = fabric.no_backward_sync(objective, enabled=i + 1 < len(groups))  # pyright: ignore[reportArgumentType]
+        with naming_the_batch(batch), held_back:
             loss_sum, sums = objective(batch)
-            fabric.backward(loss_sum / n_targets)
+            fabric.backward(loss_sum * (counts * n_ranks()) / n_targets)  # gradients are averaged over the ranks
         for name, value in {"train_loss": loss_sum.detach(), **sums}.items():
-            shown[name] = shown.get(name, 0) + value / n_targets
+            shown[name] = shown.get(name, 0) + value * counts / n_targets
+    shown = dict(zip(shown, total(torch.stack(list(shown.values()))), strict=True))
     limit = math.inf if max_norm is None else max_norm
     grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=limit, error_if_nonfinite=False)
     for group in optimizer.param_groups:
@@ -229,15 +237,17 @@ def optimizer_step(
 
 @torch.no_grad()
 def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch], max_batches: int | None) -> float:
-    """Mean loss per target of the first `max_batches` micro-batches; independent of how they are cut."""
+    """Mean loss per target of the first `max_batches` micro-batches; independent of how they are cut and dealt to ranks."""
     was_training = objective.training
     objective.eval()
-    total, n_targets = 0.0, 0
-    for batch in batches[:max_batches]:
-        total += objective(batch.to(fabric.device))[0].item()
-        n_targets += batch.n_targets
+    batches, loss_sum = batches[:max_batches], torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(batches), n_ranks()):
+        own = first + rank()
+        batch = batches[min(own, len(batches) - 1)]  # a rank without one takes the last along, and does not count it
+        loss = objective(batch.to(fabric.device))[0].item()
+        loss_sum += loss if own < len(batches) else 0
     objective.train(was_training)
-    return total / n_targets
+    return total(loss_sum).item() / sum(batch.n_targets for batch in batches)
 
 
 def _scales_the_loss(fabric: Fabric) -> bool:

@@ -47,7 +47,7 @@ def test_every_option_has_help():
 
 
 LAYERS = [
-    ["args", "files", "fetch", "challenge"],
+    ["args", "files", "fetch", "challenge", "distributed"],
     ["hf_keys", "families", "config", "tokenizer", "prompts"],
     ["rope", "cache"],
     ["model"],

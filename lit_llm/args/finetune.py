@@ -156,7 +156,9 @@ class FinetuneArgs(Checked):
     accelerator: Accelerator = "auto"
     """Kind of device."""
     devices: int = 1
-    """Number of devices."""
+    """Devices of each machine; on a CPU, processes."""
+    num_nodes: int = 1
+    """Machines. Above 1, torchrun or SLURM starts the processes."""
     seed: int = 1337
     """Seed of initialisation, dropout and the order of the examples."""
     resume: str | None = None
@@ -171,8 +173,7 @@ class FinetuneArgs(Checked):
         given, lacking = ("data_dir", "checkpoint_dir") if self.checkpoint_dir is None else ("checkpoint_dir", "data_dir")
         return [
             (one, f"--{given} needs --{lacking}. Give both, or neither for the embedded demo"),
-            *self.below(0, "max_seq_length", "devices"),
-            (self.devices > 1, f"--devices {self.devices}: training runs on one device so far. Leave it out"),
+            *self.below(0, "max_seq_length", "devices", "num_nodes"),
             *self.below(0, "seed", allow_equal=True),
             (
                 self.precision == "16-true",

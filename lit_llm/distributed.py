@@ -1,0 +1,152 @@
+"""The processes of a run, its ranks: how they start, what they tell one another, and what happens when one is lost.
+
+A run of one process asks nobody: every function here then answers at once.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_llm.files import new_folder
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""By kind of device. What ranks decide together are numbers on the CPU, so that no GPU is waited for."""
+
+GRACE_SECONDS = 30
+"""Until a process that waits for a lost one, or still computes, is ended."""
+
+_children: list[subprocess.Popen[bytes]] = []  # ranks 1 and up of this machine, where this program started them
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def n_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def n_started() -> int | None:
+    """Processes that torchrun, SLURM's srun or `start_others` has started for this run; None if it was none of them."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    n_tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    return n_tasks if n_tasks > 1 else None
+
+
+def started_elsewhere() -> bool:
+    """Whether it was torchrun or srun: no process was then here before the others."""
+    return n_started() is not None and ("TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" not in os.environ)
+
+
+def start_others(n_processes: int) -> None:
+    """Start this program again for the other devices of this machine. They find one another by environment variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_processes)}
+    for i in range(n_processes):
+        environment = {**common, "LOCAL_RANK": str(i), "RANK": str(i)}
+        if i == 0:
+            os.environ.update(environment)
+        else:
+            _children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env={**os.environ, **environment}))
+    atexit.register(_end_children)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    """End this process too if a child is lost and nothing else has ended it: it may compute for long before it asks."""
+    while not any(child.poll() for child in _children):
+        time.sleep(0.5)
+    time.sleep(GRACE_SECONDS)
+    print(f"error: {_who_was_lost()}", file=sys.__stderr__, flush=True)
+    for child in _children:
+        child.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_children() -> None:
+    """Wait for the others at the end of the program."""
+    end = time.monotonic() + GRACE_SECONDS
+    for child in _children:
+        try:
+            child.wait(max(end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _who_was_lost() -> str:
+    for i, child in enumerate(_children, 1):
+        if (code := child.poll()) is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+            return f"the process of rank {i} {how}"
+    return "another process of this run has ended"
+
+
+@contextmanager
+def naming_lost_ranks(how_to_go_on: str) -> Iterator[None]:
+    """Turn a broken connection to another rank into an error that says who was lost and what to do.
+
+    Raises:
+        ConnectionError: if another process of the run has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL", "TCPStore")
+        if n_ranks() == 1 or not any(text in str(error) for text in broken):
+            raise
+        end = time.monotonic() + 2
+        while _children and time.monotonic() < end and all(child.poll() is None for child in _children):
+            time.sleep(0.05)  # the connection breaks a moment before the process has ended
+        raise ConnectionError(f"{_who_was_lost()}, and this one cannot go on without it. {how_to_go_on}") from error
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over all ranks."""
+    if n_ranks() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def largest(*values: float) -> list[float]:
+    """The largest of each number over all ranks: what they decide by it, they decide alike."""
+    if n_ranks() == 1:
+        return list(values)
+    numbers = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
+
+
+def of_all(value: Tensor) -> list[Tensor]:
+    """A tensor on the CPU, of the same shape on all ranks, from each of them."""
+    if n_ranks() == 1:
+        return [value]
+    found = [torch.empty_like(value) for _ in range(n_ranks())]
+    dist.all_gather(found, value)
+    return found
+
+
+@contextmanager
+def shared_folder(target: Path) -> Iterator[Path | None]:
+    """`new_folder` on rank 0; None on the others, which go on when it is complete."""
+    if rank() == 0:
+        with new_folder(target) as folder:
+            yield folder
+    else:
+        yield None
+    largest(0)
