@@ -1,10 +1,10 @@
 """Answer an instruction with a model finetuned with LoRA. Prints the answer, and nothing else, on stdout."""
 
-from lit_llm.args.generate import AdapterGenerateArgs
+from lit_llm.args.generate import LoRAGenerateArgs
 from lit_llm.cli import run
 
 
-def main(args: AdapterGenerateArgs) -> None:
+def main(args: LoRAGenerateArgs) -> None:
     from lit_llm.complete import answer
 
     answer(args)

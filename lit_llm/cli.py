@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -68,7 +69,7 @@ def run(main: Callable[[Any], None]) -> None:
     parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with options; args.yaml of a run repeats it.")
     parser.add_class_arguments(args_type)
-    argv = _complete_switches(parser, sys.argv[1:])
+    argv = _join_texts(parser, _complete_switches(parser, sys.argv[1:]))
     values = parser.parse_args(argv)
     if hasattr(args_type, "method") and values.checkpoint_dir is None and values.data_dir is None:
         values = _with_demo_recipe(parser, args_type, argv)
@@ -112,6 +113,21 @@ def _complete_switches(parser: _Parser, argv: list[str]) -> list[str]:
     switches = {o for action in parser._actions if getattr(action, "_typehint", None) is bool for o in action.option_strings}
     ends = [i + 1 == len(argv) or argv[i + 1].startswith("--") for i in range(len(argv))]
     return [f"{a}=true" if a in switches and end else a for a, end in zip(argv, ends, strict=True)]
+
+
+def _join_texts(parser: _Parser, argv: list[str]) -> list[str]:
+    """`--flag A --flag B` of an option that takes texts means `--flag=["A", "B"]`, whatever A and B look like."""
+    flags = {o for action in parser._actions if getattr(action, "_typehint", None) == list[str] for o in action.option_strings}
+    texts: dict[str, list[str]] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in flags and (value := value if "=" in word else next(words, None)) is not None:
+            texts.setdefault(flag, []).append(value)
+        else:
+            rest.append(word)
+    return rest + [f"{flag}={json.dumps(values)}" for flag, values in texts.items()]
 
 
 def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> jsonargparse.Namespace:

@@ -1,88 +1,182 @@
-"""The generate scripts: load, complete, print the text on stdout and the speed on stderr."""
+"""The generate scripts: load, complete, write the texts to stdout or a file and the speed to stderr."""
 
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_llm.adapters import read_adapter
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
 from lit_llm.checkpoint import load, resolve_device
 from lit_llm.cli import DEMO
+from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.files import read_json_object
-from lit_llm.generate import Completion, encode_prompt, generate
-from lit_llm.memory import peak_memory_gb
+from lit_llm.generate import check_context, encode_prompt
+from lit_llm.memory import available_bytes, peak_memory_gb
+from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
-from lit_llm.prompts import end_ids, prompt_ids, question, stop_strings
+from lit_llm.packed import lay_out, pack, wide_linears
+from lit_llm.pieces import WINDOW, candidate_text, pieces
+from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
+from lit_llm.prompts import end_ids, prompt_ids, stop_strings
+from lit_llm.report import Progress
+from lit_llm.sampling import Sampling
 from lit_llm.tokenizer import Tokenizer
 
 
 def complete(args: GenerateArgs) -> None:
-    """Print the prompt and what follows it, once per sample."""
-    prompt = _prompt(args)
+    """Print each prompt and what follows it, once per sample."""
+    prompts = _prompts(args)
     model, tokenizer = _load(args, args.checkpoint_dir or DEMO / "checkpoint", None)
-    ids = encode_prompt(tokenizer, prompt)
-    for completion in _timed(args, model, tokenizer, ids):
-        print(tokenizer.decode(ids + completion.ids))
+    _write(args, prompts, _encode(args, model, prompts, lambda p: encode_prompt(tokenizer, as_text(p))), model, tokenizer, None)
 
 
 def answer(args: AdapterGenerateArgs) -> None:
-    """Print the answer to an instruction, asked in the style that the adapter was trained with, once per sample."""
-    prompt = _prompt(args)
+    """Print the answer to each instruction, asked in the style that the adapter was trained with, once per sample."""
+    prompts = _prompts(args)
     about = read_adapter(args.adapter_dir)
     model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    ids = prompt_ids(about["prompt_style"], tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids, about["prompt_style"]):
-        print(completion.text)
+    _answer(args, prompts, model, tokenizer, about["prompt_style"])
 
 
 def answer_finetuned(args: FullGenerateArgs) -> None:
-    """Print the answer of a fully finetuned model to an instruction, asked in the style of its finetuning."""
-    prompt = _prompt(args)
+    """Print the answer of a fully finetuned model to each instruction, asked in the style of its finetuning."""
+    prompts = _prompts(args)
     path = args.checkpoint_dir / "finetuned.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
         )
     model, tokenizer = _load(args, args.checkpoint_dir, None)
-    style = read_json_object(path)["prompt_style"]
-    ids = prompt_ids(style, tokenizer, question(prompt, args.input))
-    for completion in _timed(args, model, tokenizer, ids, style):
-        print(completion.text)
+    _answer(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"])
 
 
-def _prompt(args: GenerateArgs) -> str:
+def _answer(
+    args: AdapterGenerateArgs | FullGenerateArgs, prompts: Sequence[Prompt], model: GPT, tokenizer: Tokenizer, style: str
+) -> None:
+    tokenizer.eos_ids = end_ids(style, tokenizer)
+    encoded = _encode(args, model, prompts, lambda p: prompt_ids(style, tokenizer, as_messages(p, args.input)))
+    _write(args, prompts, encoded, model, tokenizer, style)
+
+
+def _prompts(args: GenerateArgs) -> Sequence[Prompt]:
     if args.prompt_file is None:
         assert args.prompt is not None
-        return args.prompt
-    try:
-        return args.prompt_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{args.prompt_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
+        return [args.prompt]
+    return read_lines(args.prompt_file) if args.has_many_prompts() else [read_text(args.prompt_file)]
 
 
-def _load(args: GenerateArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
-    device = resolve_device(args.accelerator)
-    start = time.perf_counter()
-    loaded = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize)
-    print(f"loaded {checkpoint_dir} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    return loaded
+def _encode(
+    args: GenerateArgs, model: GPT, prompts: Sequence[Prompt], encode: Callable[[Prompt], list[int]]
+) -> list[list[int]]:
+    """Token ids of each prompt. Raises ValueError, with the number of the prompt, if one cannot be asked."""
+    encoded = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            json.dumps(prompt, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
+            encoded.append(encode(prompt))
+            check_context(model, len(encoded[-1]), args.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{args.prompt_file}, prompt {number}: {error}" if args.has_many_prompts() else error) from error
+    return encoded
 
 
-def _timed(args: GenerateArgs, model: GPT, tokenizer: Tokenizer, ids: list[int], style: str | None = None) -> list[Completion]:
-    stop: Sequence[str] = ()
-    if style is not None:
-        stop, tokenizer.eos_ids = stop_strings(style, tokenizer), end_ids(style, tokenizer)
-    start = time.perf_counter()
-    completions = generate(
-        model, tokenizer, [ids] * args.num_samples, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, seed=args.seed, stop=stop,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    n_new = sum(len(c.ids) + c.ended for c in completions)
-    memory = peak_memory_gb(model.wte.weight.device)
+def _write(
+    args: GenerateArgs,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+    model: GPT,
+    tokenizer: Tokenizer,
+    style: str | None,
+) -> None:
+    """Answer the prompts in a style, or without one continue them. What is done is written in the order of the prompts."""
+    stop = (*args.stop, *(() if style is None else stop_strings(style, tokenizer)))
+    n, total = args.num_samples, len(prompts) * args.num_samples
+    file = None
+    if args.output_file is not None:
+        file = AnswerFile(args.output_file, [_key(args, model, encoded[i // n], i) for i in range(total)])
+    first = 0 if file is None else file.n_done
+    if first == total:
+        print(f"{args.output_file} holds all {total} answers already", file=sys.stderr)
+        return
+    as_lines = file is not None or args.has_many_prompts()
+    progress = Progress("answers", total, first) if as_lines else None
+    places, finished = dict[Row, int](), dict[int, Row]()
+
+    def begin() -> Iterator[Row]:
+        for i in range(first, total):
+            sampling = Sampling(
+                args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, seed=args.seed + i
+            )
+            row = Row(tokenizer, encoded[i // n], args.max_new_tokens, sampling, stop, style is None, args.logprobs)
+            places[row] = i
+            yield row
+
+    def tell(i: int, row: Row) -> None:
+        if as_lines:
+            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer)}
+            if file is None:
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            else:
+                file.write({**line, "key": _key(args, model, encoded[i // n], i)})
+        elif args.stream:
+            print()
+        else:
+            print(("" if style else tokenizer.decode(encoded[0])) + row.stream.text)
+
+    start, n_new, upcoming = time.perf_counter(), 0, first
+    if args.stream and style is None:
+        print(tokenizer.decode(encoded[0]), end="", flush=True)
+    length = max(map(len, encoded)) + args.max_new_tokens
+    batch = Batch[Row](model, min(args.batch_size, total - first), length, args.kv_cache == "int8")
+    for row, text in continue_rows(batch, begin()):
+        if args.stream:
+            print(text, end="", flush=True)
+        if row.done:
+            n_new += row.n_new
+            finished[places.pop(row)] = row
+            while upcoming in finished:
+                tell(upcoming, finished.pop(upcoming))
+                upcoming += 1
+                if progress is not None:
+                    progress.update()
+    seconds, memory = time.perf_counter() - start, peak_memory_gb(model.wte.weight.device)
+    for what in (progress, file):
+        if what is not None:
+            what.close()
     print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
-    return completions
+
+
+def _outcome(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a row came to, for a line of JSON. The last tokens may be those of a stop sequence, which the text lacks."""
+    finish = "stop" if row.ended else "length"
+    found: dict[str, Any] = {"text": row.stream.text, "finish": finish, "n_tokens": row.n_new}
+    if row.n_top is None:
+        return found
+    text_of, n_before = candidate_text(tokenizer), min(WINDOW, row.n_prompt)
+    ids = row.ids[row.n_prompt - n_before :]
+    texts = pieces(tokenizer, ids, tokenizer.decode(ids))
+    found["tokens"] = [
+        {
+            "id": token, "text": text, "logprob": score.log_prob,
+            "top": [{"id": i, "text": text_of(i), "logprob": log_prob} for i, log_prob in score.top.items()],
+        }
+        for token, text, score in zip(ids[n_before:], texts[n_before:], row.scores, strict=True)
+    ]  # fmt: skip
+    return found
+
+
+def _key(args: GenerateArgs, model: GPT, ids: list[int], i: int) -> str:
+    """Stands for all that an answer follows from."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "logprobs", "precision",
+             "quantize", "cpu_weights", "kv_cache")  # fmt: skip
+    adapter_dir = getattr(args, "adapter_dir", None)
+    adapter = None if adapter_dir is None else str(adapter_dir.resolve())
+    told = [ids, args.seed + i, model.fingerprint, adapter, *[getattr(args, name) for name in names]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
@@ -91,7 +185,24 @@ def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
     if checkpoint_dir is None and args.adapter_dir is not None:
         checkpoint_dir = Path(read_adapter(args.adapter_dir)["base_checkpoint_dir"])
     checkpoint_dir = checkpoint_dir or DEMO / "checkpoint"
-    device = resolve_device(args.accelerator)
-    model, tokenizer = load(checkpoint_dir, args.adapter_dir, str(device), args.precision, args.quantize)
-    print(f"loaded {checkpoint_dir} on {device}", file=sys.stderr)
-    return model, tokenizer, checkpoint_dir
+    return *_load(args, checkpoint_dir, args.adapter_dir), checkpoint_dir
+
+
+def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
+    """A model whose weights are laid out for decoding on its device, and its tokenizer."""
+    device, start, merging = resolve_device(args.accelerator), time.perf_counter(), getattr(args, "merge", False)
+    if merging and adapter_dir is not None and (method := read_adapter(adapter_dir)["method"]) != "lora":
+        raise ValueError(f"--merge is for LoRA; {adapter_dir} is of {method}, which has no place in the weights. Leave it out")
+    model, tokenizer = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize)
+    if merging:
+        merge(model)
+    if args.cpu_weights is not None:
+        pack(model, args.cpu_weights)
+    else:
+        copied, available = sum(linear.weight.nbytes for linear in wide_linears(model)), available_bytes(device)
+        if available is None or copied < available / 2:  # a weight that is mapped from a file is copied out of it
+            lay_out(model)
+        elif copied:
+            print("too little memory is free to lay weights out by columns: decoding is slower", file=sys.stderr)
+    print(f"loaded {checkpoint_dir} on {device} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return model, tokenizer

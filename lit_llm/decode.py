@@ -3,9 +3,9 @@
 B prompts or rows, T tokens of the longest, C = n_embd, V vocabulary.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 import torch
@@ -155,11 +155,13 @@ class Batch(Generic[R]):
                 self.leave(i)
 
 
-def continue_rows(batch: Batch[R], rows: Sequence[R]) -> Iterator[tuple[R, str]]:
+def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]:
     """Bring all rows to their ends, and yield each piece of text as it becomes certain. Rows that find no place wait."""
-    waiting = deque(row for row in rows if not row.done)
-    while waiting or batch.rows:
-        joining = [waiting.popleft() for _ in range(min(batch.size - len(batch.rows), len(waiting)))]
+    waiting = (row for row in rows if not row.done)
+    while True:
+        joining = list(islice(waiting, batch.size - len(batch.rows)))
+        if not joining and not batch.rows:
+            return
         hidden = batch.join(joining) if joining else batch.step()
         taking = joining or list(batch.rows)
         for row, (token, score) in zip(taking, choose(batch.model, hidden, taking), strict=True):

@@ -46,6 +46,16 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on the CUDA device, or by this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform != "linux":
+        return None
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def peak_above(step: Callable[[], object], device: torch.device) -> float:
     """GB by which the memory in use rises at most while `step()` runs; on a CPU that of the process.
 

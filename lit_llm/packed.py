@@ -14,6 +14,12 @@ from lit_llm.model import GPT
 KINDS = ("fp16", "int8")
 
 
+def wide_linears(model: GPT) -> list[nn.Linear]:
+    """The float32 linears on a CPU that have more outputs than inputs."""
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features > m.in_features]
+    return [m for m in found if m.weight.device.type == "cpu" and m.weight.dtype == torch.float32]
+
+
 @torch.no_grad()
 def lay_out(model: GPT) -> None:
     """Hold wide float32 weights by columns: one row of input times them then reads memory 1.3 to 1.8 times as fast.
@@ -21,11 +27,8 @@ def lay_out(model: GPT) -> None:
     Shapes, values and the modules stay as they are; results differ by the rounding of float32. A weight is copied, one at a
     time, out of the file that it was mapped from.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features > module.in_features:
-            weight = module.weight
-            if weight.device.type == "cpu" and weight.dtype == torch.float32:
-                weight.data = weight.data.t().contiguous().t()
+    for linear in wide_linears(model):
+        linear.weight.data = linear.weight.data.t().contiguous().t()
 
 
 @torch.no_grad()

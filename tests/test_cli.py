@@ -63,7 +63,7 @@ LAYERS = [
     ["train"],
     ["cli"],
     ["estimate", "probe"],
-    ["complete", "finetune", "inspect"],
+    ["prompt_file", "complete", "finetune", "inspect"],
     ["evaluate", "perplexity", "compare", "chat"],
     ["gate", "answers", "challenge_routes", "openai_api", "openai_routes", "serve"],
     ["bench"],

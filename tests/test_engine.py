@@ -160,7 +160,9 @@ def test_a_job_ends_when_its_time_is_over(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
     endless = copy.copy(demo[1])
     endless.eos_ids = frozenset()
-    ends = run(make_engine(tokenizer=endless, timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0)) for _ in range(3)])
+    ends = run(
+        make_engine(tokenizer=endless, timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0)) for _ in range(3)]
+    )
     assert {chunks[-1].finish for chunks in ends} == {"timeout"}
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
+CpuWeights = Literal["fp16", "int8"]
 Optimizer = Literal[
     "adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "lion", "lion8bit", "paged_lion", "paged_lion8bit", "sgd",
     "adafactor",

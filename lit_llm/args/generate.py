@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from lit_llm.args.base import Accelerator, Checked, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, CpuWeights, Precision, Quantization
 
 
 @dataclass(frozen=True)
@@ -13,11 +14,15 @@ class GenerateArgs(Checked):
     prompt: str | None = None
     """Text to continue; an empty one starts from BOS."""
     prompt_file: Path | None = None
-    """File that holds the prompt."""
+    """File that holds the prompt; or a .jsonl file with one on each line, as a JSON text or a record."""
+    output_file: Path | None = None
+    """File to write answers to, as JSON lines. If it holds the first of them already, the others are added."""
     checkpoint_dir: Path | None = None
     """Folder of the model; the embedded demo's if not given."""
     num_samples: int = 1
-    """Texts to generate."""
+    """Texts to generate for each prompt."""
+    batch_size: int = 16
+    """Texts that are generated at the same time."""
     max_new_tokens: int = 50
     """Tokens at most, the prompt not counted."""
     temperature: float = 0.8
@@ -26,25 +31,49 @@ class GenerateArgs(Checked):
     """Sample among the k likeliest tokens only."""
     top_p: float = 1.0
     """Sample among the fewest tokens whose probabilities sum to at least this (https://arxiv.org/abs/1904.09751)."""
+    min_p: float = 0.0
+    """Sample among tokens of at least this probability relative to the likeliest (https://arxiv.org/abs/2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Make tokens that were there less likely by this factor (https://arxiv.org/abs/1909.05858); 1 does nothing."""
     seed: int = 1337
-    """Seed of the samples."""
+    """Seed of the first sample; each further one has the next."""
+    stop: list[str] = field(default_factory=list)
+    """Text at which a completion ends, and which is not part of it; may be given several times."""
+    stream: bool = False
+    """Print text as it comes."""
+    logprobs: int | None = None
+    """Write log-probabilities of the tokens, each beside this many of the likeliest."""
     precision: Precision | None = None
     """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
     quantize: Quantization | None = None
     """Hold the linears in 4 or 8 bits."""
+    cpu_weights: CpuWeights | None = None
+    """Pack the linears for decoding on a CPU in 16 or 8 bits, which multiply float32."""
+    kv_cache: Literal["int8"] | None = None
+    """Hold keys and values of past tokens in 8 bits."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
 
     def rules(self) -> list[tuple[bool, str]]:
+        as_lines = self.output_file is not None or self.has_many_prompts()
+        one_text = not as_lines and self.num_samples == 1
         return [
             ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
-            *self.below(0, "num_samples", "max_new_tokens", "top_k"),
-            *self.below(0, "temperature", "seed", allow_equal=True),
+            *self.below(0, "num_samples", "batch_size", "max_new_tokens", "top_k", "repetition_penalty"),
+            *self.below(0, "temperature", "seed", "logprobs", allow_equal=True),
             (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
+            (not 0 <= self.min_p <= 1, f"--min_p must be from 0 to 1, found {self.min_p}"),
+            ("" in self.stop, "--stop must not be empty"),
             (
-                self.temperature == 0 and (self.top_k is not None or self.top_p < 1),
-                "--temperature 0 takes the likeliest token: --top_k and --top_p cannot act. Leave them out",
+                self.temperature == 0 and (self.top_k is not None or self.top_p < 1 or self.min_p > 0),
+                "--temperature 0 takes the likeliest token: --top_k, --top_p and --min_p cannot act. Leave them out",
             ),
+            (
+                self.stream and not one_text,
+                "--stream prints one text: leave out --num_samples, --output_file or the .jsonl file",
+            ),
+            (self.logprobs is not None and not as_lines, "--logprobs are written as JSON lines: give an --output_file"),
+            (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
             (
                 self.temperature == 0 and self.num_samples > 1,
                 "--temperature 0 gives the same text each time: leave out --num_samples",
@@ -54,6 +83,10 @@ class GenerateArgs(Checked):
                 f"--precision {self.precision} is for training. Generate in 32-true, 16-true or bf16-true",
             ),
         ]
+
+    def has_many_prompts(self) -> bool:
+        """Whether prompts come from JSON lines."""
+        return self.prompt_file is not None and self.prompt_file.suffix == ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -69,6 +102,22 @@ class AdapterGenerateArgs(GenerateArgs):
     input: str = ""
     """Further input that goes with the instruction."""
 
+    def rules(self) -> list[tuple[bool, str]]:
+        wrong = bool(self.input) and self.has_many_prompts()
+        return [*super().rules(), (wrong, "--input goes with --prompt: a record of a .jsonl file has an input of its own")]
+
+
+@dataclass(frozen=True)
+class LoRAGenerateArgs(AdapterGenerateArgs):
+    """What to generate, and how"""
+
+    merge: bool = False
+    """Add the adapter to the weights, which makes it free; else it stays beside them."""
+
+    def rules(self) -> list[tuple[bool, str]]:
+        wrong = self.merge and self.quantize is not None
+        return [*super().rules(), (wrong, "--merge needs the base in full precision: leave out --quantize")]
+
 
 @dataclass(frozen=True)
 class FullGenerateArgs(GenerateArgs):
@@ -81,6 +130,10 @@ class FullGenerateArgs(GenerateArgs):
     input: str = ""
     """Further input that goes with the instruction."""
 
+    def rules(self) -> list[tuple[bool, str]]:
+        wrong = bool(self.input) and self.has_many_prompts()
+        return [*super().rules(), (wrong, "--input goes with --prompt: a record of a .jsonl file has an input of its own")]
+
 
 @dataclass(frozen=True)
 class ModelArgs(Checked):
@@ -89,14 +142,23 @@ class ModelArgs(Checked):
     checkpoint_dir: Path | None = None
     """Folder of the model; with adapter_dir the base that it was trained on, if not given; else the embedded demo's."""
     adapter_dir: Path | None = None
-    """Folder of an adapter; it stays unmerged."""
+    """Folder of an adapter."""
+    merge: bool = False
+    """Add a LoRA adapter to the weights, which makes it free; else it stays beside them."""
     precision: Precision | None = None
     """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
     quantize: Quantization | None = None
     """Hold the linears in 4 or 8 bits."""
+    cpu_weights: CpuWeights | None = None
+    """Pack the linears for decoding on a CPU in 16 or 8 bits, which multiply float32."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
 
     def rules(self) -> list[tuple[bool, str]]:
         mixed = self.precision is not None and self.precision.endswith("-mixed")
-        return [(mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true")]
+        return [
+            (mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true"),
+            (self.merge and self.adapter_dir is None, "--merge needs --adapter_dir"),
+            (self.merge and self.quantize is not None, "--merge needs the base in full precision: leave out --quantize"),
+            (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
+        ]

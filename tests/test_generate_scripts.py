@@ -1,0 +1,209 @@
+"""The generate scripts: their options, prompts and answers as JSON lines, and what they refuse."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+import lit_llm
+from lit_llm import complete
+from lit_llm.adapters import write_adapter
+from lit_llm.args.generate import GenerateArgs, LoRAGenerateArgs, ModelArgs
+from lit_llm.checkpoint import load_model
+from lit_llm.cli import DEMO
+from lit_llm.generate import generate
+from lit_llm.methods.adapter_v2 import AdapterV2
+from lit_llm.methods.lora import LoRA
+
+PROMPTS = ["In the village", {"prompt": "The dog"}, {"text": "A letter to"}, "Where does Frida", "Why"]
+TEXTS = ["In the village", "The dog", "A letter to", "Where does Frida", "Why"]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return lit_llm.load(DEMO / "checkpoint", device="cpu")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the script for plain models; returns what it wrote to stdout and stderr."""
+
+    def run(**options):
+        complete.complete(GenerateArgs(**{"max_new_tokens": 30, "accelerator": "cpu", **options}))
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return path
+
+
+def test_a_stop_sequence_neither_leaks_nor_eats_in_what_is_printed_at_once_or_as_it_comes(run):
+    whole = run(prompt="The dog", temperature=0.0).out
+    for start in range(8, len(whole) - 12, 5):
+        stop = whole[start : start + 6]
+        cut = whole[: whole.index(stop, len("The dog"))] + "\n"
+        for stream in (False, True):
+            assert run(prompt="The dog", temperature=0.0, stop=["never there", stop], stream=stream).out == cut
+
+
+def test_a_stop_text_is_taken_as_it_stands(script):
+    """`[INST]` and `#` are a list and a comment in YAML."""
+    done = script("generate/base.py", "--stop", "[INST]", "--stop=#", "--prompt=a", "--print_config")
+    assert yaml.safe_load(done.stdout)["stop"] == ["[INST]", "#"]
+
+
+def test_prompts_of_a_file_are_answered_in_order_as_each_alone(run, demo, prompt_file, tmp_path):
+    run(prompt_file=prompt_file, output_file=tmp_path / "out" / "a.jsonl", batch_size=2, num_samples=2, logprobs=2)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["sample"]) for line in lines] == [(i, j) for i in range(5) for j in range(2)]
+    for i, line in enumerate(lines):
+        text = TEXTS[i // 2]
+        assert line["prompt"] == PROMPTS[i // 2]
+        (alone,) = generate(*demo, [text], max_new_tokens=30, seed=1337 + i, n_top=2)
+        assert text + line["text"] == demo[1].decode(demo[1].encode(text) + alone.ids)
+        assert line["finish"] == ("stop" if alone.ended else "length")
+        assert line["n_tokens"] == len(alone.ids) + alone.ended
+        assert [token["id"] for token in line["tokens"]] == alone.ids
+        ids = torch.tensor([demo[1].encode(text) + alone.ids])
+        log_probs = demo[0](ids)[0].log_softmax(-1)[-len(alone.ids) - 1 : -1]
+        for expected, token in zip(log_probs, line["tokens"], strict=True):
+            assert token["logprob"] == pytest.approx(expected[token["id"]].item(), abs=1e-4)
+            assert [t["logprob"] for t in token["top"]] == pytest.approx(expected.topk(2).values.tolist(), abs=1e-4)
+    assert "".join(token["text"] for token in lines[0]["tokens"]) == lines[0]["text"]
+
+
+def test_an_interrupted_file_is_continued_and_equals_an_uninterrupted_one(run, prompt_file, tmp_path):
+    path = tmp_path / "a.jsonl"
+    run(prompt_file=prompt_file, output_file=path)
+    whole = path.read_bytes()
+    for cut in (0, 5, whole.index(b"\n") + 1, whole.index(b"\n", 400) + 30, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        run(prompt_file=prompt_file, output_file=path, batch_size=1)  # what cannot change an answer may be another
+        assert path.read_bytes() == whole
+    told = run(prompt_file=prompt_file, output_file=path).err
+    assert "holds all 5 answers already" in told
+
+
+def test_an_output_file_of_other_prompts_or_options_is_refused_and_stays(run, prompt_file, tmp_path):
+    path = tmp_path / "a.jsonl"
+    run(prompt_file=prompt_file, output_file=path)
+    whole = path.read_bytes()
+    for options in ({"temperature": 0.5}, {"max_new_tokens": 4}, {"stop": ["x"]}, {"cpu_weights": "int8"}):
+        with pytest.raises(ValueError, match="Give another --output_file"):
+            run(prompt_file=prompt_file, output_file=path, **options)
+    other = tmp_path / "other.jsonl"
+    other.write_text('"In the village"\n"another"\n')
+    with pytest.raises(ValueError, match="Give another --output_file"):
+        run(prompt_file=other, output_file=path)
+    path.write_text("my notes\n")
+    with pytest.raises(ValueError, match="Give another --output_file"):
+        run(prompt_file=prompt_file, output_file=path)
+    assert path.read_text() == "my notes\n"
+    path.write_bytes(whole)
+    run(prompt_file=prompt_file, output_file=path)
+
+
+def make_adapter(folder, method, base):
+    model = load_model(base, dtype=torch.float32)
+    method.attach(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if method.trainable(name):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder.mkdir()
+    write_adapter(folder, model, method, base, "alpaca")
+    return folder
+
+
+def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, capsys):
+    folder = make_adapter(tmp_path / "lora", LoRA(targets="all-linear"), checkpoint)
+    records = [{"instruction": "the red cat", "input": "a dog"}, {"messages": [{"role": "user", "content": "a"}]}, "the"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    found = []
+    for merge in (False, True):
+        options = {"temperature": 0.0, "max_new_tokens": 12, "accelerator": "cpu", "merge": merge}
+        complete.answer(LoRAGenerateArgs(prompt_file=tmp_path / "p.jsonl", adapter_dir=folder, **options))
+        found.append(capsys.readouterr().out)
+    complete.answer(LoRAGenerateArgs(prompt="the red cat", input="a dog", adapter_dir=folder, **options))
+    assert found[0] == found[1]
+    assert json.loads(found[0].splitlines()[0])["text"] == capsys.readouterr().out[:-1]
+    model, _, _ = complete.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_is_not_lora_cannot_be_merged(checkpoint, tmp_path):
+    folder = make_adapter(tmp_path / "v2", AdapterV2(start_layer=1), checkpoint)
+    with pytest.raises(ValueError, match="--merge is for LoRA"):
+        complete.load_args(ModelArgs(adapter_dir=folder, merge=True))
+
+
+def test_weights_are_laid_out_by_columns_where_memory_allows(monkeypatch, capsys):
+    model, _, _ = complete.load_args(ModelArgs(accelerator="cpu"))
+    assert not model.h[0].mlp.up.weight.is_contiguous()
+    monkeypatch.setattr(complete, "available_bytes", lambda device: 10**6)
+    model, _, _ = complete.load_args(ModelArgs(accelerator="cpu"))
+    assert model.h[0].mlp.up.weight.is_contiguous()
+    assert "too little memory" in capsys.readouterr().err
+
+
+def test_packed_weights_and_an_8_bit_cache_continue_a_trained_model_as_float32_does(run):
+    """The demo is sure of the facts that it was trained on."""
+    expected = run(prompt="Frida the", temperature=0.0).out
+    for options in ({"cpu_weights": "fp16"}, {"cpu_weights": "int8"}, {"kv_cache": "int8"}):
+        assert run(prompt="Frida the", temperature=0.0, **options).out == expected
+
+
+MISTAKES = {
+    "no prompt": ({}, "give either --prompt TEXT or --prompt_file FILE"),
+    "two prompts": ({"prompt": "a", "prompt_file": "p.txt"}, "give either --prompt TEXT or --prompt_file FILE"),
+    "nan temperature": ({"prompt": "a", "temperature": float("nan")}, "--temperature must be at least 0"),
+    "negative temperature": ({"prompt": "a", "temperature": -1.0}, "--temperature must be at least 0"),
+    "nan penalty": ({"prompt": "a", "repetition_penalty": float("nan")}, "--repetition_penalty must be above 0"),
+    "min_p": ({"prompt": "a", "min_p": 1.5}, "--min_p must be from 0 to 1"),
+    "greedy min_p": ({"prompt": "a", "temperature": 0.0, "min_p": 0.5}, "--top_p and --min_p cannot act"),
+    "empty stop": ({"prompt": "a", "stop": [""]}, "--stop must not be empty"),
+    "streamed samples": ({"prompt": "a", "stream": True, "num_samples": 2}, "--stream prints one text"),
+    "logprobs": ({"prompt": "a", "logprobs": 1}, "give an --output_file"),
+    "two quantizations": ({"prompt": "a", "cpu_weights": "int8", "quantize": "bnb.nf4"}, "either --cpu_weights or --quantize"),
+    "long prompt": ({"prompt": "a b c " * 300}, "exceed the context of 256"),
+    "many tokens": ({"prompt": "a", "max_new_tokens": 256}, "exceed the context of 256"),
+    "bf16 packed": ({"prompt": "a", "cpu_weights": "fp16", "precision": "bf16-true"}, "for a CPU in 32-true"),
+    "no file": ({"prompt_file": "none.jsonl"}, "none.jsonl does not exist"),
+    "not utf-8": ({"prompt_file": b"\xff\xfe"}, "is not UTF-8"),
+    "no json": ({"prompt_file": b'"a"\nb\n'}, "p.jsonl:2:1: not JSON"),
+    "a number": ({"prompt_file": b"5\n"}, "p.jsonl:1: a prompt is a text or an object"),
+    "no prompts": ({"prompt_file": b"\n"}, "has no prompts"),
+    "no text": ({"prompt_file": b'"a"\n{"instruction": "b"}\n'}, "prompt 2: the record has no text as its 'prompt' or 'text'"),
+    "half a pair": ({"prompt_file": b'"\\ud800"\n'}, "prompt 1: .*surrogates not allowed"),
+    "one is long": ({"prompt_file": b'"a"\n"' + b"a b " * 300 + b'"\n'}, "prompt 2: .*exceed the context of 256"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_cannot_be_done_is_refused(run, checkpoint, tmp_path, mistake):
+    options, message = MISTAKES[mistake]
+    if isinstance(options.get("prompt_file"), bytes):
+        (tmp_path / "p.jsonl").write_bytes(options["prompt_file"])
+        options = {**options, "prompt_file": tmp_path / "p.jsonl"}
+    elif "prompt_file" in options:
+        options = {**options, "prompt_file": tmp_path / options["prompt_file"]}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(checkpoint_dir=checkpoint, **options)
+
+
+def test_an_empty_prompt_needs_a_bos(run, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token_id": None}))
+    with pytest.raises(ValueError, match="the prompt is empty and this tokenizer has no BOS"):
+        run(checkpoint_dir=folder, prompt="")
+    assert run(checkpoint_dir=checkpoint, prompt="").out
