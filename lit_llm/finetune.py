@@ -18,6 +18,7 @@ from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
 from lit_llm.cli import DEMO
+from lit_llm.compiling import compile_blocks
 from lit_llm.data import (
     PAIR,
     Example,
@@ -33,6 +34,7 @@ from lit_llm.data import (
 from lit_llm.distributed import n_ranks, naming_lost_ranks, rank, shared_folder
 from lit_llm.files import read_json_object, remove_leftovers, write_json
 from lit_llm.generate import Completion, generate
+from lit_llm.loggers import check_logger, make_loggers
 from lit_llm.loss import next_token_loss
 from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
@@ -45,7 +47,7 @@ from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
-from lit_llm.resume import State, machine, saves
+from lit_llm.resume import State, machine, saves, step_of
 from lit_llm.runtime import check_devices, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
@@ -61,6 +63,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     args = _resolve(args, device)
     check_optimizer(args.train.optimizer, device)
     check_devices(args, device)
+    check_logger(args.logger)
     checkpoint_dir, data_dir, out_dir = args.checkpoint_dir, args.data_dir, args.out_dir
     assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)
@@ -91,7 +94,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return
 
-    fabric = launch(args, device, args.precision, trains_base=isinstance(method, Full))
+    loggers = make_loggers(args.logger, out_dir, None if resume_dir is None else step_of(resume_dir))
+    fabric = launch(args, device, args.precision, trains_base=isinstance(method, Full), loggers=loggers)
     device = fabric.device
     model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
     model.activation_checkpointing = args.train.activation_checkpointing
@@ -99,8 +103,12 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     method.attach(model)
     optimizer = make_optimizer(model, method, args.train, device)
     _say(summary(model))
+    if args.train.compile:
+        compile_blocks(model)
     if rank() == 0 and resume_dir is None:
         _start_run(args, out_dir)
+        for logger in loggers:
+            logger.log_hyperparams(_as_yaml(args))
     elif rank() == 0:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
@@ -234,7 +242,7 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    no_matter = ("resume", "dry_run", "eval", "train", "devices", "num_nodes")
+    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]

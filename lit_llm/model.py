@@ -5,6 +5,7 @@ B batch, T tokens, C = n_embd, nh query heads, ng key/value heads, hs head size,
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class GPT(nn.Module):
             self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
         self.fingerprint: str | None = None  # of the weights that were loaded
         self.activation_checkpointing = False
+        self.run_block: Callable[..., Tensor] = _run_block  # `compiling.py` replaces it for passes without a cache
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
@@ -76,6 +78,7 @@ class GPT(nn.Module):
             window_mask = mask if cache.window is None else cache.mask(positions, True, self.wte.weight.dtype)
         rope = None if self.rope is None else self.rope(where, length)
         local_rope = rope if self.local_rope is None else self.local_rope(where, length)
+        documents = None if lengths is None else Documents(lengths, ids.device)
         no_rope_layers = self.config.no_rope_layers or ()
         x = self.embed(ids, where)
         for i, block in enumerate(self.h):
@@ -84,9 +87,10 @@ class GPT(nn.Module):
             store = None
             if cache is not None:
                 store = partial(cache.fill, i, ends) if positions is None else partial(cache.write, i, positions)
-            inputs = (x, layer_rope, lengths, store, window_mask if sliding else mask)
+            inputs = (x, layer_rope, documents, store, window_mask if sliding else mask)
             recompute = self.activation_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            run = self.run_block if cache is None else _run_block
+            x = checkpoint(run, block, *inputs, use_reentrant=False) if recompute else run(block, *inputs)
         return self.norm(x)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -114,6 +118,10 @@ def _positions(
     n = torch.tensor(list(lengths), device=ids.device)
     start = (n.cumsum(0) - n).repeat_interleave(n, output_size=ids.size(1))
     return where - start, n.repeat_interleave(n, output_size=ids.size(1))
+
+
+def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
+    return block(*inputs)
 
 
 class Block(nn.Module):
@@ -159,7 +167,7 @@ class CausalSelfAttention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        lengths: Sequence[int] | None,
+        documents: "Documents | None",
         store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         mask: Tensor | None,
     ) -> Tensor:
@@ -170,7 +178,7 @@ class CausalSelfAttention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         if store is not None:
             k, v = store(k, v)
-        y = _attend(q, k, v, lengths, mask, self.window, self.scale, self.softcap)
+        y = _attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
         if self.adapter is not None:
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
@@ -198,18 +206,18 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lengths: Sequence[int] | None,
+    documents: "Documents | None",
     mask: Tensor | None,
     window: int | None,
     scale: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attention (B, nh, T, hs): causal within `window`, or within each of `lengths`; or by a `mask` (..., T, S), true where to
-    attend, or added to the scores; or of one query to all keys."""
-    if lengths is not None:
-        q_parts, k_parts, v_parts = (x.split(list(lengths), dim=2) for x in (q, k, v))
-        documents = zip(q_parts, k_parts, v_parts, strict=True)
-        return torch.cat([_attend(q, k, v, None, None, window, scale, softcap) for q, k, v in documents], dim=2)
+    """Attention (B, nh, T, hs): causal within `window`, or within each of `documents`; or by a `mask` (..., T, S), true where
+    to attend, or added to the scores; or of one query to all keys."""
+    if documents is not None:
+        if softcap is None and _runs_varlen(q):
+            return _attend_varlen(q, k, v, documents, window, scale)
+        return _attend_by_document(q, k, v, documents, window, scale, softcap)
     if mask is None and window is not None and q.size(2) > window:
         return _attend_in_window(q, k, v, window, scale, softcap)
     if softcap is not None:
@@ -217,6 +225,42 @@ def _attend(
     gqa = q.size(1) != k.size(1)
     causal = mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
+
+
+class Documents:
+    """Documents that lie end to end in one row. To torch.compile it is opaque: it does not compile anew for other lengths."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = list(lengths)
+        self.bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+@torch.compiler.disable()
+def _attend_by_document(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None, softcap: float | None
+) -> Tensor:
+    """One causal attention after the other, where there is no kernel for all of them."""
+    parts = zip(*(x.split(documents.lengths, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([_attend(q, k, v, None, None, window, scale, softcap) for q, k, v in parts], dim=2)
+
+
+def _runs_varlen(q: Tensor) -> bool:
+    """Whether FlashAttention (https://arxiv.org/abs/2205.14135) takes queries of this kind, those of all documents at once."""
+    fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.size(3) % 8 == 0 and q.size(3) <= 256
+    return fits and torch.__version__ >= "2.13" and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+@torch.compiler.disable()
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None) -> Tensor:
+    """All documents in one kernel, which takes (T, heads, hs)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+    left = -1 if window is None else window - 1  # how far back from its own position a query sees
+    bounds, longest, gqa = documents.bounds, max(documents.lengths), q.size(1) != k.size(1)
+    y = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
+    assert isinstance(y, Tensor)
+    return y.transpose(0, 1)[None]
 
 
 def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, softcap: float | None) -> Tensor:
@@ -260,7 +304,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate(x), self.up(x)
-        return self.down(_Gated.apply(gate, up, self.activation) if torch.is_grad_enabled() else self.activation(gate) * up)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a compiler decides by itself what to make again
+            return self.down(_Gated.apply(gate, up, self.activation))
+        return self.down(self.activation(gate) * up)
 
 
 class _Gated(torch.autograd.Function):

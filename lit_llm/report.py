@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from lightning.fabric.loggers.logger import Logger
 from tqdm import tqdm
 
 COLUMNS: tuple[str, ...] = (
@@ -16,9 +17,11 @@ COLUMNS: tuple[str, ...] = (
 
 
 class Metrics:
-    """Rows of `metrics.csv`; a cell is empty where nothing was measured."""
+    """Rows of `metrics.csv`, and of the loggers asked for; a cell is empty where nothing was measured."""
 
-    def __init__(self, path: Path | None, more_columns: Sequence[str], resume_step: int | None) -> None:
+    def __init__(
+        self, path: Path | None, more_columns: Sequence[str], resume_step: int | None, loggers: Sequence[Logger] = ()
+    ) -> None:
         """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again.
 
         Without a path nothing is written, as on all ranks but one.
@@ -37,6 +40,7 @@ class Metrics:
         self._writer.writerows(rows)
         self._file.flush()
         unfinished.replace(path)
+        self._loggers = loggers
 
     def write(self, **values: Any) -> None:
         if self._file is None:
@@ -44,10 +48,16 @@ class Metrics:
         cells = {name: f"{value:.9g}" if isinstance(value, float) else value for name, value in values.items()}
         self._writer.writerow(cells)
         self._file.flush()
+        step = values.pop("step")
+        for logger in self._loggers:
+            logger.log_metrics(values, step)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._file is None:
+            return
+        self._file.close()
+        for logger in self._loggers:
+            logger.finalize("success")
 
 
 class Progress:

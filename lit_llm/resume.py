@@ -86,7 +86,11 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 def saves(out_dir: Path) -> list[Path]:
     """Complete saves of a run, oldest first."""
-    return sorted(out_dir.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(out_dir.glob("step-*"), key=step_of)
+
+
+def step_of(save: Path) -> int:
+    return int(save.name.removeprefix("step-"))
 
 
 def remove_old_saves(out_dir: Path, n_kept: int) -> None:

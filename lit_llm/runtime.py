@@ -1,9 +1,11 @@
 """Where and in which precision a run computes: Fabric, and which combinations are allowed."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.strategies.ddp import DDPStrategy
 
 from lit_llm.args.finetune import FinetuneArgs
@@ -42,7 +44,9 @@ def check_devices(args: FinetuneArgs, device: torch.device) -> None:
         )
 
 
-def launch(args: FinetuneArgs, device: torch.device, precision: str, trains_base: bool) -> Fabric:
+def launch(
+    args: FinetuneArgs, device: torch.device, precision: str, trains_base: bool, loggers: Sequence[Logger] = ()
+) -> Fabric:
     """Fabric that never casts weights, on all devices: the other processes of this machine are started here.
 
     Frozen weights are loaded in the dtype of a `*-true` precision by us, while trained ones stay float32: Fabric's own
@@ -57,6 +61,7 @@ def launch(args: FinetuneArgs, device: torch.device, precision: str, trains_base
         num_nodes=args.num_nodes,
         strategy=_ddp(device) if args.devices * args.num_nodes > 1 else "auto",
         precision=precision if precision.endswith("-mixed") else "32-true",  # type: ignore[arg-type]
+        loggers=list(loggers),
     )
     if args.devices > 1 and n_started() is None:
         start_others(args.devices)

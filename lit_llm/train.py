@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def fit(
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer)
     path = out_dir / "metrics.csv" if rank() == 0 else None
-    metrics = Metrics(path, columns, None if resume_dir is None else state.step)
+    metrics = Metrics(path, columns, None if resume_dir is None else state.step, fabric.loggers)
     if resume_dir is None and eval_args.initial and validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
         metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
@@ -150,7 +150,7 @@ def fit(
     def has_ended() -> bool:
         return schedule.ended(state) or (eval_args.patience is not None and state.n_not_better >= eval_args.patience)
 
-    with _stop_signals() as stopped:
+    with closing(metrics), _stop_signals() as stopped:
         while not has_ended():
             step_start = time.monotonic()
             lr = schedule.at(state.step, state.seconds)
@@ -195,7 +195,6 @@ def fit(
                 progress.close()
                 raise KeyboardInterrupt
     progress.close()
-    metrics.close()
     return state
 
 

@@ -38,6 +38,8 @@ class TrainArgs(Checked):
     """Fill each forward pass with as many examples as its token budget holds. Does not change the gradient."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: a minute before the first step, then faster on a GPU. Needs a C++ compiler."""
     neftune_alpha: float | None = None
     """Strength of the noise on the embeddings while training, as in 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
     save_interval: int | None = None
@@ -163,6 +165,8 @@ class FinetuneArgs(Checked):
     """Seed of initialisation, dropout and the order of the examples."""
     resume: str | None = None
     """Go on with an interrupted run in out_dir: `auto` from its newest save, or the path of one."""
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
+    """Where the rows of metrics.csv, which is always written, also go. The package must be installed."""
     dry_run: bool = False
     """Tell what would be trained, show an example with its trained tokens, and stop before the weights are loaded."""
     train: TrainArgs = field(default_factory=TrainArgs)

@@ -1,0 +1,23 @@
+"""Blocks compiled by torch.compile, for training."""
+
+import torch
+
+from lit_llm.model import GPT
+
+
+def compile_blocks(model: GPT) -> None:
+    """Compile the blocks of `model` for passes without a cache. They share what is compiled, whatever the number of tokens.
+
+    Raises:
+        ValueError: if this machine cannot compile for the device of the model; a small function is compiled to see it.
+    """
+    device = model.wte.weight.device
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
+    except Exception as error:  # a missing compiler, Triton or header: each backend has errors of its own
+        needed = "a C++ compiler" if device.type == "cpu" else "Triton and a C compiler"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--train.compile: torch.compile does not work here on {device.type} ({reason}). Install {needed}, or leave it out"
+        ) from error
+    model.run_block = torch.compile(model.run_block, dynamic=True)

@@ -1,0 +1,83 @@
+"""torch.compile of the blocks: the same numbers, no new compilation for other lengths, and runs that resume."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_checkpoint
+
+from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.checkpoint import load_model
+from lit_llm.compiling import compile_blocks
+from lit_llm.data import Example, collate
+from lit_llm.finetune import finetune
+from lit_llm.loss import next_token_loss
+from lit_llm.methods.inject import freeze
+from lit_llm.methods.lora import LoRA
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def loss_and_gradients(model, lengths):
+    draw = torch.Generator().manual_seed(len(lengths))
+    examples = [Example(torch.randint(320, (n,), generator=draw).int(), torch.ones(n, dtype=torch.bool)) for n in lengths]
+    model.zero_grad()
+    batch = collate(examples)
+    loss = next_token_loss(model, batch)[0] / batch.n_targets
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@needs_compiler
+def test_compiled_blocks_give_the_same_loss_and_gradient_for_any_lengths(checkpoint):
+    """Compiled once: the number of documents and their lengths do not matter."""
+    model, method = load_model(checkpoint), LoRA(dropout=0.0)
+    torch.manual_seed(0)
+    method.attach(model)
+    freeze(model, method)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    batches = [(5, 20, 33), (7,), (60, 12, 9, 44, 3), (20, 33)]
+    expected = [loss_and_gradients(model, lengths) for lengths in batches]
+    torch._dynamo.reset()
+    compile_blocks(model)
+    torch._dynamo.utils.counters.clear()
+    n_graphs = []
+    for lengths, (loss, gradients) in zip(batches, expected, strict=True):
+        found_loss, found = loss_and_gradients(model, lengths)
+        n_graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert found_loss == pytest.approx(loss, rel=1e-5)
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
+    assert n_graphs == [n_graphs[0]] * 4 and n_graphs[0] > 0
+
+
+@needs_compiler
+def test_a_compiled_run_with_dropout_resumes_bit_identical(tmp_path, data_dir):
+    checkpoint = make_checkpoint(tmp_path / "one_layer", num_hidden_layers=1)
+
+    def go(resume):
+        train = TrainArgs(
+            epochs=2, global_batch_size=4, micro_batch_size=2, learning_rate=1e-2, save_interval=3, probe=False, compile=True
+        )
+        args = LoRAFinetuneArgs(
+            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu", resume=resume,
+            train=train, eval=EvalArgs(interval=None, samples=1, max_new_tokens=4),
+        )  # fmt: skip
+        finetune(args, LoRA(dropout=0.1))
+        return load_file(tmp_path / "run" / "final" / "adapter.safetensors")
+
+    expected = go(None)
+    again = go(str(tmp_path / "run" / "step-000003"))
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    assert expected.keys() == again.keys()
+
+
+def test_without_a_compiler_the_run_is_refused_in_words(monkeypatch, checkpoint):
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(ValueError, match=r"--train\.compile: .*no-such-compiler.*Install a C\+\+ compiler"):
+        compile_blocks(load_model(checkpoint))
