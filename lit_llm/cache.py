@@ -34,7 +34,7 @@ class KVCache:
         chunk: int | None = None,
         int8: bool = False,
     ) -> None:
-        self.window, self.max_length = config.sliding_window, max_length
+        self.window, self.n_rows, self.max_length = config.sliding_window, batch_size, max_length
         self.length, self.level = 0, False
         ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
         self.ring = ring
@@ -91,6 +91,13 @@ class KVCache:
         assert other.max_length <= self.max_length
         for own, theirs in zip((*self.k, *self.v), (*other.k, *other.v), strict=True):
             own[row, :, : theirs.n_slots] = theirs.read(other_row + 1, theirs.n_slots)[other_row]
+
+    def stay(self) -> None:
+        """Tell the compiler that the slots never move: CUDA graphs cannot write elsewhere."""
+        for slots in (*self.k, *self.v):
+            for tensor in (slots.values, slots.scale):
+                if tensor is not None:
+                    torch._dynamo.mark_static_address(tensor)
 
     def n_bytes(self) -> int:
         return sum(slots.n_bytes() for slots in (*self.k, *self.v))

@@ -131,7 +131,7 @@ def _write(
     if args.stream and style is None:
         print(tokenizer.decode(encoded[0]), end="", flush=True)
     length = max(map(len, encoded)) + args.max_new_tokens
-    batch = Batch[Row](model, min(args.batch_size, total - first), length, args.kv_cache == "int8")
+    batch = Batch[Row](model, min(args.batch_size, total - first), length, args.kv_cache == "int8", args.compile)
     for row, text in continue_rows(batch, begin()):
         if args.stream:
             print(text, end="", flush=True)

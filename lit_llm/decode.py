@@ -3,7 +3,7 @@
 B prompts or rows, T tokens of the longest, C = n_embd, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
@@ -103,11 +103,16 @@ class Batch(Generic[R]):
         size: Rows at most.
         max_length: Tokens of a row at most.
         int8: Hold keys and values in 8 bits.
+        compile: Compile the step, whose shapes then stay: it computes `size` rows and looks at `max_length` positions.
+
+    Raises:
+        ValueError: if a model is to be compiled that sends each token to experts of its own.
     """
 
-    def __init__(self, model: GPT, size: int, max_length: int, int8: bool = False) -> None:
+    def __init__(self, model: GPT, size: int, max_length: int, int8: bool = False, compile: bool = False) -> None:
         self.model, self.size, self.rows = model, size, list[R]()
         self.cache = make_cache(model, size, max_length, int8)
+        self._compiled: Callable[..., Tensor] | None = compiled_step(model, self.cache) if compile else None
 
     @torch.inference_mode()
     def join(self, rows: Sequence[R]) -> Tensor:
@@ -132,7 +137,8 @@ class Batch(Generic[R]):
         models in transformers do it. `dynamic` scaling turns by the length at each step and leaves older keys as they are, as
         there.
         """
-        hidden = next_hidden(self.model, self.cache, [r.ids[-1] for r in self.rows], [len(r.ids) - 1 for r in self.rows])
+        tokens, positions = [row.ids[-1] for row in self.rows], [len(row.ids) - 1 for row in self.rows]
+        hidden = next_hidden(self.model, self.cache, tokens, positions, self._compiled)
         if self.model.rope is not None and self.model.rope.switch is not None:
             for i, row in enumerate(self.rows):
                 if len(row.ids) == self.model.rope.switch + 1:
@@ -188,12 +194,31 @@ def read(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor
 
 
 @torch.inference_mode()
-def next_hidden(model: GPT, cache: KVCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """Hidden states (B, C) after one more token in each of the first B rows of the cache."""
+def next_hidden(
+    model: GPT,
+    cache: KVCache,
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    compiled: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Hidden states (B, C) after one more token in each of the first B rows of the cache, by a step compiled for it or not."""
+    if compiled is None:
+        cache.length, cache.level, idle = max(positions) + 1, min(positions) == max(positions), []
+    else:
+        cache.length, cache.level, idle = cache.max_length, False, [0] * (cache.n_rows - len(tokens))
     device = model.wte.weight.device
-    cache.length, cache.level = max(positions) + 1, min(positions) == max(positions)
-    ids, at = (torch.tensor(values, device=device)[:, None] for values in (tokens, positions))  # (B, 1)
-    return model.hidden(ids, cache=cache, positions=at)[:, 0]
+    ids, at = (torch.tensor([*values, *idle], device=device)[:, None] for values in (tokens, positions))  # (B, 1)
+    return (compiled or model.hidden)(ids, cache=cache, positions=at)[: len(tokens), 0]
+
+
+def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
+    """`model.hidden` for one token in each row of the cache, compiled on its first call. On CUDA it is a graph of kernels that
+    the CPU starts at once. Raises ValueError as `Batch`."""
+    if model.config.n_expert:
+        raise ValueError("--compile is not for a mixture of experts: which of them run depends on the token. Leave it out")
+    cache.stay()
+    mode = "reduce-overhead" if model.wte.weight.device.type == "cuda" else "default"
+    return torch.compile(model.hidden, fullgraph=True, dynamic=False, mode=mode)
 
 
 @torch.inference_mode()

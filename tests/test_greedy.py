@@ -1,11 +1,18 @@
 """Greedy generation token for token against `transformers.generate`, for every family, beyond windows and scaled contexts."""
 
+import dataclasses
+import shutil
+
 import pytest
 import torch
 from families import CASES, make_reference, random_ids
+from torch._dynamo.utils import counters
 
 from lit_llm.checkpoint import load_model
+from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.generate import generate
+from lit_llm.quantize import QuantizedLinear
+from lit_llm.sampling import Sampling
 
 N_NEW = 24
 LENGTHS = [13, 1, 8, 19, 3, 9, 2, 16]
@@ -42,3 +49,52 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
         assert batch == [theirs(reference, [prompt])[0] for prompt in prompts]
     else:
         assert batch == theirs(reference, prompts)
+
+
+def continued(model, prompts, **options):
+    """New tokens of a batch of three places, which rows leave and join."""
+    rows = [Row(NoText(), prompt, N_NEW, Sampling(0.0)) for prompt in prompts]
+    for _ in continue_rows(Batch[Row](model, 3, 20 + N_NEW, **options), rows):
+        pass
+    return [row.completion().ids for row in rows]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral-window"])
+def test_a_compiled_model_is_compiled_once_and_equals_transformers(name, tmp_path):
+    case = next(case for case in CASES if case.name == name)
+    case = dataclasses.replace(case, sizes={**case.sizes, "num_hidden_layers": 1})
+    reference = make_reference(case, tmp_path)
+    prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]
+    torch._dynamo.reset()
+    counters.clear()
+    assert continued(load_model(tmp_path), prompts, compile=True) == theirs(reference, prompts)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_a_mixture_of_experts_is_not_compiled(tmp_path):
+    make_reference(next(case for case in CASES if case.name == "mixtral"), tmp_path)
+    with pytest.raises(ValueError, match="--compile is not for a mixture of experts"):
+        continued(load_model(tmp_path), [[1, 2]], compile=True)
+
+
+@torch.no_grad()
+def test_a_quantized_model_equals_transformers_with_the_same_quantized_weights(tmp_path):
+    case = next(case for case in CASES if case.name == "llama")
+    reference = make_reference(case, tmp_path)
+    prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]
+    plain = theirs(reference, prompts)
+    model = load_model(tmp_path, dtype=torch.float32, quantize="bnb.nf4")
+    layers = {f"{part}_proj": part for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    n_replaced = 0
+    for name, linear in reference.named_modules():
+        if (last := name.rpartition(".")[2]) in layers:
+            ours = getattr(model.h[int(name.split(".")[2])], "attn" if last[0] in "qkvo" else "mlp").get_submodule(layers[last])
+            assert isinstance(ours, QuantizedLinear)
+            linear.weight.copy_(ours.dequantize())
+            n_replaced += 1
+    assert n_replaced == 3 * 7
+    found = continued(model, prompts)
+    assert found == theirs(reference, prompts)
+    assert found != plain

@@ -51,6 +51,8 @@ class GenerateArgs(Checked):
     """Pack the linears for decoding on a CPU in 16 or 8 bits, which multiply float32."""
     kv_cache: Literal["int8"] | None = None
     """Hold keys and values of past tokens in 8 bits."""
+    compile: bool = False
+    """Compile the model; the first token then takes a minute, and the others less time on CUDA."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
 
@@ -74,6 +76,7 @@ class GenerateArgs(Checked):
             ),
             (self.logprobs is not None and not as_lines, "--logprobs are written as JSON lines: give an --output_file"),
             (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
+            (self.compile and self.cpu_weights is not None, "--compile cannot look into --cpu_weights. Leave out one of them"),
             (
                 self.temperature == 0 and self.num_samples > 1,
                 "--temperature 0 gives the same text each time: leave out --num_samples",
