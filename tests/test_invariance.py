@@ -1,12 +1,15 @@
 """A packed step equals an unpacked one, on real rows; and no document sees another."""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
-from tiny import make_checkpoint, make_data
+from tiny import make_checkpoint, make_data, rows
 
-from lit_llm.bench.invariance import LAYOUTS, attach_moving_lora, check_layouts
+from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.bench.invariance import LAYOUTS, attach_moving_lora, check_layouts, measure
 from lit_llm.checkpoint import load_model
 from lit_llm.data import collate, tokenize_all
 from lit_llm.tokenizer import Tokenizer
@@ -33,7 +36,7 @@ def test_packed_and_unpacked_loss_and_gradient_are_equal_on_real_rows(long_check
     assert len({len(example) for example in examples}) > 10
     found = check_layouts(model, examples)
     assert {row["micro_batches"] for row in found} != {found[0]["micro_batches"]}
-    assert [(row["micro_batch_size"], row["packing"]) for row in found] == list(LAYOUTS)
+    assert [(row["micro_batch_size"], row["packing"], row["processes"]) for row in found] == list(LAYOUTS)
     for row in found:
         assert row["loss_difference"] < 1e-5
         assert row["gradient_difference"] < 1e-5
@@ -67,8 +70,6 @@ def test_no_gradient_flows_into_a_neighbour(long_checkpoint):
 
 def test_documents_that_follow_each_other_do_not_predict_each_other(checkpoint):
     """The last token of a document has no label: what follows it is another document."""
-    from tiny import rows
-
     examples, _ = tokenize_all(rows(3), "alpaca", Tokenizer(checkpoint), False, 256)
     batch = collate(examples)
     ends = torch.tensor(batch.lengths).cumsum(0) - 1
@@ -80,4 +81,24 @@ def test_the_invariance_check_answers_on_the_users_own_data(tmp_path, checkpoint
     options = (f"--checkpoint_dir={checkpoint}", f"--data_dir={data_dir}", "--n_examples=6")
     found = json.loads(script("eval/benchmark.py", "--check=invariance", *options).stdout)
     assert found["equal"] is True
+    assert found["style"] == "alpaca"
     assert len(found["layouts"]) == len(LAYOUTS)
+
+
+def test_pairs_and_chats_are_checked_too(tmp_path, checkpoint, capsys):
+    """Pairs by the loss of DPO, conversations in the template of the checkpoint."""
+    chat = shutil.copytree(checkpoint, tmp_path / "chat")
+    config = json.loads((chat / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (chat / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    pairs = [
+        {"prompt": a["instruction"], "chosen": a["output"], "rejected": b["output"]}
+        for a, b in zip(rows(7, seed=1), rows(7, seed=2), strict=True)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    measure(BenchmarkArgs("invariance", checkpoint_dir=chat, data_dir=tmp_path, n_examples=7))
+    found = json.loads(capsys.readouterr().out)
+    assert found["equal"] is True
+    assert found["style"] == "chat_template"
+    assert found["layouts"][0]["loss"] != pytest.approx(math.log(2), rel=1e-3)  # the adapter is away from the base

@@ -1,4 +1,4 @@
-"""Proof that the layout of a step changes neither its loss nor its gradient, on any model and data."""
+"""Proof that the layout of a step and the number of processes change neither loss nor gradient, on your model and data."""
 
 import json
 import math
@@ -11,14 +11,20 @@ from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config
-from lit_llm.data import Example, batches, lay_out, read_records, tokenize_all
+from lit_llm.data import Example, Pair, Plan, batches, read_records, tokenize_all
 from lit_llm.loss import next_token_loss
+from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
-from lit_llm.methods.lora import LoRA
+from lit_llm.methods.lora import LoRA, switched_off
 from lit_llm.model import GPT
+from lit_llm.prompts import default_style
+from lit_llm.train import Loss
 
-LAYOUTS = ((1, False), (3, False), (8, False), (1, True), (4, True))
+LAYOUTS = ((1, False, 1), (3, False, 1), (8, False, 1), (1, True, 1), (4, True, 1), (2, True, 2), (2, False, 3))
+"""Size of a micro-batch, packing, and processes. What is dealt to several is computed here by one, and added as they add it."""
+
 TOLERANCE = 1e-5
+BETA = 0.1
 
 
 def measure(args: BenchmarkArgs) -> None:
@@ -27,15 +33,15 @@ def measure(args: BenchmarkArgs) -> None:
     config = read_config(args.checkpoint_dir)
     tokenizer = load_tokenizer(args.checkpoint_dir, config)
     records = read_records(args.data_dir / "train.jsonl")[: args.n_examples]
-    found, _ = tokenize_all(records, "alpaca", tokenizer, True, config.block_size)
-    examples = [example for example in found if isinstance(example, Example)]
+    style = default_style(tokenizer, is_text=all("text" in record for record in records))
+    examples, _ = tokenize_all(records, style, tokenizer, True, config.block_size)
     if not examples:
-        raise ValueError(f"none of the first {args.n_examples} rows of {args.data_dir} fits the context, or all are pairs")
+        raise ValueError(f"none of the first {args.n_examples} rows of {args.data_dir} fits the context")
     model = load_model(args.checkpoint_dir, dtype=torch.float32)
     attach_moving_lora(model)
     layouts = check_layouts(model, examples)
     worst = max(max(row["loss_difference"], row["gradient_difference"]) for row in layouts)
-    result = {"examples": len(examples), "equal": worst < TOLERANCE, "tolerance": TOLERANCE, "layouts": layouts}
+    result = {"examples": len(examples), "style": style, "equal": worst < TOLERANCE, "tolerance": TOLERANCE, "layouts": layouts}
     print(json.dumps(result, indent=2))
     if worst >= TOLERANCE:
         raise ValueError(f"loss or gradient depend on the layout: the largest relative difference is {worst:.1e}")
@@ -52,23 +58,27 @@ def attach_moving_lora(model: GPT) -> None:
     freeze(model, method)
 
 
-def check_layouts(model: GPT, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def check_layouts(model: GPT, examples: Sequence[Example | Pair]) -> list[dict[str, Any]]:
     """How far loss and gradient of each layout lie from those of single examples with all their logits at once.
 
-    Both are relative: the gradient's is the norm of the difference over the norm.
+    Both are relative: the gradient's is the norm of the difference over the norm. The loss of pairs is DPO's.
     """
+    loss_of: Loss = DPO(BETA, LoRA()).loss if isinstance(examples[0], Pair) else next_token_loss
     n_targets = sum(example.n_targets for example in examples)
     expected_loss, expected = _gradient(model, _one_at_a_time(model, examples), n_targets)
     lengths, found = [len(example) for example in examples], []
-    for micro_batch_size, packing in LAYOUTS:
-        groups = lay_out(range(len(examples)), lengths, micro_batch_size, max(lengths), packing)
-        sums = (next_token_loss(model, batch)[0] for batch in batches(groups, examples))
+    for micro_batch_size, packing, n_processes in LAYOUTS:
+        plan = Plan(lengths, len(examples), micro_batch_size, max(lengths), packing, seed=0)
+        dealt = plan.deal(range(len(examples)), n_processes)
+        groups = [group for groups in dealt for group in groups if group]
+        sums = (loss_of(model, batch)[0] for batch in batches(groups, examples))
         loss, gradient = _gradient(model, sums, n_targets)
         distance = math.sqrt(sum(float((gradient[n] - g).norm() ** 2) for n, g in expected.items()))
         found.append(
             {
                 "micro_batch_size": micro_batch_size,
                 "packing": packing,
+                "processes": n_processes,
                 "micro_batches": len(groups),
                 "loss": loss,
                 "loss_difference": abs(loss - expected_loss) / expected_loss,
@@ -78,12 +88,22 @@ def check_layouts(model: GPT, examples: Sequence[Example]) -> list[dict[str, Any
     return found
 
 
-def _one_at_a_time(model: GPT, examples: Sequence[Example]) -> Iterator[Tensor]:
-    """Sums of losses of single examples, by the plain definition."""
+def _one_at_a_time(model: GPT, examples: Sequence[Example | Pair]) -> Iterator[Tensor]:
+    """Sums of losses of single examples, by the plain definitions."""
     for example in examples:
-        ids = example.ids.long()
-        labels = ids.where(example.trained, -100)
-        yield F.cross_entropy(model(ids[None])[0, :-1].float(), labels[1:], reduction="sum")
+        if isinstance(example, Pair):
+            chosen, rejected = (_negative_log_prob(model, document) for document in example.documents)
+            with torch.no_grad(), switched_off(model):
+                base_chosen, base_rejected = (_negative_log_prob(model, document) for document in example.documents)
+            yield -F.logsigmoid(BETA * ((base_chosen - chosen) - (base_rejected - rejected)))
+        else:
+            yield _negative_log_prob(model, example)
+
+
+def _negative_log_prob(model: GPT, document: Example) -> Tensor:
+    ids = document.ids.long()
+    labels = ids.where(document.trained, -100)
+    return F.cross_entropy(model(ids[None])[0, :-1].float(), labels[1:], reduction="sum")
 
 
 def _gradient(model: GPT, sums: Iterator[Tensor], n_targets: int) -> tuple[float, dict[str, Tensor]]:
