@@ -76,7 +76,7 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
     found = estimate(
         config, method, micro_batch_size, longest, args.global_batch_size > micro_batch_size, args.activation_checkpointing,
-        2 if args.precision == "bf16-true" else 4, args.quantize,
+        args.precision, args.quantize,
     )  # fmt: skip
     found = {"method": args.method, "micro_batch_tokens": micro_batch_size * longest, **found}
     if args.hours is not None and args.gpu is not None:
@@ -91,31 +91,34 @@ def estimate(
     max_seq_length: int,
     accumulates: bool,
     activation_checkpointing: bool,
-    weight_bytes: int,
+    precision: str,
     quantize: str | None,
 ) -> dict[str, Any]:
     """Parameters, and bytes of memory at the longest micro-batch, all of whose tokens have a label.
 
     Args:
         accumulates: Whether a step has several micro-batches: gradients are then there while activations are.
-        weight_bytes: Of one frozen weight where it is not quantized; activations have the same width.
+        precision: A `*-mixed` one holds float32 and multiplies in half precision, as `bf16-true` does where the base trains.
         quantize: Linears of the blocks are held in the bits that it names.
     """
-    model = _attached(config, method, weight_bytes)
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    held = half if precision.endswith("-true") and precision != "32-true" else torch.float32
+    multiplied = half if precision.endswith("-mixed") or (held == half and isinstance(method, Full)) else None
+    model = _attached(config, method, held)
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_total = sum(p.numel() for p in model.parameters())
     in_blocks = [
         m.weight.numel() for name, m in model.h.named_modules() if isinstance(m, nn.Linear) and not name.endswith("router")
     ]
     if config.n_expert:
-        model = _attached(_without_router(config), method, weight_bytes)
+        model = _attached(_without_router(config), method, held)
     model.activation_checkpointing = activation_checkpointing
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", multiplied, enabled=multiplied is not None):
         _without_values(model)
         step = _simulate(model, method, micro_batch_size, max_seq_length, 2 if accumulates else 1)
     n_quantized = sum(in_blocks) if quantize else 0
     n_frozen = n_total - n_trained
-    weights = int((n_frozen - n_quantized) * weight_bytes + n_quantized * (BITS[quantize] / 8 if quantize else 0))
+    weights = int((n_frozen - n_quantized) * held.itemsize + n_quantized * (BITS[quantize] / 8 if quantize else 0))
     memory = {
         "weights": weights + (4 * n_trained if isinstance(method, Full) else 0),
         "adapter": 0 if isinstance(method, Full) else 4 * n_trained,
@@ -125,7 +128,7 @@ def estimate(
     }
     memory["above_model"] = memory["optimizer"] + memory.pop("peak")
     memory["total"] = memory["weights"] + memory["adapter"] + memory["above_model"]
-    kv = 2 * config.n_layer * config.n_query_groups * config.head_size * max_seq_length * weight_bytes
+    kv = 2 * config.n_layer * config.n_query_groups * config.head_size * max_seq_length * held.itemsize
     return {
         "total_params": n_total,
         "trainable_params": n_trained,
@@ -134,9 +137,9 @@ def estimate(
     }
 
 
-def _attached(config: Config, method: Method, weight_bytes: int) -> GPT:
+def _attached(config: Config, method: Method, dtype: torch.dtype) -> GPT:
     """The model with what the method adds, without memory behind it."""
-    torch.set_default_dtype({2: torch.bfloat16, 4: torch.float32}[weight_bytes])
+    torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
             model = GPT(config)

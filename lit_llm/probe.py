@@ -66,10 +66,11 @@ def estimate_for(args: FinetuneArgs, config: Config, method: Method, max_tokens:
     """Bytes by term of the run that `args` ask for, at micro-batches of `micro_batch_size` x `max_tokens`."""
     max_tokens = max_tokens // 2 if isinstance(method, DPO) else max_tokens  # of a document; a pair has two
     sizes = args.train.micro_batch_size, args.train.global_batch_size
-    width = 2 if args.precision in ("bf16-true", "bf16-mixed", "16-mixed") else 4
+    assert args.precision
     found = estimate(
-        config, method, min(sizes), max_tokens, sizes[1] > sizes[0], args.train.activation_checkpointing, width, args.quantize
-    )
+        config, method, min(sizes), max_tokens, sizes[1] > sizes[0], args.train.activation_checkpointing, args.precision,
+        args.quantize,
+    )  # fmt: skip
     memory = dict(found["memory_bytes"])
     state = int(STATE_BYTES[args.train.optimizer] * found["trainable_params"])
     for term in ("above_model", "total"):

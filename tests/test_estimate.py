@@ -6,6 +6,11 @@ import pytest
 from test_published_configs import config_of_2023
 from tiny import make_checkpoint
 
+from lit_llm.checkpoint import read_config
+from lit_llm.estimate import estimate
+from lit_llm.methods.full import Full
+from lit_llm.methods.lora import LoRA
+
 KINDS = {
     "lora_qv_r8": ["--method=lora"],
     "lora_all_and_head_r8": ["--method=lora", "--lora.targets=all-linear,head"],
@@ -45,3 +50,16 @@ def test_dpo_and_checkpointing_are_estimated(tmp_path, checkpoint, script):
         return json.loads(done.stdout)["memory_bytes"]["above_model"]
 
     assert above("--method=dpo") > above("--method=lora") > above("--method=lora", "--activation_checkpointing")
+
+
+def test_mixed_precision_holds_float32_and_multiplies_in_half(checkpoint):
+    """Weights as with 32-true, activations below; where the base trains, bf16-true is mixed too."""
+    config = read_config(checkpoint)
+
+    def memory(method, precision):
+        return estimate(config, method, 4, 128, False, False, precision, None)["memory_bytes"]
+
+    full, mixed, half = (memory(LoRA(), precision) for precision in ("32-true", "bf16-mixed", "bf16-true"))
+    assert mixed["weights"] == full["weights"] == 2 * half["weights"]
+    assert half["activations"] < mixed["activations"] < full["activations"]
+    assert memory(Full(), "bf16-true") == memory(Full(), "bf16-mixed")

@@ -23,11 +23,12 @@ class BenchmarkArgs(Checked):
     }
     """Which checks each option acts on."""
 
-    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed"]
+    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed", "memory_estimate"]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
     your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
     demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients.
-    eval_speed: multiple choice in the evaluation harness beside its own model."""
+    eval_speed: multiple choice in the evaluation harness beside its own model.
+    memory_estimate: estimated and measured memory of a step."""
     checkpoint_dir: Path | None = None
     """Model for invariance."""
     data_dir: Path | None = None
@@ -72,8 +73,8 @@ class EstimateArgs(Checked):
     """Examples per optimizer step."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass."""
-    precision: Literal["32-true", "bf16-true"] = "32-true"
-    """Frozen weights and activations."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    """Frozen weights and arithmetic; mixed holds float32 and multiplies in half precision."""
     quantize: Quantization | None = None
     """Hold the frozen linears in 4 or 8 bits."""
     hours: float | None = None
