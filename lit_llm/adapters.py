@@ -14,13 +14,17 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
 from lit_llm.model import GPT
+from lit_llm.sharding import reshard, whole
 
 METHODS: dict[str, type] = {"lora": LoRA, "adapter": Adapter, "adapter_v2": AdapterV2}
 
 
-def write_adapter(folder: Path, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
-    """Write `adapter.safetensors` and `adapter.json` into an existing folder."""
-    tensors = {name: p.detach() for name, p in model.named_parameters() if method.trainable(name)}
+def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
+    """Write `adapter.safetensors` and `adapter.json` into an existing folder; without one, help the rank that does."""
+    reshard(model)
+    tensors = {name: whole(p.detach()) for name, p in model.named_parameters() if method.trainable(name)}
+    if folder is None:
+        return
     save_safetensors(tensors, folder / "adapter.safetensors")
     write_json(folder / "adapter.json", _describe(model, method, checkpoint_dir, prompt_style))
 
@@ -37,14 +41,18 @@ def _describe(model: GPT, method: Method, checkpoint_dir: Path, prompt_style: st
 
 
 def write_finetuned(
-    folder: Path, model: GPT, method: Full, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
+    folder: Path | None, model: GPT, method: Full, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
 ) -> None:
-    """Write a fully finetuned model as a checkpoint into an existing folder, with `finetuned.json` beside it.
+    """Write a fully finetuned model as a checkpoint into an existing folder, with `finetuned.json` beside it; without a
+    folder, help the rank that does.
 
     Args:
         dtype: To write the weights in; None: as they are held.
     """
+    reshard(model)
     write_checkpoint(folder, model, checkpoint_dir, dtype)
+    if folder is None:
+        return
     write_json(folder / "finetuned.json", _describe(model, method, checkpoint_dir, prompt_style))
 
 

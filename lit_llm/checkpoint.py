@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.files import read_json_object, write_json
 from lit_llm.model import GPT
+from lit_llm.sharding import whole
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
 
@@ -278,13 +280,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_checkpoint(folder: Path, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder."""
+def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder.
+
+    Without a folder, help the rank that writes: it gathers weights that are held in parts one at a time.
+    """
     tensors = model.state_dict()
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
+    gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+    if folder is None:
+        deque(gathered, maxlen=0)
+        return
     # Cast one at a time: a cast copy of the whole model would not fit beside it.
-    write_shards(((name, tensor.to(dtype or tensor.dtype)) for name, tensor in tensors.items()), folder, LIT_WEIGHTS)
+    write_shards(((name, tensor.to(dtype or tensor.dtype)) for name, tensor in gathered), folder, LIT_WEIGHTS)
     write_json(folder / LIT_CONFIG, model.config.to_dict())
     copy_companions(source_dir, folder)
 

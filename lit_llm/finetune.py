@@ -39,7 +39,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method
+from lit_llm.methods.inject import Method, freeze
 from lit_llm.model import GPT
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
@@ -48,7 +48,7 @@ from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import State, machine, saves, step_of
-from lit_llm.runtime import check_devices, launch, resolve_precision
+from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit
@@ -67,6 +67,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     checkpoint_dir, data_dir, out_dir = args.checkpoint_dir, args.data_dir, args.out_dir
     assert checkpoint_dir and data_dir and out_dir and args.precision
     config = read_config(checkpoint_dir)
+    strategy, why = choose_strategy(args, device, config)
     tokenizer = load_tokenizer(checkpoint_dir, config)
     if data_dir.is_file():
         data_dir = prepared(data_dir)
@@ -94,14 +95,17 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return
 
+    _say(f"strategy: {why}")
     loggers = make_loggers(args.logger, out_dir, None if resume_dir is None else step_of(resume_dir))
-    fabric = launch(args, device, args.precision, trains_base=isinstance(method, Full), loggers=loggers)
+    fabric = launch(args, strategy, device, trains_base=isinstance(method, Full), loggers=loggers)
     device = fabric.device
-    model = load_model(checkpoint_dir, device, weights_dtype(args.precision, device), args.quantize)
+    # What is sharded stays in the mapped file until then, but for what is quantized, which a GPU does faster.
+    first = torch.device("cpu") if strategy == "fsdp" and args.quantize is None else device
+    model = load_model(checkpoint_dir, first, weights_dtype(args.precision, device), args.quantize)
     model.activation_checkpointing = args.train.activation_checkpointing
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
-    optimizer = make_optimizer(model, method, args.train, device)
+    freeze(model, method)
     _say(summary(model))
     if args.train.compile:
         compile_blocks(model)
@@ -112,15 +116,15 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     elif rank() == 0:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
-    before = answers.make() if resume_dir is None else None
+    # In parts, the model answers at the end only: what inference mode has made whole cannot train any more.
+    before = answers.make() if resume_dir is None and strategy != "fsdp" else None
     fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
-    objective, optimizer = fabric.setup(Objective(model, loss, args.train.neftune_alpha), optimizer)
+    objective: Any = fabric.setup_module(Objective(model, loss, args.train.neftune_alpha))
+    optimizer: Any = fabric.setup_optimizers(make_optimizer(model, method, args.train, device))  # over what this rank holds
 
     def write_result(folder: Path | None) -> None:
-        if folder is None:
-            return
         if isinstance(method, Full):
             write_finetuned(folder, model, method, checkpoint_dir, style, weights_dtype(args.precision, device))
         else:
@@ -242,7 +246,7 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes")
+    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.model import GPT
+from lit_llm.sharding import part_like
 
 MOMENTUM = 0.9
 BETAS = (0.9, 0.95)
@@ -79,11 +80,12 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Put back what `state_tensors` gave."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors:
         index, *_, kind = name.split("/")  # bitsandbytes takes its nested state flat as well
         is_count = tensor.dim() == 0 and tensor.dtype == torch.int64
-        state.setdefault(int(index), {})[kind] = tensor.item() if is_count else tensor
+        state.setdefault(int(index), {})[kind] = tensor.item() if is_count else part_like(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -12,6 +12,7 @@ from lit_llm.checkpoint import save_safetensors
 from lit_llm.distributed import n_ranks, of_all, rank, shared_folder
 from lit_llm.files import read_json_object, remove_folder, write_json
 from lit_llm.optimizers import load_state_tensors, state_tensors
+from lit_llm.sharding import part_like, reshard, whole
 
 
 @dataclass
@@ -43,8 +44,9 @@ def save_state(
     write_result: Callable[[Path | None], None],
 ) -> None:
     """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part."""
-    tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
-    tensors |= {f"optimizer/{name}": tensor for name, tensor in state_tensors(optimizer).items()}
+    reshard(model)
+    tensors = {f"parameter/{name}": whole(p.detach()) for name, p in trained_parameters(model).items()}
+    tensors |= {f"optimizer/{name}": whole(tensor) for name, tensor in state_tensors(optimizer).items()}
     tensors |= {f"random/{i}/cpu": random for i, random in enumerate(of_all(torch.get_rng_state()))}
     if torch.cuda.is_available():
         tensors |= {f"random/{i}/cuda": random for i, random in enumerate(of_all(torch.cuda.get_rng_state()))}
@@ -74,7 +76,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         raise ValueError(f"{folder} holds other parameters than this run trains: resume with the options in args.yaml")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
+            parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
     own = ((name.removeprefix("optimizer/"), t) for name, t in tensors.items() if name.startswith("optimizer/"))
     load_state_tensors(optimizer, own)
     if f"random/{rank()}/cpu" in tensors:

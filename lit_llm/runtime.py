@@ -1,15 +1,26 @@
 """Where and in which precision a run computes: Fabric, and which combinations are allowed."""
 
+import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
+from lit_llm.checkpoint import expected_shapes
+from lit_llm.config import Config
 from lit_llm.distributed import BACKENDS, n_started, start_others, started_elsewhere
+from lit_llm.optimizers import STATE_BYTES
+from lit_llm.sharding import shard
+
+Strategy = Literal["one", "ddp", "fsdp"]
 
 
 def resolve_precision(precision: str | None, device: torch.device) -> str:
@@ -44,8 +55,54 @@ def check_devices(args: FinetuneArgs, device: torch.device) -> None:
         )
 
 
+def choose_strategy(args: FinetuneArgs, device: torch.device, config: Config) -> tuple[Strategy, str]:
+    """How several devices share the work, and that with the reason as a text.
+
+    Raises:
+        ValueError: if the strategy that was asked for cannot do what else was asked for.
+    """
+    n_devices = args.devices * args.num_nodes
+    if n_devices == 1:
+        if args.strategy != "auto":
+            raise ValueError(f"--strategy {args.strategy} needs --devices above 1")
+        return "one", "one device"
+    if args.strategy == "fsdp":
+        for wrong, why in (
+            (args.quantize == "bnb.int8", "--quantize bnb.int8 is not sharded: take --strategy ddp, or bnb.nf4"),
+            (args.precision == "16-mixed", "--precision 16-mixed does not go with it: take bf16-mixed"),
+            (args.train.compile, "--train.compile does not go with it: leave it out, or take --strategy ddp"),
+            (
+                args.train.optimizer not in ("adamw", "sgd"),
+                f"--train.optimizer {args.train.optimizer} does not go with it: take adamw or sgd",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"--strategy fsdp: {why}")
+    if args.strategy != "auto":
+        return args.strategy, f"{args.strategy}, as asked for"
+    if args.quantize is not None:
+        return "ddp", f"ddp, since a base in {args.quantize} is small"
+    n = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    width = 2 if args.precision == "bf16-true" else 4
+    each = 4 + 4 + STATE_BYTES[args.train.optimizer] if args.method == "full" else width  # master, gradient, optimizer
+    held, memory = n * each / 1e9, _memory_gb(device, args.devices)
+    told = f"weights, gradients and optimizer of the base take {held:.2f} GB of the {memory:.1f} GB of a device"
+    if held < memory / 2:
+        return "ddp", f"ddp, since {told}, less than half"
+    if args.train.optimizer not in ("adamw", "sgd") or args.precision == "16-mixed" or args.train.compile:
+        return "ddp", f"ddp, though {told}: the optimizer, the precision or --train.compile does not go with fsdp"
+    return "fsdp", f"fsdp, since {told}, half or more"
+
+
+def _memory_gb(device: torch.device, n_devices: int) -> float:
+    """Of a GPU, or a process's share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / n_devices / 1e9
+
+
 def launch(
-    args: FinetuneArgs, device: torch.device, precision: str, trains_base: bool, loggers: Sequence[Logger] = ()
+    args: FinetuneArgs, strategy: Strategy, device: torch.device, trains_base: bool, loggers: Sequence[Logger] = ()
 ) -> Fabric:
     """Fabric that never casts weights, on all devices: the other processes of this machine are started here.
 
@@ -53,13 +110,13 @@ def launch(
     `bf16-true` would cast both, and bfloat16 loses small updates. A method that trains the base's own weights then needs
     autocast to multiply them in bfloat16.
     """
-    if precision == "bf16-true" and trains_base:
-        precision = "bf16-mixed"
+    assert args.precision is not None
+    precision = "bf16-mixed" if args.precision == "bf16-true" and trains_base else args.precision
     fabric = Fabric(
         accelerator=device.type,
         devices=args.devices,
         num_nodes=args.num_nodes,
-        strategy=_ddp(device) if args.devices * args.num_nodes > 1 else "auto",
+        strategy=_STRATEGIES[strategy](args, device),
         precision=precision if precision.endswith("-mixed") else "32-true",  # type: ignore[arg-type]
         loggers=list(loggers),
     )
@@ -69,6 +126,22 @@ def launch(
     return fabric
 
 
-def _ddp(device: torch.device) -> DDPStrategy:
+def _ddp(args: FinetuneArgs, device: torch.device) -> DDPStrategy:
     """All ranks have read the same weights and drawn the same adapter: to send them would copy what lies in a mapped file."""
     return DDPStrategy(process_group_backend=BACKENDS[device.type], init_sync=False, gradient_as_bucket_view=True)
+
+
+def _fsdp(args: FinetuneArgs, device: torch.device) -> ModelParallelStrategy:
+    def parallelize(objective: nn.Module, mesh: Any) -> nn.Module:
+        shard(objective.gpt, mesh["data_parallel"])  # type: ignore[arg-type]
+        return objective
+
+    n_devices = args.devices * args.num_nodes
+    return ModelParallelStrategy(parallelize, n_devices, 1, process_group_backend=BACKENDS[device.type])
+
+
+_STRATEGIES: dict[Strategy, Callable[[FinetuneArgs, torch.device], Any]] = {
+    "one": lambda *_: "auto",
+    "ddp": _ddp,
+    "fsdp": _fsdp,
+}

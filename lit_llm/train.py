@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
@@ -25,6 +26,7 @@ from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress
 from lit_llm.resume import State, load_state, remove_old_saves, save_state, saves
+from lit_llm.sharding import whole
 
 Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 """Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
@@ -212,12 +214,13 @@ def optimizer_step(
     Returns what `metrics.csv` shows of it: means per target over all ranks, and the gradient norm before clipping.
     """
     n_targets = total(torch.tensor(sum(examples[i].n_targets for group in groups for i in group))).item()
+    waits = isinstance(fabric.strategy, DDPStrategy)  # with FSDP gradients would be whole until the end of the step
     shown: dict[str, Tensor] = {}
     for i, group in enumerate(groups):
         chosen = [examples[i] for i in group] or [empty_like(examples[0])]
         batch = collate(chosen).to(fabric.device)
         counts = bool(group)
-        held_back = fabric.no_backward_sync(objective, enabled=i + 1 < len(groups))  # pyright: ignore[reportArgumentType]
+        held_back = fabric.no_backward_sync(objective, enabled=i + 1 < len(groups) and waits)  # pyright: ignore[reportArgumentType]
         with naming_the_batch(batch), held_back:
             loss_sum, sums = objective(batch)
             fabric.backward(loss_sum * (counts * n_ranks()) / n_targets)  # gradients are averaged over the ranks
@@ -231,7 +234,7 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad()
     assert grad_norm is not None
-    return {**shown, "grad_norm": grad_norm}
+    return {**shown, "grad_norm": whole(grad_norm)}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Run as a script: one optimizer step of every method on 2 and on 4 ranks; rank 0 writes loss and gradients to a file.
+"""Run as a script: one optimizer step of every method on 2 and on 4 ranks by each strategy, and what rank 0 finds in files.
 
 `python tests/ranks.py CHECKPOINT FOLDER`; a test calls `measure` in a process of its own to compare.
 """
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import rows
 
-from lit_llm.args.finetune import LoRAFinetuneArgs
+from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, collate, lay_out, tokenize_all
 from lit_llm.distributed import n_ranks, rank
@@ -23,19 +23,26 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.optimizers import make_optimizer
+from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch
+from lit_llm.sharding import reshard, whole
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 
 LORA = {"targets": "all-linear", "dropout": 0.0}
+BASE = {}  # float32, not quantized
 CASES = {
-    "full": (Full, None),
-    "lora": (lambda: LoRA(**LORA), None),
-    "adapter_v2": (lambda: AdapterV2(start_layer=0), None),
-    "dpo": (lambda: DPO(0.1, LoRA(**LORA)), None),
-    "lora-nf4": (lambda: LoRA(**LORA), "bnb.nf4"),
-    "lora-int8": (lambda: LoRA(**LORA), "bnb.int8"),
+    "full": (Full, BASE),
+    "lora": (lambda: LoRA(**LORA), BASE),
+    "adapter_v2": (lambda: AdapterV2(start_layer=0), BASE),
+    "dpo": (lambda: DPO(0.1, LoRA(**LORA)), BASE),
+    "lora-nf4": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4"}),
+    "lora-nf4-dq": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4-dq"}),
+    "lora-bf16": (lambda: LoRA(**LORA), {"dtype": torch.bfloat16}),
+    "lora-int8": (lambda: LoRA(**LORA), {"quantize": "bnb.int8"}),
 }
+RESUMED = ("full", "adapter_v2")
 
 
 def ragged(checkpoint, pairs=False):
@@ -49,42 +56,67 @@ def ragged(checkpoint, pairs=False):
     return tokenize_all(records, "alpaca", Tokenizer(checkpoint), True, 256)[0]
 
 
-def measure(fabric, checkpoint, name, micro_batch_size):
-    """Loss, validation loss and gradients of one step, as tensors by name."""
-    make, quantize = CASES[name]
-    model, method = load_model(checkpoint, quantize=quantize), make()
+def measure(fabric, checkpoint, name, micro_batch_size, load_from=None, save_to=None):
+    """Loss, validation loss and gradients of one step, the weights before and after it, as tensors by name.
+
+    Args:
+        load_from, save_to: Saves of a run, to go on from before the step, and to write after it.
+    """
+    make, base = CASES[name]
+    model, method = load_model(checkpoint, **base), make()
+    model.activation_checkpointing = name == "full"
     torch.manual_seed(0)
     method.attach(model)
     with torch.no_grad():
         for parameter in freeze(model, method):
             parameter += 0.1 * torch.randn_like(parameter)  # away from zero, so that each has a gradient
-    found = {}
-
-    class Catch(torch.optim.SGD):
-        def step(self, closure=None):
-            found.update({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
-
     examples = ragged(checkpoint, pairs=name == "dpo")
     lengths = [len(example) for example in examples]
-    optimizer = Catch([{"params": freeze(model, method), "lr_scale": 1.0}], lr=1.0)
-    loss = method.loss if name == "dpo" else next_token_loss
-    objective, optimizer = fabric.setup(Objective(model, loss), optimizer)
+    objective = fabric.setup_module(Objective(model, method.loss if name == "dpo" else next_token_loss))
+    optimizer = make_optimizer(model, method, TrainArgs(learning_rate=1e-3), torch.device("cpu"))
+    found = {}
+
+    def weights():
+        reshard(model)
+        return {n: whole(p.detach()).clone() for n, p in trained_parameters(model).items()}
+
+    def catch(*_):
+        found.update({f"gradient/{n}": whole(p.grad).clone() for n, p in trained_parameters(model).items()})
+
+    optimizer.register_step_pre_hook(catch)
+    optimizer = fabric.setup_optimizers(optimizer)
+    if load_from is not None:
+        load_state(load_from, model, optimizer)
+        found |= {f"before/{n}": weight for n, weight in weights().items()}
     batches = [collate([examples[i] for i in g]) for g in lay_out(range(9), lengths, micro_batch_size, max(lengths), False)]
     found["val_loss"] = torch.tensor(validate(fabric, objective, batches, None))
     plan = Plan(lengths, 9, micro_batch_size, max(lengths), False, 0)
     groups = plan.deal(plan.examples(0), n_ranks())[rank()]
-    measured = optimizer_step(fabric, objective, optimizer, groups, examples, 1.0, None)
-    return {**found, **{f"measured/{n}": value for n, value in measured.items()}}
+    measured = optimizer_step(fabric, objective, optimizer, groups, examples, 1e-3, 1.0)
+    if save_to is not None:
+        save_state(save_to, State(step=1), model, optimizer, lambda _: None)
+    found |= {f"after/{n}": weight for n, weight in weights().items()}
+    return {**found, **{f"measured/{n}": value.clone() for n, value in measured.items()}}
 
 
-def main(checkpoint, n_devices, folder):
-    args = LoRAFinetuneArgs(accelerator="cpu", devices=n_devices)
-    fabric = launch(args, torch.device("cpu"), "32-true", trains_base=False)
+def main(checkpoint, n_devices, strategy, folder):
+    """`folder` holds the saves that a run of one process has made, and gets what is found."""
+    args = LoRAFinetuneArgs(accelerator="cpu", devices=n_devices, strategy=strategy, precision="32-true")
+    fabric = launch(args, strategy, torch.device("cpu"), trains_base=False)
     found = {}
     for name in CASES:
+        if (strategy, name) == ("fsdp", "lora-int8"):
+            continue
         found |= {f"{name}/{n}": tensor for n, tensor in measure(fabric, checkpoint, name, 1).items()}
+    if (n_devices, strategy) == (2, "fsdp"):
+        for name in RESUMED:
+            save = folder / f"fsdp-{name}"
+            for origin, how in (
+                ("saved", {"save_to": save}), ("own", {"load_from": save}), ("one", {"load_from": folder / f"one-{name}"}),
+            ):  # fmt: skip
+                found |= {f"{origin}-{name}/{n}": t for n, t in measure(fabric, checkpoint, name, 1, **how).items()}
     if rank() == 0:
-        save_file(found, folder / f"{n_devices}.safetensors")
+        save_file(found, folder / f"{strategy}-{n_devices}.safetensors")
 
 
 def fork(n_devices, run):
@@ -112,4 +144,5 @@ def fork(n_devices, run):
 
 if __name__ == "__main__":
     folder, checkpoint = Path(sys.argv[2]), Path(sys.argv[1])
-    sys.exit(not all(fork(n, lambda n=n: main(checkpoint, n, folder)) for n in (2, 4)))
+    runs = [(n, strategy) for n in (2, 4) for strategy in ("ddp", "fsdp")]
+    sys.exit(not all(fork(n, lambda n=n, s=s: main(checkpoint, n, s, folder)) for n, s in runs))

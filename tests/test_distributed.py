@@ -1,6 +1,7 @@
 """Several processes, started as a user starts them, against one."""
 
 import csv
+import dataclasses
 import os
 import runpy
 import shutil
@@ -15,13 +16,14 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from lightning.fabric import Fabric
-from ranks import CASES, measure, ragged
+from ranks import CASES, RESUMED, measure, ragged
 from safetensors.torch import load_file
 from tiny import make_data
 
-from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs
+from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.checkpoint import read_config
 from lit_llm.data import Plan
-from lit_llm.runtime import check_devices
+from lit_llm.runtime import check_devices, choose_strategy
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
 CPU = torch.device("cpu")
@@ -42,29 +44,62 @@ def test_every_example_is_dealt_once_and_all_ranks_make_as_many_passes(checkpoin
 
 
 @pytest.fixture(scope="module")
-def one_process(checkpoint):
-    """Loss and gradients of each method from one big batch."""
-    fabric = Fabric(accelerator="cpu", devices=1)
-    return {f"{name}/{n}": t for name in CASES for n, t in measure(fabric, checkpoint, name, 9).items()}
+def folder(tmp_path_factory):
+    """Of the saves, and of what several processes find."""
+    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
-def several(checkpoint, tmp_path_factory):
-    """Folder with loss and gradients of each method from 2 and from 4 processes."""
-    folder = tmp_path_factory.mktemp("ranks")
+def one_process(checkpoint, folder):
+    """Loss, gradients and weights of each method from one big batch; saves of some."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    saves = {name: folder / f"one-{name}" if name in RESUMED else None for name in CASES}
+    found = {f"{name}/{n}": t for name in CASES for n, t in measure(fabric, checkpoint, name, 9, save_to=saves[name]).items()}
+    for name in RESUMED:
+        found |= {f"one-{name}/{n}": t for n, t in measure(fabric, checkpoint, name, 9, load_from=saves[name]).items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def several(checkpoint, folder, one_process):
+    """What each strategy on each number of processes has found."""
     command = [sys.executable, REPOSITORY / "tests/ranks.py", checkpoint, folder]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return folder
+    return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("n_devices", [2, 4])
-def test_loss_and_gradients_of_several_processes_equal_those_of_one(several, one_process, n_devices):
-    found = load_file(several / f"{n_devices}.safetensors")
-    assert found.keys() == one_process.keys()
-    for name, expected in one_process.items():
-        assert expected.abs().max() > 1e-4, name
-        assert (found[name] - expected).norm() < 1e-5 * expected.norm(), name
+def assert_equal(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.abs().max() > 1e-4, name
+        assert (found[name] - tensor).norm() < tolerance * tensor.norm(), name
+
+
+def of(found, case):
+    return {name: tensor for name, tensor in found.items() if name.startswith(f"{case}/")}
+
+
+@pytest.mark.parametrize("run", ["ddp-2", "ddp-4", "fsdp-2", "fsdp-4"])
+def test_loss_gradients_and_weights_of_several_processes_equal_those_of_one(several, one_process, run):
+    for case in CASES:
+        if (run[:4], case) != ("fsdp", "lora-int8"):
+            # bfloat16 has 8 bits, and a product of other rows is rounded otherwise
+            assert_equal(of(several[run], case), of(one_process, case), 5e-2 if case == "lora-bf16" else 1e-5)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_sharded_run_resumes_in_one_process_and_the_reverse(several, one_process, checkpoint, folder, case):
+    """Weights come back to the last bit; the gradients of the next step and the weights after it are the same."""
+    sharded = several["fsdp-2"]
+    in_one = measure(Fabric(accelerator="cpu", devices=1), checkpoint, case, 9, load_from=folder / f"fsdp-{case}")
+    for name in [name for name in in_one if name.startswith("before/")]:
+        saved = sharded[f"saved-{case}/after/{name[7:]}"]
+        assert torch.equal(in_one[name], saved)
+        assert torch.equal(sharded[f"own-{case}/{name}"], saved)
+        assert torch.equal(sharded[f"one-{case}/{name}"], one_process[f"{case}/after/{name[7:]}"])
+    assert_equal({f"own-{case}/{n}": t for n, t in in_one.items()}, of(sharded, f"own-{case}"))
+    assert_equal(of(sharded, f"one-{case}"), of(one_process, f"one-{case}"))
 
 
 # Whole runs
@@ -170,3 +205,39 @@ def test_a_wrong_number_of_started_processes_is_refused(monkeypatch):
     check_devices(FullFinetuneArgs(devices=2, num_nodes=2), CPU)
     with pytest.raises(ValueError, match="4 processes were started"):
         check_devices(FullFinetuneArgs(devices=2), CPU)
+
+
+def choose(device="cpu", config=None, kind=LoRAFinetuneArgs, train=None, **options):
+    args = kind(devices=2, train=TrainArgs(**(train or {})), **{"precision": "32-true", **options})
+    return choose_strategy(args, torch.device(device), config)
+
+
+def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(checkpoint):
+    small = read_config(checkpoint)
+    large = dataclasses.replace(small, n_embd=2**17, intermediate_size=2**18)  # 2^38 weights and more
+    assert choose(config=small)[0] == "ddp"
+    assert choose(config=large, quantize="bnb.nf4") == ("ddp", "ddp, since a base in bnb.nf4 is small")
+    strategy, why = choose(config=large)
+    assert (strategy, why[:21]) == ("fsdp", "fsdp, since weights, ")
+    assert choose(config=large, train={"optimizer": "adafactor"})[0] == "ddp"
+    assert choose(config=small, strategy="fsdp") == ("fsdp", "fsdp, as asked for")
+    assert choose_strategy(LoRAFinetuneArgs(), CPU, small) == ("one", "one device")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"quantize": "bnb.int8"}, "take --strategy ddp, or bnb.nf4"),
+        ({"precision": "16-mixed"}, "take bf16-mixed"),
+        ({"train": {"compile": True}}, "leave it out"),
+        ({"train": {"optimizer": "adamw8bit"}}, "take adamw or sgd"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        choose(strategy="fsdp", **options)
+
+
+def test_a_strategy_for_one_device_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="needs --devices above 1"):
+        choose_strategy(LoRAFinetuneArgs(strategy="ddp"), CPU, read_config(checkpoint))

@@ -161,6 +161,9 @@ class FinetuneArgs(Checked):
     """Devices of each machine; on a CPU, processes."""
     num_nodes: int = 1
     """Machines. Above 1, torchrun or SLURM starts the processes."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices share the work. ddp: each holds the whole model; fsdp: each holds a part of every weight; auto: fsdp
+    if the model fills half of a device or more."""
     seed: int = 1337
     """Seed of initialisation, dropout and the order of the examples."""
     resume: str | None = None
