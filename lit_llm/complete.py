@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_l
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
 from lit_llm.report import Progress
 from lit_llm.sampling import Sampling
+from lit_llm.speculative import check_draft, continue_drafted
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -127,12 +128,11 @@ def _write(
         else:
             print(("" if style else tokenizer.decode(encoded[0])) + row.stream.text)
 
+    continued = _continue(args, model, tokenizer, begin(), min(args.batch_size, total - first), max(map(len, encoded)))
     start, n_new, upcoming = time.perf_counter(), 0, first
     if args.stream and style is None:
         print(tokenizer.decode(encoded[0]), end="", flush=True)
-    length = max(map(len, encoded)) + args.max_new_tokens
-    batch = Batch[Row](model, min(args.batch_size, total - first), length, args.kv_cache == "int8", args.compile)
-    for row, text in continue_rows(batch, begin()):
+    for row, text in continued:
         if args.stream:
             print(text, end="", flush=True)
         if row.done:
@@ -148,6 +148,19 @@ def _write(
         if what is not None:
             what.close()
     print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
+
+
+def _continue(
+    args: GenerateArgs, model: GPT, tokenizer: Tokenizer, rows: Iterable[Row], size: int, longest: int
+) -> Iterator[tuple[Row, str]]:
+    """As `continue_rows`, for prompts of so many tokens at most, side by side or with a draft."""
+    if args.draft_checkpoint_dir is None:
+        batch = Batch[Row](model, size, longest + args.max_new_tokens, args.kv_cache == "int8", args.compile)
+        return continue_rows(batch, rows)
+    draft, draft_tokenizer = _load(args, args.draft_checkpoint_dir, None)
+    check_draft(model, tokenizer, draft, draft_tokenizer)
+    check_context(draft, longest, args.max_new_tokens)
+    return ((row, text) for row in rows for text in continue_drafted(model, draft, row))
 
 
 def _outcome(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -173,9 +186,9 @@ def _key(args: GenerateArgs, model: GPT, ids: list[int], i: int) -> str:
     """Stands for all that an answer follows from."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "logprobs", "precision",
              "quantize", "cpu_weights", "kv_cache")  # fmt: skip
-    adapter_dir = getattr(args, "adapter_dir", None)
-    adapter = None if adapter_dir is None else str(adapter_dir.resolve())
-    told = [ids, args.seed + i, model.fingerprint, adapter, *[getattr(args, name) for name in names]]
+    folders = [getattr(args, "adapter_dir", None), args.draft_checkpoint_dir]
+    others = [folder and str(folder.resolve()) for folder in folders]
+    told = [ids, args.seed + i, model.fingerprint, *others, *[getattr(args, name) for name in names]]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 

@@ -52,7 +52,7 @@ LAYERS = [
     ["rope", "cache"],
     ["model"],
     ["weights", "sharding", "data", "loss", "compiling", "quantize", "packed", "sampling", "text_stream"],
-    ["methods", "pieces", "decode", "generate", "hub", "sources", "curate"],
+    ["methods", "pieces", "decode", "generate", "speculative", "hub", "sources", "curate"],
     ["checkpoint", "engine"],
     ["score"],
     ["adapters", "lit_gpt", "convert", "memory", "summary"],

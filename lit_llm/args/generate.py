@@ -19,6 +19,8 @@ class GenerateArgs(Checked):
     """File to write answers to, as JSON lines. If it holds the first of them already, the others are added."""
     checkpoint_dir: Path | None = None
     """Folder of the model; the embedded demo's if not given."""
+    draft_checkpoint_dir: Path | None = None
+    """Folder of a small model with the same tokens, which drafts what the large one judges; texts then come one by one."""
     num_samples: int = 1
     """Texts to generate for each prompt."""
     batch_size: int = 16
@@ -59,6 +61,8 @@ class GenerateArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         as_lines = self.output_file is not None or self.has_many_prompts()
         one_text = not as_lines and self.num_samples == 1
+        defaults = {"batch_size": 16, "logprobs": None, "compile": False, "kv_cache": None}
+        undrafted = [] if self.draft_checkpoint_dir is None else [n for n, d in defaults.items() if getattr(self, n) != d]
         return [
             ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
             *self.below(0, "num_samples", "batch_size", "max_new_tokens", "top_k", "repetition_penalty"),
@@ -76,6 +80,7 @@ class GenerateArgs(Checked):
             ),
             (self.logprobs is not None and not as_lines, "--logprobs are written as JSON lines: give an --output_file"),
             (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
+            (bool(undrafted), f"--draft_checkpoint_dir does not go with --{', --'.join(undrafted)}"),
             (self.compile and self.cpu_weights is not None, "--compile cannot look into --cpu_weights. Leave out one of them"),
             (
                 self.temperature == 0 and self.num_samples > 1,

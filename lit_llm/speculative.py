@@ -1,0 +1,100 @@
+"""Speculative decoding: a small model drafts some tokens, the large one judges them in one pass (https://arxiv.org/abs/2211.17192).
+
+What comes out is distributed as if the large model had drawn each token; where it takes the likeliest, it is the same.
+K tokens are drafted, V vocabulary of the large model.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_llm.cache import KVCache
+from lit_llm.decode import Row
+from lit_llm.model import GPT
+from lit_llm.sampling import Sampling, distribution, draw, penalize
+from lit_llm.tokenizer import Tokenizer
+
+N_DRAFTED = 4
+
+
+def check_draft(model: GPT, tokenizer: Tokenizer, draft: GPT, draft_tokenizer: Tokenizer) -> None:
+    """Raises ValueError if the two models have different tokens, or one turns positions by the length of the sequence."""
+    texts = [[t.decode([i]) for i in range(t.vocab_size)] for t in (tokenizer, draft_tokenizer)]
+    if texts[0] != texts[1]:
+        raise ValueError("the model of --draft_checkpoint_dir has other tokens. Take a smaller model of the same family")
+    for scaling in (model.config.rope_scaling, draft.config.rope_scaling):
+        if scaling is not None and scaling["rope_type"] in ("dynamic", "longrope"):
+            raise ValueError(f"--draft_checkpoint_dir is not for RoPE of type {scaling['rope_type']}. Leave it out")
+
+
+@torch.inference_mode()
+def continue_drafted(model: GPT, draft: GPT, row: Row) -> Iterator[str]:
+    """Bring a row to its end, and yield each piece of text as it becomes certain.
+
+    With the same seed a sample is another one than without a draft.
+    """
+    target, drafter = (_Reader(m, row.n_prompt + row.max_new_tokens, model.config.vocab_size) for m in (model, draft))
+    while not row.done:
+        ids, q = list(row.ids), []
+        for _ in range(min(N_DRAFTED, row.max_new_tokens - row.n_new - 1)):
+            q.append(probabilities(drafter.read(ids, 1), row.sampling, [ids])[0])
+            ids.append(int(draw(q[-1][None], [row.generator])))
+        guesses = ids[len(row.ids) :]
+        seen = [ids[: len(row.ids) + i] for i in range(len(q) + 1)]
+        p = probabilities(target.read(ids, len(q) + 1), row.sampling, seen)
+        for token in judge(p, q, guesses, row.generator):
+            if not row.done:
+                yield row.take(token)
+        for reader in (target, drafter):
+            reader.n_read = min(reader.n_read, len(row.ids) - 1)  # what was read behind an error is written over
+
+
+def judge(p: Tensor, q: Sequence[Tensor], guesses: Sequence[int], generator: torch.Generator) -> list[int]:
+    """The guesses that are kept, and one token more (algorithm 1).
+
+    Args:
+        p: What the model would draw each guess and the token after them from, (K + 1, V).
+        q: What each guess was drawn from, K times (V,).
+    """
+    for i, guess in enumerate(guesses):
+        if torch.rand((), generator=generator).item() * q[i][guess] >= p[i, guess]:
+            rest = (p[i] - q[i]).clamp(min=0)
+            rest = rest if rest.sum() > 0 else p[i]  # the two are equal but for rounding
+            return [*guesses[:i], int(draw(rest[None], [generator]))]
+    return [*guesses, int(draw(p[-1:], [generator]))]
+
+
+def probabilities(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]]) -> Tensor:
+    """What tokens are drawn from, (n, V), at n places with logits (n, V), each behind the tokens `seen`."""
+    logits = penalize(logits.float(), [sampling] * len(seen), seen)
+    if sampling.temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
+    return distribution(logits, sampling)
+
+
+class _Reader:
+    """A model and what it has read of one sequence.
+
+    Attributes:
+        n_read: Tokens whose keys and values count. The caller lowers it where the sequence went on otherwise.
+    """
+
+    def __init__(self, model: GPT, max_length: int, vocab_size: int) -> None:
+        self.model, self.vocab_size, self.n_read = model, vocab_size, 0
+        weight = model.wte.weight
+        self.cache = KVCache(model.config, 1, max_length, weight.device, weight.dtype, chunk=N_DRAFTED + 1)
+
+    def read(self, ids: Sequence[int], n: int) -> Tensor:
+        """Read what is new of a sequence. Returns the logits after each of its last n tokens, (n, V)."""
+        known = self.model.config.vocab_size - 1  # two models of a family may be padded to different numbers of rows
+        new = torch.tensor([[min(i, known) for i in ids[self.n_read :]]], device=self.model.wte.weight.device)
+        positions = None
+        if self.n_read:
+            positions = torch.arange(self.n_read, len(ids), device=new.device)[None]
+            self.cache.length, self.cache.level = len(ids), new.size(1) == 1
+        hidden = self.model.hidden(new, cache=self.cache, positions=positions)[0, -n:]
+        self.n_read = len(ids)
+        logits = self.model.head(hidden)[:, : self.vocab_size]
+        return F.pad(logits, (0, self.vocab_size - logits.size(-1)), value=-torch.inf)
