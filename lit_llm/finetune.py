@@ -117,7 +117,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     # In parts, the model answers at the end only: what inference mode has made whole cannot train any more.
-    before = answers.make() if resume_dir is None and strategy != "fsdp" else None
+    before = answers.make() if strategy != "fsdp" else None  # of the base: a save is read later
     fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
@@ -145,15 +145,16 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error
     with shared_folder(out_dir / "final") as final:
         write_result(final)
-    after = _report(args, out_dir, state, answers, before)
+    after = answers.make()
     if rank() > 0:
         return
+    outcome = _outcome(state, answers, before, after)
+    _tell(args, out_dir, state, answers, before, after, outcome)
     shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
-    losses = f"validation loss {state.first_val_loss} to {state.val_loss}" if state.val_loss is not None else "no validation"
     write_report(
         out_dir,
         f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",
-        [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", losses],
+        [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", *outcome],
         found.text(),
         changed_options(args, type(args)()),
         [(_question(record), answer_of(record), old.text, new.text) for record, old, new in shown],
@@ -293,11 +294,24 @@ class Answers:
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
 
-def _report(
-    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None
-) -> list[Completion]:
-    """Print what changed, where the result is, and how to talk to it. Returns the finetuned model's answers."""
-    after = answers.make()
+def _outcome(state: State, answers: Answers, before: list[Completion] | None, after: list[Completion]) -> list[str]:
+    """What training changed, in numbers."""
+    found = []
+    if answers.n_exact:
+        rates = (
+            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
+        )
+        found.append(f"exact match on held-out prompts: {' -> '.join(rates)}")
+    if state.first_val_loss is not None and state.val_loss is not None:
+        found.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    return found
+
+
+def _tell(
+    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None,
+    after: list[Completion], outcome: Sequence[str],
+) -> None:  # fmt: skip
+    """Print what changed, where the result is, and how to talk to it."""
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     cell = max((width - 6) // 3, 16)
     if before is not None and answers.n_shown:
@@ -306,20 +320,13 @@ def _report(
         for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
             print(_row(_question(record), old.text, new.text, cell))
         print()
-    if answers.n_exact:
-        rates = [
-            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
-        ]
-        print(f"exact match on held-out prompts: {' -> '.join(rates)}")
-    if state.first_val_loss is not None and state.val_loss is not None:
-        print(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    for line in outcome:
+        print(line)
     final = out_dir / "final"
-    script, folder = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}.get(
-        args.method, (args.method, "adapter_dir")
-    )
+    special = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}
+    script, folder = special.get(args.method, (args.method, "adapter_dir"))
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
     print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
-    return after
 
 
 def _question(record: Record) -> str:

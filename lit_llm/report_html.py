@@ -22,9 +22,11 @@ CURVES = {
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
 h1,h2{line-height:1.2}svg{width:100%;height:auto}pre{white-space:pre-wrap;overflow-wrap:anywhere}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:1rem}figure{margin:0}
+table{border-collapse:collapse;width:100%}
 td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+@media(max-width:40rem){tr:first-child{display:none}tr{display:block;border-bottom:1px solid #ddd;padding:.5rem 0}
+td{display:block;border:0;padding:.1rem 0}td::before{content:attr(data-label) ": ";color:#666}}
 """
 
 
@@ -67,8 +69,10 @@ def write_report(
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{header}</tr>{body}</table></div>'
+    lines = (zip(head, row, strict=True) for row in rows)
+    cells = ("".join(f'<td data-label="{escape(name)}">{escape(str(cell))}</td>' for name, cell in line) for line in lines)
+    body = "".join(f"<tr>{line}</tr>" for line in cells)
+    return f"<h2>{escape(title)}</h2><table><tr>{header}</tr>{body}</table>"
 
 
 def _svg(rows: Sequence[dict[str, str]], name: str) -> str:

@@ -13,32 +13,41 @@ class BenchmarkArgs(Checked):
     """What to measure"""
 
     used_by: ClassVar[dict[str, tuple[str, ...]]] = {
-        "checkpoint_dir": ("invariance",),
-        "data_dir": ("invariance",),
+        "checkpoint_dir": ("invariance", "packing_speed"),
+        "data_dir": ("invariance", "packing_speed"),
         "shapes": ("train_speed", "eval_speed"),
-        "repetitions": ("train_speed", "eval_speed"),
-        "n_examples": ("train_speed", "eval_speed", "invariance"),
+        "repetitions": ("train_speed", "eval_speed", "packing_speed"),
+        "n_examples": ("train_speed", "eval_speed", "invariance", "packing_speed"),
         "clients": ("serve_load",),
         "seconds": ("serve_load",),
     }
     """Which checks each option acts on."""
 
-    check: Literal["train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed", "memory_estimate"]
+    check: Literal[
+        "train_speed",
+        "invariance",
+        "load_memory",
+        "demo_methods",
+        "serve_load",
+        "eval_speed",
+        "memory_estimate",
+        "packing_speed",
+    ]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
     your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
     demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients.
     eval_speed: multiple choice in the evaluation harness beside its own model.
-    memory_estimate: estimated and measured memory of a step."""
+    memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data."""
     checkpoint_dir: Path | None = None
-    """Model for invariance."""
+    """Model for invariance and packing_speed."""
     data_dir: Path | None = None
-    """Data for invariance."""
+    """Data for invariance and packing_speed."""
     shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
         default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
     )
     """Sizes of the models for train_speed and eval_speed."""
     repetitions: int = 5
-    """Measured steps, or evaluations, of each contender for train_speed and eval_speed."""
+    """Measured steps, or evaluations, of each contender for train_speed, eval_speed and packing_speed."""
     n_examples: int = 16
     """Examples per step; questions for eval_speed."""
     clients: int = 200
@@ -47,13 +56,14 @@ class BenchmarkArgs(Checked):
     """How long they ask for serve_load."""
 
     def rules(self) -> list[tuple[bool, str]]:
-        lacking = self.check == "invariance" and (self.checkpoint_dir is None or self.data_dir is None)
+        on_data = self.check in self.used_by["data_dir"]
+        lacking = on_data and (self.checkpoint_dir is None or self.data_dir is None)
         defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
         given = [name for name in self.used_by if getattr(self, name) != defaults[name]]
         return [
             *self.below(0, "repetitions", "n_examples", "clients", "seconds"),
             *[(self.check not in self.used_by[name], f"--{name} has no effect on --check {self.check}") for name in given],
-            (lacking, "--check invariance needs --checkpoint_dir and --data_dir"),
+            (lacking, f"--check {self.check} needs --checkpoint_dir and --data_dir"),
         ]
 
 

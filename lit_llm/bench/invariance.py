@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +31,7 @@ BETA = 0.1
 def measure(args: BenchmarkArgs) -> None:
     """Raises ValueError if loss or gradient differ between layouts by more than the rounding of float32."""
     assert args.checkpoint_dir and args.data_dir
-    config = read_config(args.checkpoint_dir)
-    tokenizer = load_tokenizer(args.checkpoint_dir, config)
-    records = read_records(args.data_dir / "train.jsonl")[: args.n_examples]
-    style = default_style(tokenizer, is_text=all("text" in record for record in records))
-    examples, _ = tokenize_all(records, style, tokenizer, True, config.block_size)
-    if not examples:
-        raise ValueError(f"none of the first {args.n_examples} rows of {args.data_dir} fits the context")
+    examples, style = first_examples(args.checkpoint_dir, args.data_dir, args.n_examples)
     model = load_model(args.checkpoint_dir, dtype=torch.float32)
     attach_moving_lora(model)
     layouts = check_layouts(model, examples)
@@ -45,6 +40,22 @@ def measure(args: BenchmarkArgs) -> None:
     print(json.dumps(result, indent=2))
     if worst >= TOLERANCE:
         raise ValueError(f"loss or gradient depend on the layout: the largest relative difference is {worst:.1e}")
+
+
+def first_examples(checkpoint_dir: Path, data_dir: Path, n: int) -> tuple[list[Example | Pair], str]:
+    """Examples of the first `n` rows of a data folder, and the style in which finetuning would render them.
+
+    Raises:
+        ValueError: if none fits the context.
+    """
+    config = read_config(checkpoint_dir)
+    tokenizer = load_tokenizer(checkpoint_dir, config)
+    records = read_records(data_dir / "train.jsonl")[:n]
+    style = default_style(tokenizer, is_text=all("text" in record for record in records))
+    examples, _ = tokenize_all(records, style, tokenizer, True, config.block_size)
+    if not examples:
+        raise ValueError(f"none of the first {n} rows of {data_dir} fits the context")
+    return examples, style
 
 
 def attach_moving_lora(model: GPT) -> None:
