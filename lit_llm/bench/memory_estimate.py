@@ -28,7 +28,7 @@ from lit_llm.optimizers import make_optimizer
 from lit_llm.train import Objective, optimizer_step
 
 TOLERANCE = 0.1
-SIZES = {"pythia-70m": (8, 1024), "llama-100m": (4, 1024)}
+SIZES = {"pythia-70m": (12, 1024), "llama-100m": (4, 1024)}
 """Documents of a micro-batch, and tokens of each."""
 
 CASES: dict[str, tuple[Callable[[], Method], str | None]] = {
