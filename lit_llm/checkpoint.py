@@ -42,6 +42,7 @@ def load(
     device: str = "auto",
     precision: str | None = None,
     quantize: str | None = None,
+    mapped: bool = False,
 ) -> tuple[GPT, Tokenizer]:
     """Model in eval mode, weights frozen, and its tokenizer.
 
@@ -52,13 +53,14 @@ def load(
         precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
         quantize: One of `lit_llm.quantize.QUANTIZATIONS`; applies to the linears inside the blocks.
+        mapped: Leave the weights on the CPU, where they may lie in the file, in the dtype that they would have on `device`.
 
     Raises:
         FileNotFoundError: if files are missing.
         ValueError: if they do not fit together; the message names the file or tensor.
     """
     target = resolve_device(device)
-    model = load_model(Path(checkpoint_dir), target, weights_dtype(precision, target), quantize)
+    model = load_model(Path(checkpoint_dir), "cpu" if mapped else target, weights_dtype(precision, target), quantize)
     tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
     if adapter_dir is not None:
         from lit_llm.adapters import attach_adapter

@@ -10,15 +10,17 @@ from typing import Any
 
 from lit_llm.adapters import read_adapter
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
-from lit_llm.checkpoint import load, resolve_device
+from lit_llm.checkpoint import load, read_config, resolve_device
 from lit_llm.cli import DEMO
 from lit_llm.decode import Batch, Row, continue_rows
+from lit_llm.distributed import naming_lost_ranks
 from lit_llm.files import read_json_object
 from lit_llm.generate import check_context, encode_prompt
 from lit_llm.memory import available_bytes, peak_memory_gb
 from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
 from lit_llm.packed import lay_out, pack, wide_linears
+from lit_llm.parallel import check_split, join, split
 from lit_llm.pieces import WINDOW, candidate_text, pieces
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
@@ -85,6 +87,7 @@ def _encode(
     return encoded
 
 
+@naming_lost_ranks("Start again")
 def _write(
     args: GenerateArgs,
     prompts: Sequence[Prompt],
@@ -206,10 +209,16 @@ def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Pat
     device, start, merging = resolve_device(args.accelerator), time.perf_counter(), getattr(args, "merge", False)
     if merging and adapter_dir is not None and (method := read_adapter(adapter_dir)["method"]) != "lora":
         raise ValueError(f"--merge is for LoRA; {adapter_dir} is of {method}, which has no place in the weights. Leave it out")
-    model, tokenizer = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize)
+    n_devices = getattr(args, "devices", 1)
+    if n_devices > 1:
+        check_split(read_config(checkpoint_dir), n_devices, args.quantize, adapter_dir is not None and not merging)
+        device = join(n_devices, device)
+    model, tokenizer = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize, mapped=n_devices > 1)
     if merging:
         merge(model)
-    if args.cpu_weights is not None:
+    if n_devices > 1:
+        split(model, device)
+    elif args.cpu_weights is not None:
         pack(model, args.cpu_weights)
     else:
         copied, available = sum(linear.weight.nbytes for linear in wide_linears(model)), available_bytes(device)

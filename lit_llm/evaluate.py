@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lit_llm.adapters import trained_style
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.complete import load_args
+from lit_llm.distributed import naming_lost_ranks
 from lit_llm.generate import generate
 from lit_llm.model import GPT
 from lit_llm.prompts import Style, default_style, prompt_style
@@ -131,6 +132,7 @@ class HarnessModel(TemplateLM):
         return str(self.checkpoint_dir).replace("/", "__")
 
 
+@naming_lost_ranks("Start again")
 def evaluate(args: HarnessArgs) -> dict[str, Any]:
     """Run the tasks, print the harness's table, write its results."""
     tasks = task_names(args.tasks)
@@ -149,7 +151,8 @@ def evaluate(args: HarnessArgs) -> dict[str, Any]:
         apply_chat_template=args.apply_chat_template,
         task_manager=manager,
     )
-    assert results is not None
+    if results is None:  # the harness gives them to the first rank alone
+        return {}
     samples = results.pop("samples", {})
     results["config"]["model"] = "lit_llm"  # type: ignore[index]
     results["config"]["model_args"] = {  # type: ignore[index]

@@ -51,7 +51,7 @@ LAYERS = [
     ["hf_keys", "families", "config", "tokenizer", "prompts"],
     ["rope", "cache"],
     ["model"],
-    ["weights", "sharding", "data", "loss", "compiling", "quantize", "packed", "sampling", "text_stream"],
+    ["weights", "sharding", "data", "loss", "compiling", "quantize", "parallel", "packed", "sampling", "text_stream"],
     ["methods", "pieces", "decode", "generate", "speculative", "hub", "sources", "curate"],
     ["checkpoint", "engine"],
     ["score"],

@@ -29,11 +29,14 @@ class HarnessArgs(ModelArgs):
     """File for the results, in the harness's own JSON."""
     log_samples: bool = False
     """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
+    devices: int = 1
+    """Devices that the model is split over: each holds some of its heads and features."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *super().rules(),
-            *self.below(0, "batch_size", "limit"),
+            *self.below(0, "batch_size", "limit", "devices"),
+            (self.devices > 1 and self.cpu_weights is not None, "--devices does not go with --cpu_weights. Leave it out"),
             *self.below(0, "num_fewshot", allow_equal=True),
             (self.prompt_style is not None and not self.apply_chat_template, "--prompt_style needs --apply_chat_template"),
             (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),

@@ -57,6 +57,8 @@ class GenerateArgs(Checked):
     """Compile the model; the first token then takes a minute, and the others less time on CUDA."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
+    devices: int = 1
+    """Devices that the model is split over: each holds some of its heads and features."""
 
     def rules(self) -> list[tuple[bool, str]]:
         as_lines = self.output_file is not None or self.has_many_prompts()
@@ -65,7 +67,14 @@ class GenerateArgs(Checked):
         undrafted = [] if self.draft_checkpoint_dir is None else [n for n, d in defaults.items() if getattr(self, n) != d]
         return [
             ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
-            *self.below(0, "num_samples", "batch_size", "max_new_tokens", "top_k", "repetition_penalty"),
+            *self.below(0, "num_samples", "batch_size", "max_new_tokens", "top_k", "repetition_penalty", "devices"),
+            *[
+                (
+                    self.devices > 1 and bool(getattr(self, name)),
+                    f"--devices {self.devices} does not go with --{name}. Leave it out",
+                )
+                for name in ("cpu_weights", "compile", "draft_checkpoint_dir", "output_file")
+            ],
             *self.below(0, "temperature", "seed", "logprobs", allow_equal=True),
             (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
             (not 0 <= self.min_p <= 1, f"--min_p must be from 0 to 1, found {self.min_p}"),

@@ -1,0 +1,70 @@
+"""Tensor parallel inference (https://arxiv.org/abs/1909.08053, section 3): each rank has some of the heads and of the hidden
+features of every MLP, and two sums over the ranks per layer put the parts together. All ranks draw the same tokens."""
+
+import os
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from lit_llm.config import Config
+from lit_llm.distributed import BACKENDS, n_started, start_others
+from lit_llm.model import GPT
+
+
+def check_split(config: Config, n_devices: int, quantize: str | None, has_adapter: bool) -> None:
+    """Raises ValueError if the model cannot be split over so many devices."""
+    if quantize is not None or has_adapter:
+        what, instead = ("--quantize", "leave it out") if quantize else ("an adapter", "merge LoRA: scripts/merge_lora.py")
+        raise ValueError(f"--devices {n_devices} splits plain linears, which does not go with {what}; {instead}")
+    if config.n_expert or config.qk_norm in ("row", "each_head"):
+        raise ValueError(f"--devices {n_devices}: models with experts or norms over all heads are not split. Leave it out")
+    if config.n_query_groups % n_devices or config.intermediate_size % n_devices:
+        raise ValueError(
+            f"--devices {n_devices} must divide {config.n_query_groups} key/value heads and {config.intermediate_size} features"
+        )
+
+
+def join(n_devices: int, device: torch.device) -> torch.device:
+    """Start the other processes, unless torchrun has, and connect them. Returns this one's device.
+
+    Raises:
+        ValueError: if there are not so many devices or processes.
+    """
+    if device.type not in BACKENDS or (device.type == "cuda" and n_devices > torch.cuda.device_count()):
+        raise ValueError(f"--devices {n_devices}: this machine does not have so many of {device.type}")
+    n_found = n_started()
+    if n_found is None:
+        start_others(n_devices)
+    elif n_found != n_devices:
+        raise ValueError(f"{n_found} processes were started, but --devices is {n_devices}")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group(BACKENDS[device.type])
+    return device
+
+
+def split(model: GPT, device: torch.device) -> None:
+    """Keep this rank's part of a model that lies on the CPU, and move it to `device`. Each has all embeddings and norms."""
+    from torch.distributed.device_mesh import init_device_mesh  # a second that one device need not wait
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+    n = dist.get_world_size()
+    mesh = init_device_mesh(device.type, (n,))
+    columns, rows = ColwiseParallel(), RowwiseParallel()  # by outputs; by inputs, with a sum over the ranks
+    plan: dict[str, ParallelStyle] = {
+        "attn.q": columns, "attn.k": columns, "attn.v": columns, "attn.o": rows, "mlp.gate": columns, "mlp.up": columns,
+        "mlp.down": rows,
+    }  # fmt: skip
+    for block in model.h:
+        linears = {name for name, _ in block.named_modules()}
+        parallelize_module(block, mesh, {n: style for n, style in plan.items() if n in linears}, src_data_rank=None)
+    if not model.config.tie_embeddings:
+        parallelize_module(model.lm_head, mesh, ColwiseParallel(output_layouts=Replicate()), src_data_rank=None)
+    model.config = replace(model.config, n_head=model.config.n_head // n, n_query_groups=model.config.n_query_groups // n)
+    model.to(device)
+    for rope in (model.rope, model.local_rope):
+        if rope is not None:
+            rope.to(device)

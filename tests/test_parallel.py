@@ -1,0 +1,89 @@
+"""Generation and evaluation on two ranks, each with half of the heads and features, against one."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+
+import pytest
+from conftest import REPOSITORY
+from harness import write_task
+from tiny import WORDS, make_checkpoint, rows
+
+from lit_llm.args.generate import GenerateArgs
+from lit_llm.checkpoint import read_config
+from lit_llm.parallel import check_split
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What scripts print, and the harness's results, with one process and with two."""
+    folder = tmp_path_factory.mktemp("split")
+    llama = make_checkpoint(folder / "llama", num_key_value_heads=2)
+    neox = make_checkpoint(folder / "neox", "gpt_neox")
+    questions = [
+        {"question": row["instruction"], "choices": WORDS[i : i + 4], "answer": i % 4} for i, row in enumerate(rows(12, seed=3))
+    ]
+    write_task(
+        folder, "words", {"test": questions}, output_type="multiple_choice", doc_to_text="{{question}}",
+        doc_to_choice="{{choices}}", doc_to_target="{{answer}}", test_split="test",
+    )  # fmt: skip
+    common = ["--accelerator=cpu"]
+    scripts = [
+        ["generate/base.py", f"--checkpoint_dir={llama}", "--prompt=the red cat", "--temperature=0", *common],
+        ["generate/base.py", f"--checkpoint_dir={neox}", "--prompt=a small house", "--num_samples=3", *common],
+        ["eval/lm_eval_harness.py", f"--checkpoint_dir={llama}", "--tasks=words", f"--include_path={folder}", *common],
+    ]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        for i, arguments in enumerate(scripts):
+            more = [f"--output_file={folder}/one-{i}.json"] if "eval" in arguments[0] else []
+            patch.setattr(sys, "argv", [*arguments, *more])
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
+            found.append(printed.getvalue())
+    todo = [[arguments, f"{folder}/{i}"] for i, arguments in enumerate(scripts)]
+    todo[2][0].append(f"--output_file={folder}/two-2.json")
+    (folder / "todo.json").write_text(json.dumps(todo))
+    command = [sys.executable, REPOSITORY / "tests/split.py", folder / "todo.json"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = {name: json.loads((folder / f"{name}-2.json").read_text())["results"] for name in ("one", "two")}
+    return found, [(folder / str(i)).read_text() for i in range(len(scripts))], results
+
+
+def test_two_processes_write_the_texts_of_one(answers):
+    one, two, _ = answers
+    assert all(len(text) > 50 for text in one)
+    assert two == one
+
+
+def test_the_harness_finds_the_same_with_two_processes(answers):
+    one, two = (answers[2][name]["words"] for name in ("one", "two"))
+    assert two == one
+    assert 0 < one["acc,none"] < 1
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "options", "told"),
+    [
+        (3, {}, "must divide 4 key/value heads and 48 features"),
+        (2, {"quantize": "bnb.nf4"}, "leave it out"),
+        (2, {"has_adapter": True}, r"scripts/merge_lora\.py"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(checkpoint, n_devices, options, told):
+    with pytest.raises(ValueError, match=told):
+        check_split(read_config(checkpoint), n_devices, **{"quantize": None, "has_adapter": False, **options})
+
+
+def test_options_that_do_not_go_with_several_devices_are_refused():
+    with pytest.raises(ValueError, match="--devices 2 does not go with --compile"):
+        GenerateArgs(prompt="", devices=2, compile=True)
