@@ -37,6 +37,8 @@ class _Parser(jsonargparse.ArgumentParser):
         _fail(" ".join(line.strip() for line in message.splitlines()), ex)
 
     def _unknown(self, flag: str) -> str:
+        if not flag.startswith("-"):
+            return f"unexpected argument {flag}: every value needs its flag before it; see --help"
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, options, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help"
@@ -91,11 +93,12 @@ def _rank() -> int:
 
 def _fail(message: str, error: Exception | None) -> NoReturn:
     """Tell a mistake, and exit. What may have happened in this process alone is told by it, whichever it is."""
+    own = sys.__stderr__ if _rank() else sys.stderr
     if error is not None and os.environ.get("LIT_LLM_DEBUG"):
-        traceback.print_exception(error, file=sys.__stderr__)
+        traceback.print_exception(error, file=own)
     where = f"rank {_rank()}: " if _rank() else ""
     for line in message.splitlines():
-        print(f"error: {where}{line}", file=sys.__stderr__)
+        print(f"error: {where}{line}", file=own)
     sys.exit(2)
 
 

@@ -7,6 +7,7 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_tokenizer, read_config
 from lit_llm.data import Plan, iter_records
 from lit_llm.preflight import inspect, load_examples, show
+from lit_llm.prepare import prepared
 from lit_llm.prompts import default_style
 
 
@@ -18,7 +19,8 @@ def inspect_data(args: InspectDataArgs) -> None:
     """
     config = read_config(args.checkpoint_dir)
     tokenizer = load_tokenizer(args.checkpoint_dir, config)
-    paths = [args.data_dir / f"{name}.jsonl" for name in (args.split, "val")]
+    data_dir = prepared(args.data_dir) if args.data_dir.is_file() else args.data_dir
+    paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     is_text = all("text" in record for record in iter_records(paths[0]))
     style = args.prompt_style or default_style(tokenizer, is_text)
     limit = min(args.max_seq_length or config.block_size, config.block_size)

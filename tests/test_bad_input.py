@@ -102,6 +102,7 @@ def test_a_damaged_folder_is_told_in_one_line(run_script, base, data, tmp_path, 
 
 FLAGS = {
     "unknown flag": (["--train.epocs=3"], "unknown flag --train.epocs; did you mean --train.epochs?"),
+    "value without a flag": (["rows.csv"], "unexpected argument rows.csv"),
     "abbreviated flag": (["--check=x"], "unknown flag --check"),
     "negative number": (["--train.epochs=-1"], "--train.epochs must be above 0, found -1"),
     "not a number": (["--train.learning_rate=fast"], "--train.learning_rate takes a number"),

@@ -119,6 +119,9 @@ def test_inspect_data_shows_exactly_the_answers_and_what_finetuning_tells(tmp_pa
     assert "3 and 3 in 3 documents\n" in shown
     told = script("finetune/lora.py", *flags, "--dry_run").stdout
     assert told.split("\n\n")[0] in shown
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": c, "output": "b"} for c in "xyz"]))
+    of_file = script("scripts/inspect_data.py", "--checkpoint_dir", checkpoint, "--data_dir", "rows.json").stdout
+    assert "; 0 dropped, 0 repeated" in of_file
 
 
 def test_one_command_from_a_csv_to_an_adapter(tmp_path, script):

@@ -139,7 +139,7 @@ class InspectDataArgs(Checked):
     checkpoint_dir: Path
     """Folder of the model whose tokenizer and chat template are used."""
     data_dir: Path
-    """Folder with train.jsonl."""
+    """Folder with train.jsonl; or a csv, json, jsonl or parquet file, which is prepared on the way."""
     prompt_style: str | None = None
     """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
     mask_prompt: bool = True
