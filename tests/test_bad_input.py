@@ -111,7 +111,7 @@ FLAGS = {
     "paged state without CUDA": (["--train.optimizer=paged_adamw8bit", "--accelerator=cpu"], "is on cpu. Take adamw8bit"),
     "unknown optimizer": (["--train.optimizer=adamw4bit"], "--train.optimizer takes adamw, adamw8bit"),
     "half of a pair": (["--data_dir=x"], "--data_dir needs --checkpoint_dir"),
-    "several devices": (["--devices=2"], "--devices 2: training runs on one device so far"),
+    "int8 in parts": (["--devices=2", "--strategy=fsdp", "--quantize=bnb.int8"], "take --strategy ddp, or bnb.nf4"),
     "16-true": (["--precision=16-true"], "overflows in training"),
     "dropout of 1": (["--lora.dropout=1"], "--lora.dropout must be at least 0 and below 1"),
     "unknown target": (["--lora.targets=qq"], "target 'qq' matches no linear"),
