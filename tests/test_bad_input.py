@@ -196,7 +196,7 @@ GENERATE = {
     "top_p above 1": (["--prompt=x", "--top_p=1.5"], "--top_p must be above 0 and at most 1"),
     "top_k that cannot act": (["--prompt=x", "--temperature=0", "--top_k=5"], "cannot act"),
     "beyond the context": (["--prompt=x", "--max_new_tokens=9999"], "exceed the context of 256"),
-    "no such file": (["--prompt_file=nowhere"], "No such file or directory: nowhere"),
+    "no such file": (["--prompt_file=nowhere"], "--prompt_file nowhere does not exist"),
 }
 
 
