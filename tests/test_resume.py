@@ -72,7 +72,7 @@ def assert_every_named_folder_is_whole(out_dir):
         assert load_file(folder / "adapter.safetensors")
         assert json.loads((folder / "adapter.json").read_text())["method"] == "lora"
     for folder in out_dir.glob("step-*"):
-        assert load_file(folder / "state.safetensors")["random/cpu"].numel()
+        assert load_file(folder / "state.safetensors")["random/0/cpu"].numel()
         assert json.loads((folder / "state.json").read_text())["step"] == int(folder.name.removeprefix("step-"))
     return len(found)
 
@@ -172,6 +172,6 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, ch
     assert shown_again == shown
 
     state = load_file(save / "state.safetensors")
-    state["random/cpu"] = torch.Generator().manual_seed(99).get_state()
+    state["random/0/cpu"] = torch.Generator().manual_seed(99).get_state()
     save_file(state, save / "state.safetensors")
     assert not same(go(str(save))[0], weights), "nothing random is in this run: the test shows nothing about its stream"
