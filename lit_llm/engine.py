@@ -123,14 +123,23 @@ class Engine:
         max_length: Tokens of a prompt and its answer at most; not above the model's context.
         max_queue: Jobs that may wait.
         timeout: Seconds from `submit` after which a job ends.
+        int8: Hold keys and values in 8 bits.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, *, max_batch_size: int, max_length: int, max_queue: int, timeout: float
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        max_batch_size: int,
+        max_length: int,
+        max_queue: int,
+        timeout: float,
+        int8: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch_size, self.max_length, self.max_queue, self.timeout = max_batch_size, max_length, max_queue, timeout
-        self._batch = Batch[Task](model, max_batch_size, max_length)  # only the engine's thread touches it
+        self._batch = Batch[Task](model, max_batch_size, max_length, int8)  # only the engine's thread touches it
         self._n_reading = 0  # jobs that are about to join them
         self._waiting: deque[Task] = deque()
         self._changed = threading.Condition()

@@ -17,10 +17,12 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ServeArgs
+from lit_llm.cache import KVCache
 from lit_llm.challenge_routes import challenge_routes
 from lit_llm.complete import load_args
 from lit_llm.engine import ClosedError, Engine, QueueFullError
 from lit_llm.gate import Gate, Refused, add_refusals, refusal
+from lit_llm.memory import available_bytes
 from lit_llm.model import GPT
 from lit_llm.openai_routes import openai_routes
 from lit_llm.prompts import default_style, prompt_style
@@ -38,10 +40,15 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
     Args:
         name: The model's, for clients.
         style: Prompt style of conversations; the tokenizer's own if not given.
+
+    Raises:
+        ValueError: if the keys and values of all requests that may run do not fit into memory.
     """
+    max_length, int8 = min(args.max_length, model.config.block_size), args.kv_cache == "int8"
+    _check_memory(model, args.max_batch_size, max_length, int8)
     engine = Engine(
-        model, tokenizer, max_batch_size=args.max_batch_size, max_length=min(args.max_length, model.config.block_size),
-        max_queue=args.max_queue, timeout=args.timeout,
+        model, tokenizer, max_batch_size=args.max_batch_size, max_length=max_length, max_queue=args.max_queue,
+        timeout=args.timeout, int8=int8,
     )  # fmt: skip
 
     @asynccontextmanager
@@ -75,6 +82,18 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
     style = style or default_style(tokenizer, is_text=False)
     app.include_router(openai_routes(engine, name, style, args.max_new_tokens))
     return app
+
+
+def _check_memory(model: GPT, max_batch_size: int, max_length: int, int8: bool) -> None:
+    weight = model.wte.weight
+    needed = KVCache(model.config, max_batch_size, max_length, "meta", weight.dtype, chunk=1, int8=int8).n_bytes()
+    free = available_bytes(weight.device)
+    told = f"keys and values of {max_batch_size} requests of {max_length} tokens take {needed / 1e9:.2f} GB"
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{told}, but {free / 1e9:.2f} GB are free. Lower --max_length or --max_batch_size, or take --kv_cache int8"
+        )
+    print(told, file=sys.stderr)
 
 
 class _Server(uvicorn.Server):

@@ -12,6 +12,7 @@ import torch
 from serving import serving, wait_until
 
 import lit_llm
+from lit_llm import serve
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
 from lit_llm.generate import generate
@@ -313,6 +314,20 @@ def test_an_empty_prompt_needs_a_bos(demo, checkpoint):
         assert answer["error"]["param"] == "prompt"
         assert "no BOS" in answer["error"]["message"]
         assert send(url, b'{"prompt": ""}', "/process")[0] == 422
+
+
+def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(demo, monkeypatch, capsys):
+    config = demo[0].config
+    n_bytes = 2 * config.n_layer * 8 * config.n_query_groups * 100 * config.head_size * 4
+    monkeypatch.setattr(serve, "available_bytes", lambda device: n_bytes - 1)
+    with pytest.raises(ValueError, match=r"keys and values of 8 requests of 100 tokens take .* Lower --max_length"):
+        make_app(*demo, ServeArgs(max_length=100))
+    app = make_app(*demo, ServeArgs(max_length=100, kv_cache="int8"))
+    app.state.engine.close(0)
+    monkeypatch.setattr(serve, "available_bytes", lambda device: n_bytes)
+    app = make_app(*demo, ServeArgs(max_length=100))
+    app.state.engine.close(0)
+    assert f"take {n_bytes / 1e9:.2f} GB" in capsys.readouterr().err
 
 
 def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, app, demo):

@@ -1,6 +1,7 @@
 """Options of the scripts that talk: the server and the chat."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lit_llm.args.generate import ModelArgs
 
@@ -27,6 +28,8 @@ class ServeArgs(ModelArgs):
     max_length: int = 4096
     """Tokens of a prompt and its answer at most; the model's context if that is shorter. Memory for the keys and values of as
     many is held for each of max_batch_size."""
+    kv_cache: Literal["int8"] | None = None
+    """Hold keys and values in 8 bits."""
     max_new_tokens: int = 2048
     """Tokens at most that a request may ask for."""
     max_body_size: int = 1_000_000
