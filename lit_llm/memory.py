@@ -42,6 +42,9 @@ def peak_memory_gb(device: torch.device) -> float:
     """Most memory in use so far, in GB (10^9 bytes): allocated on the CUDA device, or resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "linux":  # where ru_maxrss counts the program that started this one
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

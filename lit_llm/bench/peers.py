@@ -84,8 +84,8 @@ def litgpt_step(folder: Path, micro_batch_size: int) -> Step:
     from litgpt.lora import GPT, mark_only_lora_as_trainable  # type: ignore[import-not-found]
     from litgpt.utils import chunked_cross_entropy  # type: ignore[import-not-found]
 
-    model = GPT(_litgpt_config(folder))
-    model.load_state_dict({**model.state_dict(), **_litgpt_weights(model, folder)})  # its LoRA weights are new
+    model = GPT(litgpt_config(folder))
+    model.load_state_dict({**model.state_dict(), **litgpt_weights(model, folder)})  # its LoRA weights are new
     mark_only_lora_as_trainable(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
@@ -107,7 +107,7 @@ def litgpt_step(folder: Path, micro_batch_size: int) -> Step:
     return step
 
 
-def _litgpt_config(folder: Path) -> Any:
+def litgpt_config(folder: Path) -> Any:
     from litgpt.lora import Config  # type: ignore[import-not-found]
     from transformers import AutoConfig
 
@@ -123,7 +123,7 @@ def _litgpt_config(folder: Path) -> Any:
     return Config(**common, **llama, mlp_class_name="LLaMAMLP", norm_eps=c.rms_norm_eps)
 
 
-def _litgpt_weights(model: Any, folder: Path) -> dict[str, Tensor]:
+def litgpt_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     from litgpt.scripts.convert_hf_checkpoint import (  # type: ignore[import-not-found]
         copy_weights_gpt_neox,
         copy_weights_hf_llama,
