@@ -10,7 +10,7 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
-from lit_llm.methods.lora import LoRA, merge
+from lit_llm.methods.lora import LoRA, Update, merge
 from lit_llm.optimizers import make_optimizer
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit
@@ -138,6 +138,41 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         return fit(
             fabric, objective, optimizer, plan, examples, list(validation), train, EvalArgs(), out_dir, lambda folder: None
         )
+
+
+def test_dropout_has_the_gradient_of_its_definition_and_holds_a_byte_for_each_element():
+    update = Update(16, 8, r=4, scale=2.0, dropout=0.4).train()
+    torch.nn.init.normal_(update.B)
+    x = torch.randn(5, 3, 16, requires_grad=True)
+    held = []
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        found = update(x)
+    others = [t for t in held if t.numel() == x.numel() and t.data_ptr() != x.data_ptr()]
+    assert [t.dtype for t in others] == [torch.bool]
+    torch.manual_seed(3)
+    kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(0.6)
+    expected = 2.0 * (x * kept / 0.6) @ update.A.T @ update.B.T
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    inputs, weight = (x, update.A, update.B), torch.randn_like(found)
+    both = (torch.autograd.grad((y * weight).sum(), inputs) for y in (found, expected))
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_trains_with_autocast():
+    """Weights are float32, products bfloat16: gradients are those of float32 within what 8 bits of precision allow."""
+    update = Update(64, 64, r=4, scale=1.0, dropout=0.5).train()
+    torch.nn.init.normal_(update.B)
+    x, gradients = torch.randn(50, 64), []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = update(x)
+        assert y.dtype == dtype
+        gradients.append(torch.autograd.grad(y.float().square().sum(), update.A)[0])
+    assert gradients[1].dtype == torch.float32
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 2e-2
 
 
 def test_lora_plus_moves_b_faster(checkpoint):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lit_llm.methods.inject import eject, find_linears, inject
 from lit_llm.model import GPT
@@ -67,12 +68,18 @@ class Update(nn.Module):
         self.B = nn.Parameter(torch.zeros(out_features, r))  # zero, so that training starts from the unchanged model
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.magnitude: nn.Parameter | None = None  # (C_out,), of DoRA
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.scale = scale
         self.on = True
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(self.dropout(x), self.A.to(x.dtype)) * self.scale  # (..., r): scaling the output would cost more
+        A = self.A.to(x.dtype)
+        drops = self.training and self.dropout > 0
+        if drops and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            low = _DroppedLinear.apply(x, A, self.dropout)
+        else:
+            low = F.linear(F.dropout(x, self.dropout, drops), A)
+        low = low * self.scale  # (..., r): scaling the output would cost more
         return F.linear(low, self.B.to(x.dtype))
 
     def delta(self) -> Tensor:
@@ -85,6 +92,26 @@ class Update(nn.Module):
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (weight + self.delta()).norm(dim=1)
         return self.magnitude / norm
+
+
+class _DroppedLinear(torch.autograd.Function):
+    """linear(dropout(x), weight), which keeps x, that others keep too, and a byte for each element of it; else each adapter
+    holds its own dropped x and a factor for each element, eight times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, p: float) -> Tensor:
+        kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p)
+        ctx.save_for_backward(x, weight, kept)
+        ctx.share = 1 - p
+        return F.linear(x * kept, weight) / ctx.share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight, kept = ctx.saved_tensors
+        grad = grad_outputs[0].to(x.dtype) / ctx.share  # (..., r); autocast may have made it half
+        grad_weight = grad.flatten(0, -2).T @ (x * kept).flatten(0, -2)
+        return (grad @ weight * kept if ctx.needs_input_grad[0] else None), grad_weight, None
 
 
 def apply_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
