@@ -186,17 +186,18 @@ def scoring(server: Server) -> None:
     assert answer["text"] == STORY, f"the text is {answer['text']!r}"
     ids, tokens = server.tokenize(STORY), answer["tokens"]
     assert len(tokens) == len(ids), f"{len(tokens)} tokens, where /tokenize makes {len(ids)}"
-    for i in range(len(ids) - 1, 1, -1):
+    for i in range(len(ids), 1, -1):
         prefix = server.decode(ids[:i])
-        if server.tokenize(prefix) == ids[:i]:
-            (made,) = server.process(prefix, max_new_tokens=1, top_k_per_token=1000, temperature=1.0, seed=0)["tokens"] or (
-                None,
-            )
-            candidates = {made["text"]: made["logprob"], **made["top_logprob"]} if made else {}
-            if (text := tokens[i]["text"]) in candidates:
-                found, expected = tokens[i]["logprob"], candidates[text]
-                assert abs(found - expected) < 1e-2, f"{text!r} has {found}, but after its prefix it has {expected}"
-                return
+        made = server.process(prefix, max_new_tokens=1)["tokens"]
+        text = made[0]["text"] if made else ""
+        longer = server.tokenize(prefix + text)
+        # A text of one character may be that of two tokens, of which one stands for a byte.
+        if len(text.strip()) > 1 and len(longer) == i + 1 and longer[:i] == ids[:i]:
+            found = server.process(prefix + text, max_new_tokens=0, echo_prompt=True)["tokens"][-1]
+            difference = abs(found["logprob"] - made[0]["logprob"])
+            assert difference < 1e-2, f"{text!r} has {found['logprob']} in a prompt, but was made with {made[0]['logprob']}"
+            return
+    raise AssertionError("no token that the server makes could be given back to it in a prompt")
 
 
 def stop_sequences(server: Server) -> None:
@@ -264,17 +265,24 @@ def simultaneous(server: Server) -> None:
     def ask(prompt: str) -> tuple[str, float]:
         return server.process(prompt, max_new_tokens=16)["text"], time.perf_counter()
 
-    with ThreadPoolExecutor(9) as pool:
-        start = time.perf_counter()
-        texts = [text for text, _ in pool.map(ask, prompts * 3)]
-        seconds = time.perf_counter() - start
-        together = [pool.submit(ask, prompt) for prompt in prompts * 3]
-        time.sleep(0.3 * seconds)
-        server.tokenize(STORY)
-        tokenized = time.perf_counter()
-        ended = max(answer.result()[1] for answer in together)
-    assert texts == alone * 3, "requests at the same time change one another's answers"
-    assert tokenized < ended, "/tokenize waited for all the requests before it"
+    asked, seconds = prompts * 3, 0.0
+    while seconds < 0.5 and len(asked) < 100:  # of a small model: there must be time to wait for
+        asked = asked * 2 if seconds else asked
+        with ThreadPoolExecutor(len(asked)) as pool:
+            start = time.perf_counter()
+            texts = [text for text, _ in pool.map(ask, asked)]
+            seconds = time.perf_counter() - start
+        assert texts == [alone[prompts.index(prompt)] for prompt in asked], "requests at a time change one another's answers"
+    for _ in range(3):  # on a busy machine all answers may come at once
+        with ThreadPoolExecutor(len(asked)) as pool:
+            together = [pool.submit(ask, prompt) for prompt in asked]
+            time.sleep(0.3 * seconds)
+            start = time.perf_counter()
+            server.tokenize(STORY)
+            waited = time.perf_counter() - start
+        if waited < 0.5 * (max(answer.result()[1] for answer in together) - start):
+            return
+    raise AssertionError("/tokenize waited for the requests before it")
 
 
 RULES: list[Callable[[Server], None]] = [

@@ -19,8 +19,9 @@ import uvicorn
 from conftest import REPOSITORY
 
 import lit_llm
+from lit_llm.args.evaluate import ChallengeCheckArgs
 from lit_llm.args.serve import ServeArgs
-from lit_llm.challenge import RULES, STORY, Server, check
+from lit_llm.challenge import RULES, STORY, Server, check, check_url
 from lit_llm.pieces import pieces
 from lit_llm.serve import make_app
 from lit_llm.text_stream import TextStream
@@ -204,6 +205,19 @@ def test_the_checker_finds_a_broken_rule(served, server, rule):
         next(r for r in RULES if r.__name__ == rule)(server)
 
 
+def test_the_check_ends_with_an_error_if_a_rule_is_broken_or_nothing_answers(served, server, capsys):
+    served[0].change = BROKEN["request_time"]
+    with pytest.raises(ValueError, match=f"breaks 1 of {len(RULES)} rules"):
+        check_url(ChallengeCheckArgs(url=served[1], context=256))
+    printed = capsys.readouterr().out
+    assert "BROKEN request_time" in printed
+    assert printed.count("ok    ") == len(RULES) - 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(OSError, match=r"generate/serve\.py --port"):
+            check_url(ChallengeCheckArgs(url=f"http://127.0.0.1:{free.getsockname()[1]}"))
+
+
 def test_scores_are_those_of_the_model(served, server):
     """Every token of an echoed prompt and its continuation, against one forward pass over both."""
     _, _, model, tokenizer = served
@@ -288,11 +302,11 @@ def test_pieces_join_to_the_text(shared_data, name, text, tmp_path):
         assert "".join([*map(stream.feed, after), stream.close()]) == rest
 
 
-def test_the_script_serves_until_it_is_told_to_stop(checkpoint):
+def test_the_script_serves_the_demo_until_it_is_told_to_stop():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, REPOSITORY / "generate/serve.py", "--checkpoint_dir", checkpoint, "--port", str(port)]
+    command = [sys.executable, REPOSITORY / "generate/serve.py", "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
