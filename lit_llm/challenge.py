@@ -260,28 +260,28 @@ def refusal(server: Server) -> None:
 def simultaneous(server: Server) -> None:
     """Several requests at once are all answered as if alone, and /tokenize does not wait for them."""
     prompts = [STORY, HEALTH["prompt"], HELM["prompt"]]
-    alone = [server.process(prompt, max_new_tokens=16)["text"] for prompt in prompts]
+    alone = [server.process(prompt, max_new_tokens=64)["text"] for prompt in prompts]
 
-    def ask(prompt: str) -> tuple[str, float]:
-        return server.process(prompt, max_new_tokens=16)["text"], time.perf_counter()
+    def ask(prompt: str) -> str:
+        return server.process(prompt, max_new_tokens=64)["text"]
 
     asked, seconds = prompts * 3, 0.0
     while seconds < 0.5 and len(asked) < 100:  # of a small model: there must be time to wait for
         asked = asked * 2 if seconds else asked
         with ThreadPoolExecutor(len(asked)) as pool:
             start = time.perf_counter()
-            texts = [text for text, _ in pool.map(ask, asked)]
+            texts = list(pool.map(ask, asked))
             seconds = time.perf_counter() - start
         assert texts == [alone[prompts.index(prompt)] for prompt in asked], "requests at a time change one another's answers"
-    for _ in range(3):  # on a busy machine all answers may come at once
+    for _ in range(5):  # answers counted, not seconds: a busy machine delays all alike
         with ThreadPoolExecutor(len(asked)) as pool:
             together = [pool.submit(ask, prompt) for prompt in asked]
             time.sleep(0.3 * seconds)
-            start = time.perf_counter()
+            missing = sum(not answer.done() for answer in together)
             server.tokenize(STORY)
-            waited = time.perf_counter() - start
-        if waited < 0.5 * (max(answer.result()[1] for answer in together) - start):
-            return
+            time.sleep(0.1 * seconds)  # for answers that came at the same time as that of /tokenize
+            if sum(not answer.done() for answer in together) > missing / 2:
+                return
     raise AssertionError("/tokenize waited for the requests before it")
 
 

@@ -1,4 +1,4 @@
-"""Memory of a finetuning run, by term, and a budget in hours, from the config alone.
+"""Memory of a finetuning run, by term, from the config alone.
 
 The model is built and one step is made with tensors that have shapes but no values; what is alive at each moment is counted.
 """
@@ -27,15 +27,10 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.model import GPT
+from lit_llm.plan import plan
 
 BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}
 """Per weight, scales included: one float32 for each 64 weights of 4 bits, or one byte and a float32 for each 256 of those."""
-
-GPUS = {"a100-40gb": (312e12, 40e9), "rtx-4090": (165e12, 24e9)}
-"""Published dense bfloat16 operations per second, and bytes of memory."""
-
-UTILISATION = 0.4
-"""Share of a GPU's operations per second that a well-fed training run is assumed to reach."""
 
 
 class _Alive(TorchDispatchMode):
@@ -79,8 +74,8 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
         args.precision, args.quantize,
     )  # fmt: skip
     found = {"method": args.method, "micro_batch_tokens": micro_batch_size * longest, **found}
-    if args.hours is not None and args.gpu is not None:
-        found["plan"] = plan_hours(config, found, method, args.hours, args.gpu, args.activation_checkpointing)
+    if args.gpu is not None:
+        found["plan"] = plan(config, found, method, args)
     return found
 
 
@@ -190,28 +185,3 @@ def _logits_chunk(model: GPT, n_labels: int) -> int:
 
     rows = min(max(1, CHUNK_LOGITS // model.config.vocab_size), n_labels)
     return 4 * rows * model.config.vocab_size
-
-
-def plan_hours(
-    config: Config, estimated: dict[str, Any], method: Method, hours: float, gpu: str, activation_checkpointing: bool
-) -> dict[str, Any]:
-    """Tokens that fit into `hours` on a GPU. A model, not a measurement: operations over `UTILISATION` of the published rate.
-
-    2 operations per weight and token forward, 2 for the gradient of what flows through, 2 more for that of the weights.
-    """
-    rate, memory = GPUS[gpu]
-    n = estimated["total_params"] - config.vocab_size * config.n_embd * (not config.tie_embeddings)  # looked up
-    if config.n_expert:
-        idle = config.n_expert - config.n_expert_per_token
-        n -= sum(map(config.has_experts, range(config.n_layer))) * idle * 3 * config.n_embd * config.expert_size
-    passes = 2 + 2 + (2 if isinstance(method, Full) else 0) + (2 if activation_checkpointing else 0)
-    passes += 2 if isinstance(method, DPO) else 0  # the reference's forward pass
-    tokens_per_second = rate * UTILISATION / (passes * n)
-    return {
-        "gpu": gpu,
-        "hours": hours,
-        "fits": estimated["memory_bytes"]["total"] < 0.93 * memory,  # the rest: the CUDA context and fragments
-        "tokens_per_second": round(tokens_per_second),
-        "tokens": round(tokens_per_second * hours * 3600),
-        "assumed_utilisation": UTILISATION,
-    }

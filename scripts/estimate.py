@@ -1,4 +1,5 @@
-"""Estimate parameters and memory of a finetuning run from config.json alone; with --hours and --gpu, what fits into a day."""
+"""Estimate parameters and memory of a finetuning run from config.json alone; with --gpu,
+speed and what fits, on one GPU or, with --devices and --num_nodes, on several."""
 
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.cli import run

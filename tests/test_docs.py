@@ -54,6 +54,13 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
     assert not [name for name in STYLES if f"`{name}`" not in text]
 
 
+def test_the_cluster_tutorial_runs_as_written(tmp_path):
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
+    make_data(tmp_path / "data" / "rows")
+    run_all(commands("tutorials/cluster.md"), tmp_path)
+    assert (tmp_path / "out/full/rows/final/lit_model.safetensors").is_file()
+
+
 def test_merging_and_export_run_as_written(tmp_path):
     make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
     make_data(tmp_path / "data" / "rows")

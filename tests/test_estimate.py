@@ -44,6 +44,34 @@ def test_planner_and_experts(tmp_path, script):
     assert found["plan"]["tokens"] == pytest.approx(found["plan"]["tokens_per_second"] * 86400, rel=1e-3)
 
 
+def test_several_gpus_by_hand(checkpoint, script):
+    """Four micro-batches on four GPUs; a ring sends (n - 1) / n of the bytes, twice where it sums and gathers."""
+
+    def planned(*options):
+        options = ("--method=full", "--micro_batch_size=2", "--global_batch_size=8", "--max_seq_length=128", *options)
+        return json.loads(script("scripts/estimate.py", f"--checkpoint_dir={checkpoint}", "--gpu=a100-80gb", *options).stdout)
+
+    alone, node, nodes = planned(), planned("--devices=4"), planned("--devices=2", "--num_nodes=2", "--hours=1")
+    bytes_of_weights = 4 * alone["trainable_params"]
+    config = read_config(checkpoint)
+    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.n_embd
+    compute = 256 / (312e12 * 0.4 / (6 * (alone["total_params"] - looked_up)))
+    assert alone["plan"]["tokens_per_second"] == pytest.approx(256 / compute, rel=1e-3)
+    for found, link in ((node, 300e9), (nodes, 25e9)):
+        for strategy, sent in (("ddp", 2 * bytes_of_weights), ("fsdp", 3 * bytes_of_weights)):
+            transfer = 0.75 * sent / link
+            expected = [4 * 256 / (compute + transfer), 4 * 256 / max(compute, transfer)]
+            assert found["plan"][strategy]["tokens_per_second"] == pytest.approx(expected, rel=1e-3)
+    assert nodes["plan"]["ddp"]["tokens"] == pytest.approx(3600 * nodes["plan"]["ddp"]["tokens_per_second"][0], rel=1e-3)
+    assert node["plan"]["fsdp"]["memory_bytes"] < node["plan"]["ddp"]["memory_bytes"] == alone["memory_bytes"]["total"]
+
+
+@pytest.mark.parametrize("options", [("--devices=2",), ("--hours=1",), ("--devices=0", "--gpu=rtx-4090")])
+def test_a_plan_needs_a_gpu(checkpoint, script, options):
+    done = script("scripts/estimate.py", f"--checkpoint_dir={checkpoint}", *options, check=False)
+    assert done.returncode == 2 and "error: " in done.stderr
+
+
 def test_dpo_and_checkpointing_are_estimated(tmp_path, checkpoint, script):
     def above(*options):
         done = script("scripts/estimate.py", f"--checkpoint_dir={checkpoint}", *options)

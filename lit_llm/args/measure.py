@@ -91,16 +91,21 @@ class EstimateArgs(Checked):
     """Hold the frozen linears in 4 or 8 bits."""
     hours: float | None = None
     """Time to plan for, on a gpu."""
-    gpu: Literal["a100-40gb", "rtx-4090"] | None = None
+    gpu: Literal["a100-40gb", "a100-80gb", "h100-80gb", "rtx-4090"] | None = None
     """GPU to plan for."""
+    devices: int = 1
+    """GPUs of each node."""
+    num_nodes: int = 1
+    """Machines."""
     lora: LoRAArgs = field(default_factory=LoRAArgs)
     adapter: AdapterArgs = field(default_factory=AdapterArgs)
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
-            *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours"),
+            *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours", "devices", "num_nodes"),
             (self.method == "full" and self.quantize is not None, "--quantize freezes the weights that --method full trains"),
-            ((self.hours is None) != (self.gpu is None), "--hours and --gpu go together"),
+            (self.hours is not None and self.gpu is None, "--hours needs --gpu"),
+            (self.devices * self.num_nodes > 1 and self.gpu is None, "--devices and --num_nodes need --gpu"),
             (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "--lora options have no effect on this method"),
             (self.adapter != AdapterArgs() and "adapter" not in self.method, "--adapter options have no effect on this method"),
         ]
