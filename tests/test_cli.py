@@ -63,7 +63,7 @@ LAYERS = [
     ["resume"],
     ["train"],
     ["cli"],
-    ["estimate", "probe"],
+    ["plan", "estimate", "probe"],
     ["prompt_file", "complete", "finetune", "inspect"],
     ["evaluate", "perplexity", "compare", "chat"],
     ["gate", "answers", "challenge_routes", "openai_api", "openai_routes", "serve"],
@@ -88,6 +88,12 @@ def test_modules_import_only_downwards():
                         path,
                         name,
                     )
+
+
+def test_the_architecture_page_names_every_module():
+    text = (REPOSITORY / "tutorials" / "architecture.md").read_text()
+    modules = [path.name for path in (REPOSITORY / "lit_llm").glob("*.py") if path.name != "__init__.py"]
+    assert not [name for name in modules if f"`{name}`" not in text]
 
 
 def siblings(module: str, imported: str, level: dict[str, int]) -> bool:
