@@ -45,12 +45,13 @@ from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
-from lit_llm.prompts import default_style, prompt_ids, prompt_style, stop_strings
+from lit_llm.prompts import prompt_ids, prompt_style, stop_strings
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import State, machine, saves, step_of
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokens import style_of
 from lit_llm.train import Objective, Schedule, fit
 
 Record = dict[str, Any]
@@ -72,8 +73,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     if data_dir.is_file():
         data_dir = prepared(data_dir)
     train_path, val_path = data_dir / "train.jsonl", data_dir / "val.jsonl"
-    is_text = all("text" in record for record in iter_records(train_path))  # the first row that is none ends the reading
-    style = args.prompt_style or default_style(tokenizer, is_text)
+    style = args.prompt_style or style_of(train_path, tokenizer)
     args = dataclasses.replace(args, prompt_style=style)
     assert args.precision
     prompt_style(style, tokenizer)

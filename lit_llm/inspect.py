@@ -5,10 +5,10 @@ import sys
 from lit_llm.args.data import InspectDataArgs
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_tokenizer, read_config
-from lit_llm.data import Plan, iter_records
+from lit_llm.data import Plan
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
-from lit_llm.prompts import default_style
+from lit_llm.tokens import style_of
 
 
 def inspect_data(args: InspectDataArgs) -> None:
@@ -21,8 +21,7 @@ def inspect_data(args: InspectDataArgs) -> None:
     tokenizer = load_tokenizer(args.checkpoint_dir, config)
     data_dir = prepared(args.data_dir) if args.data_dir.is_file() else args.data_dir
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
-    is_text = all("text" in record for record in iter_records(paths[0]))
-    style = args.prompt_style or default_style(tokenizer, is_text)
+    style = args.prompt_style or style_of(paths[0], tokenizer)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     found = [load_examples(path, style, tokenizer, args.mask_prompt, args.train_on, limit) for path in paths if path.is_file()]
     examples, n_dropped = found[0]

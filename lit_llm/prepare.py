@@ -15,7 +15,6 @@ from lit_llm.curate import Curation, share
 from lit_llm.data import Record
 from lit_llm.fetch import digest_of
 from lit_llm.files import new_folder, read_json_object, write_json
-from lit_llm.prompts import default_style
 from lit_llm.report import Progress
 from lit_llm.sources import csv_columns, rows_of, to_record
 from lit_llm.tokenizer import Tokenizer
@@ -48,8 +47,7 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
     else:
         _write(args, source, path, checksum, options, rows, to_record)
     if args.checkpoint_dir is not None:
-        tokenizer = Tokenizer(args.checkpoint_dir)
-        print(token_counts(destination / "train.jsonl", default_style(tokenizer, False), tokenizer))
+        print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from lit_llm.data import Example, Pair, iter_records, tokenize
 from lit_llm.fetch import digest_of
-from lit_llm.prompts import TrainOn, fingerprint, prompt_style
+from lit_llm.prompts import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.tokenizer import Tokenizer
 
 VERSION = 1  # of what `tokenize` makes; another number makes all caches anew
@@ -124,8 +124,15 @@ class CachedExamples(Sequence["Example | Pair"]):
         return Pair(*found) if n == 2 else found[0]
 
 
-def token_counts(path: Path, style: str, tokenizer: Tokenizer) -> str:
+def style_of(path: Path, tokenizer: Tokenizer) -> str:
+    """The name of the prompt style for the records of a file, where none is given: plain texts have none."""
+    is_text = all("text" in record for record in iter_records(path))  # the first row that is none ends the reading
+    return default_style(tokenizer, is_text)
+
+
+def token_counts(path: Path, tokenizer: Tokenizer) -> str:
     """A line about the lengths of a file's examples."""
+    style = style_of(path, tokenizer)
     examples = examples_of(path, style, tokenizer)
     lengths = sorted(map(len, examples))
     n_trained = sum(example.n_labels for example in examples)

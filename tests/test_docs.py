@@ -54,6 +54,14 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
     assert not [name for name in STYLES if f"`{name}`" not in text]
 
 
+def test_the_generation_tutorial_runs_as_written(tmp_path):
+    for name in ("model", "small"):
+        make_checkpoint(tmp_path / "checkpoints" / "org" / name)
+    (tmp_path / "prompts.jsonl").write_text('"the red cat"\n"a"\n')
+    run_all(commands("tutorials/generate.md"), tmp_path)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_cluster_tutorial_runs_as_written(tmp_path):
     make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
     make_data(tmp_path / "data" / "rows")

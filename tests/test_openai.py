@@ -363,6 +363,7 @@ def test_a_key_is_asked_for(demo):
 def test_a_client_that_leaves_frees_its_place(client, app, demo):
     """A stream that is closed, and a whole answer that is not waited for."""
     engine = app.state.engine
+    wait_until(lambda: engine.n_open() == 0)  # what another test has left
     stream = complete(client, max_tokens=200, stream=True, temperature=1.0, seed=1)
     next(iter(stream))
     assert engine.n_open() == 1

@@ -161,3 +161,11 @@ def test_noise_is_bounded_by_each_documents_length_and_only_while_training(check
     plain = next_token_loss(model, batch)[0]
     assert torch.equal(objective.eval()(batch)[0], plain)
     assert not torch.equal(objective.train()(batch)[0], plain)
+
+
+def test_plain_text_is_counted_without_a_style(tmp_path, checkpoint, script):
+    (tmp_path / "book.txt").write_text("the red cat\n\n" * 60)
+    done = script(
+        "scripts/prepare_text.py", "--text_path=book.txt", "--destination_path=data", f"--checkpoint_dir={checkpoint}"
+    )
+    assert "trained (none)" in done.stdout

@@ -17,7 +17,7 @@ class BenchmarkArgs(Checked):
         "data_dir": ("invariance", "packing_speed"),
         "shapes": ("train_speed", "eval_speed"),
         "repetitions": ("train_speed", "eval_speed", "packing_speed", "decode_speed"),
-        "n_examples": ("train_speed", "eval_speed", "invariance", "packing_speed"),
+        "n_examples": ("train_speed", "eval_speed", "invariance", "packing_speed", "prepare_speed"),
         "clients": ("serve_load",),
         "seconds": ("serve_load",),
     }
@@ -33,13 +33,15 @@ class BenchmarkArgs(Checked):
         "memory_estimate",
         "packing_speed",
         "decode_speed",
+        "prepare_speed",
     ]
     """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
     your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
     demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients.
     eval_speed: multiple choice in the evaluation harness beside its own model. decode_speed: prefill and decoding beside
     transformers and litgpt, where installed; on CUDA the share of the memory's bandwidth.
-    memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data."""
+    memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data.
+    prepare_speed: rows into a data folder and into tokens."""
     checkpoint_dir: Path | None = None
     """Model for invariance and packing_speed."""
     data_dir: Path | None = None
@@ -51,7 +53,7 @@ class BenchmarkArgs(Checked):
     repetitions: int = 5
     """Measured steps, evaluations or texts of each contender for train_speed, eval_speed, packing_speed and decode_speed."""
     n_examples: int = 16
-    """Examples per step; questions for eval_speed."""
+    """Examples per step; questions for eval_speed; rows for prepare_speed."""
     clients: int = 200
     """Clients at the same time for serve_load."""
     seconds: float = 120

@@ -1,5 +1,6 @@
 """Proof that the layout of a step and the number of processes change neither loss nor gradient, on your model and data."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config
-from lit_llm.data import Example, Pair, Plan, batches, read_records, tokenize_all
+from lit_llm.data import Example, Pair, Plan, batches, iter_records, tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
 from lit_llm.model import GPT
-from lit_llm.prompts import default_style
+from lit_llm.tokens import style_of
 from lit_llm.train import Loss
 
 LAYOUTS = ((1, False, 1), (3, False, 1), (8, False, 1), (1, True, 1), (4, True, 1), (2, True, 2), (2, False, 3))
@@ -50,8 +51,8 @@ def first_examples(checkpoint_dir: Path, data_dir: Path, n: int) -> tuple[list[E
     """
     config = read_config(checkpoint_dir)
     tokenizer = load_tokenizer(checkpoint_dir, config)
-    records = read_records(data_dir / "train.jsonl")[:n]
-    style = default_style(tokenizer, is_text=all("text" in record for record in records))
+    path = data_dir / "train.jsonl"
+    records, style = list(itertools.islice(iter_records(path), n)), style_of(path, tokenizer)
     examples, _ = tokenize_all(records, style, tokenizer, True, config.block_size)
     if not examples:
         raise ValueError(f"none of the first {n} rows of {data_dir} fits the context")

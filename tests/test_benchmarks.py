@@ -1,0 +1,59 @@
+"""What eval/benchmark.py measures, on models and data so small that the figures mean nothing: that it measures at all."""
+
+import json
+
+import torch
+
+from lit_llm.bench import decode_speed, prepare_speed, train_speed
+from lit_llm.config import Config
+
+TINY = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 64, "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+def test_decoding_beside_transformers(monkeypatch):
+    monkeypatch.setattr(decode_speed, "N_NEW", 12)
+    monkeypatch.setattr(decode_speed, "_memory_in_new_process", lambda folder, name: decode_speed.peak_mb(str(folder), name))
+    found = decode_speed.compare(TINY, repetitions=1)
+    names = {"lit_llm", "lit_llm fp16", "lit_llm int8", "transformers"}
+    assert set(found["tokens_per_cpu_second"]) == {"batch 1", "batch 8"}
+    for by_name in found["tokens_per_cpu_second"].values():
+        assert names <= set(by_name) and all(speed["decode"] > 0 and speed["prefill"] > 0 for speed in by_name.values())
+    assert names <= set(found["memory_mb"])
+    assert decode_speed.as_markdown({"tiny": found}).count("x transformers") == 6
+
+
+def test_share_of_the_bandwidth():
+    found = decode_speed.bandwidth_share(Config.from_hf(TINY), torch.device("cpu"), torch.float32, n_new=8)
+    assert 0 < found["share_of_limit"] < 1
+    weights = 4 * (256 * 32 + 2 * (4 * 32**2 + 3 * 32 * 64 + 2 * 32) + 32)  # the head, the blocks, and the last norm
+    cache = 2 * 2 * 32 * 4 * (decode_speed.N_PROMPT + 9)
+    assert abs(found["gb_per_token"] - (weights + cache) / 1e9) < 0.1 * (weights + cache) / 1e9
+
+
+def test_training_beside_peft(monkeypatch):
+    def in_this_process(folder, name):  # which may have grown before
+        return 1 + train_speed.step_memory(str(folder), name)
+
+    monkeypatch.setitem(train_speed.SHAPES, "tiny", TINY)
+    monkeypatch.setattr(train_speed, "_memory_in_new_process", in_this_process)
+    found = train_speed.compare_speed("tiny", repetitions=1, n_examples=4)
+    ours, peft = (found["contenders"][name] for name in ("lit_llm", "peft"))
+    assert abs(ours["first_loss"] - peft["first_loss"]) < 1e-4
+    assert ours["tokens_per_cpu_second"] > 0
+    assert "peft" in found["lit_llm_over_peer"]
+
+
+def test_preparation_by_rows_and_from_the_cache(tmp_path, capsys):
+    prepare_speed.write_rows(tmp_path / "rows.jsonl", 3000)
+    found = {}
+    for step in prepare_speed.STEPS:
+        prepare_speed.run(str(tmp_path), step)
+        printed = capsys.readouterr()
+        found[step] = json.loads(printed.out.splitlines()[-1])["made"]
+        assert ("is up to date" in printed.out) == (step == "prepare again")
+        assert ("from train-tokens" in printed.err) == (step == "read the cache")
+    assert found["curate"] == found["prepare again"] == 3000
+    assert found["tokenize"] == found["read the cache"] > 100 * 2000
