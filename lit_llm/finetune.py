@@ -99,14 +99,20 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     loggers = make_loggers(args.logger, out_dir, None if resume_dir is None else step_of(resume_dir))
     fabric = launch(args, strategy, device, trains_base=isinstance(method, Full), loggers=loggers)
     device = fabric.device
-    # What is sharded stays in the mapped file until then, but for what is quantized, which a GPU does faster.
-    first = torch.device("cpu") if strategy == "fsdp" and args.quantize is None else device
-    model = load_model(checkpoint_dir, first, weights_dtype(args.precision, device), args.quantize)
+    dtype = weights_dtype(args.precision, device)
+    in_parts = strategy == "fsdp" and args.quantize is None
+    if (
+        in_parts
+    ):  # the weights stay in the mapped file until each process takes its part, which it casts if that makes it larger
+        model = load_model(checkpoint_dir, "cpu", None if dtype == torch.float32 else dtype)
+    else:
+        model = load_model(checkpoint_dir, device, dtype, args.quantize)
+    if isinstance(method, Full):
+        method.in_parts = in_parts
     model.activation_checkpointing = args.train.activation_checkpointing
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
     freeze(model, method)
-    _say(summary(model))
     if args.train.compile:
         compile_blocks(model)
     if rank() == 0 and resume_dir is None:
@@ -122,6 +128,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
     objective: Any = fabric.setup_module(Objective(model, loss, args.train.neftune_alpha))
+    _say(summary(model))
     optimizer: Any = fabric.setup_optimizers(make_optimizer(model, method, args.train, device))  # over what this rank holds
 
     def write_result(folder: Path | None) -> None:
@@ -247,7 +254,7 @@ def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy")
+    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]

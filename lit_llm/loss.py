@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_llm.data import MicroBatch
 from lit_llm.model import GPT
 
-CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB in float32
+CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
 
 
 def next_token_loss(model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint import expected_shapes
+from lit_llm.checkpoint import expected_shapes, weights_dtype
 from lit_llm.config import Config
 from lit_llm.distributed import BACKENDS, n_started, start_others, started_elsewhere
 from lit_llm.optimizers import STATE_BYTES
@@ -75,6 +75,11 @@ def choose_strategy(args: FinetuneArgs, device: torch.device, config: Config) ->
                 args.train.optimizer not in ("adamw", "sgd"),
                 f"--train.optimizer {args.train.optimizer} does not go with it: take adamw or sgd",
             ),
+            (args.cpu_offload and device.type != "cuda", "--cpu_offload is for GPUs: leave it out"),
+            (
+                args.cpu_offload and args.quantize is not None,
+                "--cpu_offload does not go with --quantize: leave out one of them",
+            ),
         ):
             if wrong:
                 raise ValueError(f"--strategy fsdp: {why}")
@@ -133,9 +138,10 @@ def _ddp(args: FinetuneArgs, device: torch.device) -> DDPStrategy:
 
 def _fsdp(args: FinetuneArgs, device: torch.device) -> ModelParallelStrategy:
     def parallelize(objective: nn.Module, mesh: Any) -> nn.Module:
-        shard(objective.gpt, mesh["data_parallel"])  # type: ignore[arg-type]
+        shard(objective.gpt, mesh["data_parallel"], dtype, args.cpu_offload)  # type: ignore[arg-type]
         return objective
 
+    dtype = weights_dtype(args.precision, device) if args.quantize is None else None
     n_devices = args.devices * args.num_nodes
     return ModelParallelStrategy(parallelize, n_devices, 1, process_group_backend=BACKENDS[device.type])
 

@@ -3,21 +3,29 @@ block is whole only while it computes. What runs on one device does not import i
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lit_llm.model import GPT
 
 
-def shard(model: GPT, mesh: Any) -> None:
+def shard(model: GPT, mesh: Any, dtype: torch.dtype | None, offload: bool = False) -> None:
     """Give each rank of `mesh` its rows of every parameter: block by block, then embeddings, last norm and head together.
 
-    Frozen parameters keep their dtype, the bytes of 4-bit weights too; trained ones are float32, and so are their gradients.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    What a rank holds is copied out of the mapped file, and cast then: no rank ever has all of a model in another dtype.
 
-    for block in model.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    Args:
+        dtype: Of frozen parameters; trained ones are float32, and so are their gradients. None leaves them as they are, and
+            the bytes and scales of quantized weights.
+        offload: Leave what a rank holds, gradients and optimizer included, in the memory of the CPU.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    for module in (*model.h, model):
+        fully_shard(module, mesh=mesh, offload_policy=policy)
+        if dtype is not None:
+            module._apply(lambda t: t if not isinstance(t, nn.Parameter) else t.float() if t.requires_grad else t.to(dtype))
     register_fsdp_forward_method(model, "hidden")  # after it the head stays whole until its gradient is there
 
 

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import rows
 
@@ -32,6 +33,7 @@ from lit_llm.train import Objective, optimizer_step, validate
 
 LORA = {"targets": "all-linear", "dropout": 0.0}
 BASE = {}  # float32, not quantized
+BF16 = {"dtype": torch.bfloat16}
 CASES = {
     "full": (Full, BASE),
     "lora": (lambda: LoRA(**LORA), BASE),
@@ -39,7 +41,9 @@ CASES = {
     "dpo": (lambda: DPO(0.1, LoRA(**LORA)), BASE),
     "lora-nf4": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4"}),
     "lora-nf4-dq": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4-dq"}),
-    "lora-bf16": (lambda: LoRA(**LORA), {"dtype": torch.bfloat16}),
+    "lora-bf16": (lambda: LoRA(**LORA), BF16),
+    "full-from-bf16": (Full, BF16),
+    "full-offload": (Full, BASE),
     "lora-int8": (lambda: LoRA(**LORA), {"quantize": "bnb.int8"}),
 }
 RESUMED = ("full", "adapter_v2")
@@ -64,12 +68,15 @@ def measure(fabric, checkpoint, name, micro_batch_size, load_from=None, save_to=
     """
     make, base = CASES[name]
     model, method = load_model(checkpoint, **base), make()
+    if isinstance(method, Full):
+        method.in_parts = isinstance(fabric.strategy, ModelParallelStrategy)
     model.activation_checkpointing = name == "full"
     torch.manual_seed(0)
     method.attach(model)
     with torch.no_grad():
         for parameter in freeze(model, method):
-            parameter += 0.1 * torch.randn_like(parameter)  # away from zero, so that each has a gradient
+            if method.name != "full":
+                parameter += 0.1 * torch.randn_like(parameter)  # away from zero, so that each has a gradient
     examples = ragged(checkpoint, pairs=name == "dpo")
     lengths = [len(example) for example in examples]
     objective = fabric.setup_module(Objective(model, method.loss if name == "dpo" else next_token_loss))
@@ -101,20 +108,27 @@ def measure(fabric, checkpoint, name, micro_batch_size, load_from=None, save_to=
 
 def main(checkpoint, n_devices, strategy, folder):
     """`folder` holds the saves that a run of one process has made, and gets what is found."""
-    args = LoRAFinetuneArgs(accelerator="cpu", devices=n_devices, strategy=strategy, precision="32-true")
-    fabric = launch(args, strategy, torch.device("cpu"), trains_base=False)
+
+    def fabric_for(name):
+        args = LoRAFinetuneArgs(
+            accelerator="cpu", devices=n_devices, strategy=strategy, quantize=CASES[name][1].get("quantize"),
+            precision="bf16-true" if name == "lora-bf16" else "32-true",
+            cpu_offload=strategy == "fsdp" and name == "full-offload",
+        )  # fmt: skip
+        return launch(args, strategy, torch.device("cpu"), trains_base=False)
+
     found = {}
     for name in CASES:
         if (strategy, name) == ("fsdp", "lora-int8"):
             continue
-        found |= {f"{name}/{n}": tensor for n, tensor in measure(fabric, checkpoint, name, 1).items()}
+        found |= {f"{name}/{n}": tensor for n, tensor in measure(fabric_for(name), checkpoint, name, 1).items()}
     if (n_devices, strategy) == (2, "fsdp"):
         for name in RESUMED:
             save = folder / f"fsdp-{name}"
             for origin, how in (
                 ("saved", {"save_to": save}), ("own", {"load_from": save}), ("one", {"load_from": folder / f"one-{name}"}),
             ):  # fmt: skip
-                found |= {f"{origin}-{name}/{n}": t for n, t in measure(fabric, checkpoint, name, 1, **how).items()}
+                found |= {f"{origin}-{name}/{n}": t for n, t in measure(fabric_for(name), checkpoint, name, 1, **how).items()}
     if rank() == 0:
         save_file(found, folder / f"{strategy}-{n_devices}.safetensors")
 

@@ -231,6 +231,8 @@ def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(
         ({"precision": "16-mixed"}, "take bf16-mixed"),
         ({"train": {"compile": True}}, "leave it out"),
         ({"train": {"optimizer": "adamw8bit"}}, "take adamw or sgd"),
+        ({"cpu_offload": True}, "--cpu_offload is for GPUs"),
+        ({"cpu_offload": True, "device": "cuda", "quantize": "bnb.nf4"}, "--cpu_offload does not go with --quantize"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(options, told):

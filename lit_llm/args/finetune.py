@@ -164,6 +164,8 @@ class FinetuneArgs(Checked):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work. ddp: each holds the whole model; fsdp: each holds a part of every weight; auto: fsdp
     if the model fills half of a device or more."""
+    cpu_offload: bool = False
+    """With fsdp: hold weights, gradients and optimizer in the memory of the CPU, and bring a block at a time to the GPU."""
     seed: int = 1337
     """Seed of initialisation, dropout and the order of the examples."""
     resume: str | None = None
@@ -186,6 +188,7 @@ class FinetuneArgs(Checked):
                 self.precision == "16-true",
                 "--precision 16-true overflows in training. Take 16-mixed, or bf16-true where the device supports it",
             ),
+            (self.cpu_offload and self.strategy != "fsdp", "--cpu_offload needs --strategy fsdp"),
             (self.quantize is not None and self.precision == "16-mixed", "--quantize does not go with --precision 16-mixed"),
         ]
 

@@ -14,6 +14,7 @@ class Full:
     name = "full"
 
     def __init__(self, trainable: str | list[str] = "all") -> None:
+        self.in_parts = False  # whether `sharding.shard` makes float32 of what each process holds
         names = trainable if isinstance(trainable, list) else trainable.strip("[]").split(",")
         self.prefixes = [name.strip() for name in names]
 
@@ -31,6 +32,8 @@ class Full:
                 raise ValueError(
                     f"--full.trainable {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}"
                 )
+        if self.in_parts:
+            return
         for name, module in model.named_modules():
             for leaf, parameter in list(module.named_parameters(recurse=False)):
                 if self.trainable(f"{name}.{leaf}".lstrip(".")):
