@@ -1,18 +1,12 @@
 """One finetuning run, wired from its parts: data, model, method, loop, result."""
 
 import dataclasses
-import itertools
-import json
-import platform
-import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args.finetune import FinetuneArgs
@@ -26,35 +20,32 @@ from lit_llm.data import (
     Pair,
     Plan,
     answer_of,
-    asked,
     batches,
     iter_records,
     lay_out,
 )
-from lit_llm.distributed import n_ranks, naming_lost_ranks, rank, shared_folder
-from lit_llm.files import read_json_object, remove_leftovers, write_json
-from lit_llm.generate import Completion, generate
+from lit_llm.distributed import naming_lost_ranks, rank, shared_folder
+from lit_llm.files import remove_leftovers
+from lit_llm.held_out import Answers, outcome_of, question_of, tell
 from lit_llm.loggers import check_logger, make_loggers
 from lit_llm.loss import next_token_loss
 from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
-from lit_llm.model import GPT
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
-from lit_llm.prompts import prompt_ids, prompt_style, stop_strings
+from lit_llm.prompts import prompt_style
 from lit_llm.report_html import changed_options, write_report
-from lit_llm.resume import State, machine, saves, step_of
+from lit_llm.resume import step_of
+from lit_llm.run_folder import as_yaml, find_save, start_run
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokens import style_of
 from lit_llm.train import Objective, Schedule, fit
-
-Record = dict[str, Any]
 
 
 @naming_lost_ranks("The same command with --resume auto goes on from the newest save")
@@ -77,7 +68,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     args = dataclasses.replace(args, prompt_style=style)
     assert args.precision
     prompt_style(style, tokenizer)
-    resume_dir = _find_save(args, out_dir)
+    resume_dir = find_save(args, out_dir)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     examples, n_dropped = _examples("training", train_path, style, tokenizer, args, limit)
     has_val = val_path.is_file()
@@ -101,9 +92,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     device = fabric.device
     dtype = weights_dtype(args.precision, device)
     in_parts = strategy == "fsdp" and args.quantize is None
-    if (
-        in_parts
-    ):  # the weights stay in the mapped file until each process takes its part, which it casts if that makes it larger
+    if in_parts:  # weights stay in the mapped file until each process takes its part, and casts that if it becomes larger
         model = load_model(checkpoint_dir, "cpu", None if dtype == torch.float32 else dtype)
     else:
         model = load_model(checkpoint_dir, device, dtype, args.quantize)
@@ -116,9 +105,9 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     if args.train.compile:
         compile_blocks(model)
     if rank() == 0 and resume_dir is None:
-        _start_run(args, out_dir)
+        start_run(args, out_dir)
         for logger in loggers:
-            logger.log_hyperparams(_as_yaml(args))
+            logger.log_hyperparams(as_yaml(args))
     elif rank() == 0:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
@@ -133,7 +122,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
 
     def write_result(folder: Path | None) -> None:
         if isinstance(method, Full):
-            write_finetuned(folder, model, method, checkpoint_dir, style, weights_dtype(args.precision, device))
+            write_finetuned(folder, model, method, checkpoint_dir, style, dtype)
         else:
             write_adapter(folder, model, method, checkpoint_dir, style)
 
@@ -155,8 +144,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     after = answers.make()
     if rank() > 0:
         return
-    outcome = _outcome(state, answers, before, after)
-    _tell(args, out_dir, state, answers, before, after, outcome)
+    outcome = outcome_of(state, answers, before, after)
+    tell(args, out_dir, state, answers, before, after, outcome)
     shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
     write_report(
         out_dir,
@@ -164,7 +153,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", *outcome],
         found.text(),
         changed_options(args, type(args)()),
-        [(_question(record), answer_of(record), old.text, new.text) for record, old, new in shown],
+        [(question_of(record), answer_of(record), old.text, new.text) for record, old, new in shown],
     )
 
 
@@ -213,144 +202,3 @@ def _validation(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> list[
     lengths = [len(example) for example in examples]
     groups = lay_out(range(len(lengths)), lengths, args.train.micro_batch_size, max(lengths, default=0), args.train.packing)
     return list(batches(groups, examples))
-
-
-# The run folder
-
-
-def _find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
-    """The save to resume from, None for a new run. Raises ValueError if `out_dir` holds a run that is not to be resumed."""
-    started = (out_dir / "args.yaml").is_file()
-    if args.resume is None:
-        if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
-            raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
-        return None
-    if args.resume == "auto":
-        found = saves(out_dir) if started else []
-        resume_dir = found[-1] if found else None
-    else:
-        resume_dir = Path(args.resume)
-        if not (resume_dir / "state.json").is_file():
-            raise FileNotFoundError(f"--resume {resume_dir} is not a save of a run: it has no state.json. Try --resume auto")
-    if resume_dir is not None:
-        _check_same_run(out_dir, _as_yaml(args), resume_dir, args.devices * args.num_nodes)
-    return resume_dir
-
-
-def _start_run(args: FinetuneArgs, out_dir: Path) -> None:
-    """Make the run folder and write what describes the run."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    options = yaml.safe_dump(_as_yaml(args), sort_keys=False, allow_unicode=True)
-    (out_dir / "args.yaml").write_text(options, encoding="utf-8")
-    versions = {name: version(name) for name in ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")}
-    about = {"python": platform.python_version(), "platform": platform.platform(), **machine(n_ranks()), "versions": versions}
-    write_json(out_dir / "environment.json", about)
-
-
-def _as_yaml(args: FinetuneArgs) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(args), default=str))
-
-
-def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
-    """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
-    saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
-    changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
-    free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
-    changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
-    if changed:
-        raise ValueError(
-            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml"
-        )
-    before = read_json_object(resume_dir / "state.json")
-    if different := [name for name, value in machine(n_devices).items() if before.get(name) != value]:
-        _say(f"warning: {' and '.join(different)} differ from the run that saved: the result will not be bit-identical")
-    _say(f"resuming from {resume_dir}")
-
-
-# Before and after
-
-
-class Answers:
-    """Answers of the model, as it is when asked, to held-out prompts."""
-
-    def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Iterable[Record], style: str) -> None:
-        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
-        room = model.config.block_size - args.eval.max_new_tokens
-        n_wanted = max(args.eval.exact_match, args.eval.samples)
-        prompts = ((r, prompt_ids(style, tokenizer, asked(r))) for r in records if "text" not in r)
-        fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
-        self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
-        self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
-        self.stop = stop_strings(style, tokenizer)
-
-    def make(self) -> list[Completion]:
-        """Greedy answers, in batches of 32."""
-        self.model.eval()
-        found: list[Completion] = []
-        for i in range(0, len(self.prompts), 32):
-            batch = self.prompts[i : i + 32]
-            found += generate(
-                self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0, stop=self.stop
-            )
-        return found
-
-    def exact(self, answers: Sequence[Completion]) -> int:
-        """How many of the first `n_exact` are identical to the reference and have ended."""
-        pairs = zip(answers[: self.n_exact], self.records, strict=False)
-        return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
-
-
-def _outcome(state: State, answers: Answers, before: list[Completion] | None, after: list[Completion]) -> list[str]:
-    """What training changed, in numbers."""
-    found = []
-    if answers.n_exact:
-        rates = (
-            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
-        )
-        found.append(f"exact match on held-out prompts: {' -> '.join(rates)}")
-    if state.first_val_loss is not None and state.val_loss is not None:
-        found.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
-    return found
-
-
-def _tell(
-    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None,
-    after: list[Completion], outcome: Sequence[str],
-) -> None:  # fmt: skip
-    """Print what changed, where the result is, and how to talk to it."""
-    width = min(shutil.get_terminal_size((120, 24)).columns, 160)
-    cell = max((width - 6) // 3, 16)
-    if before is not None and answers.n_shown:
-        print(_row("held-out prompt", "base", "finetuned", cell))
-        print("-" * width)
-        for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
-            print(_row(_question(record), old.text, new.text, cell))
-        print()
-    for line in outcome:
-        print(line)
-    final = out_dir / "final"
-    special = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}
-    script, folder = special.get(args.method, (args.method, "adapter_dir"))
-    print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
-    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
-
-
-def _question(record: Record) -> str:
-    last = asked(record)[-1]
-    return " / ".join(filter(None, (last["content"], last.get("input"))))
-
-
-def _row(question: str, old: str, new: str, cell: int) -> str:
-    def fit_cell(text: str) -> str:
-        text = " ".join(text.split())
-        return text if len(text) <= cell else f"{text[: cell - 3]}..."
-
-    return " | ".join(fit_cell(text).ljust(cell) for text in (question, old, new)).rstrip()
-
-
-def _shell_safe(answers: Answers) -> str:
-    """A held-out instruction that can stand between double quotes, to try the result with."""
-    questions = (messages[0] for r in answers.records if len(messages := asked(r)) == 1)
-    usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
-    return next(usable, "Hello!")

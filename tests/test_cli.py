@@ -64,7 +64,7 @@ LAYERS = [
     ["train"],
     ["cli"],
     ["plan", "estimate", "probe"],
-    ["prompt_file", "complete", "finetune", "inspect"],
+    ["prompt_file", "complete", "run_folder", "held_out", "finetune", "inspect"],
     ["evaluate", "perplexity", "compare", "chat"],
     ["gate", "answers", "challenge_routes", "openai_api", "openai_routes", "serve"],
     ["bench"],

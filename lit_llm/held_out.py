@@ -1,0 +1,99 @@
+"""Answers to held-out prompts before and after training, and what they show."""
+
+import itertools
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lit_llm.args.finetune import FinetuneArgs
+from lit_llm.data import Record, answer_of, asked
+from lit_llm.generate import Completion, generate
+from lit_llm.model import GPT
+from lit_llm.prompts import prompt_ids, stop_strings
+from lit_llm.resume import State
+from lit_llm.tokenizer import Tokenizer
+
+
+class Answers:
+    """Answers of the model, as it is when asked, to held-out prompts."""
+
+    def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Iterable[Record], style: str) -> None:
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
+        room = model.config.block_size - args.eval.max_new_tokens
+        n_wanted = max(args.eval.exact_match, args.eval.samples)
+        prompts = ((r, prompt_ids(style, tokenizer, asked(r))) for r in records if "text" not in r)
+        fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
+        self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
+        self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
+        self.stop = stop_strings(style, tokenizer)
+
+    def make(self) -> list[Completion]:
+        """Greedy answers, in batches of 32."""
+        self.model.eval()
+        found: list[Completion] = []
+        for i in range(0, len(self.prompts), 32):
+            batch = self.prompts[i : i + 32]
+            found += generate(
+                self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0, stop=self.stop
+            )
+        return found
+
+    def exact(self, answers: Sequence[Completion]) -> int:
+        """How many of the first `n_exact` are identical to the reference and have ended."""
+        pairs = zip(answers[: self.n_exact], self.records, strict=False)
+        return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
+
+
+def outcome_of(state: State, answers: Answers, before: list[Completion] | None, after: list[Completion]) -> list[str]:
+    """What training changed, in numbers."""
+    found = []
+    if answers.n_exact:
+        rates = (
+            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
+        )
+        found.append(f"exact match on held-out prompts: {' -> '.join(rates)}")
+    if state.first_val_loss is not None and state.val_loss is not None:
+        found.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    return found
+
+
+def tell(
+    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None,
+    after: list[Completion], outcome: Sequence[str],
+) -> None:  # fmt: skip
+    """Print what changed, where the result is, and how to talk to it."""
+    width = min(shutil.get_terminal_size((120, 24)).columns, 160)
+    cell = max((width - 6) // 3, 16)
+    if before is not None and answers.n_shown:
+        print(_row("held-out prompt", "base", "finetuned", cell))
+        print("-" * width)
+        for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
+            print(_row(question_of(record), old.text, new.text, cell))
+        print()
+    for line in outcome:
+        print(line)
+    final = out_dir / "final"
+    special = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}
+    script, folder = special.get(args.method, (args.method, "adapter_dir"))
+    print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
+    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
+
+
+def question_of(record: Record) -> str:
+    last = asked(record)[-1]
+    return " / ".join(filter(None, (last["content"], last.get("input"))))
+
+
+def _row(question: str, old: str, new: str, cell: int) -> str:
+    def fit_cell(text: str) -> str:
+        text = " ".join(text.split())
+        return text if len(text) <= cell else f"{text[: cell - 3]}..."
+
+    return " | ".join(fit_cell(text).ljust(cell) for text in (question, old, new)).rstrip()
+
+
+def _shell_safe(answers: Answers) -> str:
+    """A held-out instruction that can stand between double quotes, to try the result with."""
+    questions = (messages[0] for r in answers.records if len(messages := asked(r)) == 1)
+    usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
+    return next(usable, "Hello!")
