@@ -290,7 +290,7 @@ def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: t
     tensors = model.state_dict()
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
-    gathered = ((name, whole(tensor)) for name, tensor in tensors.items())
+    gathered = ((name, whole(tensor).cpu()) for name, tensor in tensors.items())
     if folder is None:
         deque(gathered, maxlen=0)
         return

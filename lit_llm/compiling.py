@@ -11,7 +11,7 @@ def compile_blocks(model: GPT) -> None:
     Raises:
         ValueError: if this machine cannot compile for the device of the model; a small function is compiled to see it.
     """
-    device = model.wte.weight.device
+    device = model.device
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler, Triton or header: each backend has errors of its own

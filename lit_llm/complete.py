@@ -146,7 +146,7 @@ def _write(
                 upcoming += 1
                 if progress is not None:
                     progress.update()
-    seconds, memory = time.perf_counter() - start, peak_memory_gb(model.wte.weight.device)
+    seconds, memory = time.perf_counter() - start, peak_memory_gb(model.device)
     for what in (progress, file):
         if what is not None:
             what.close()

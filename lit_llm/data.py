@@ -71,7 +71,7 @@ class Pair:
         return self.chosen.n_labels + self.rejected.n_labels
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Fabric's autocast takes the inputs of a module apart
 class MicroBatch:
     """Documents end to end, no padding. Labels are gathered: hidden state `positions[i]` predicts `targets[i]`."""
 

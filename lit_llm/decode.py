@@ -177,14 +177,13 @@ def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]
 
 def make_cache(model: GPT, size: int, max_length: int, int8: bool = False) -> KVCache:
     """An empty cache for rows that are given one token at a time once their prompts are read."""
-    weight = model.wte.weight
-    return KVCache(model.config, size, max_length, weight.device, weight.dtype, chunk=1, int8=int8)
+    return KVCache(model.config, size, max_length, model.device, model.dtype, chunk=1, int8=int8)
 
 
 @torch.inference_mode()
 def read(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Fill the first rows of a cache with prompts, and return the hidden states (B, C) at their ends."""
-    device = model.wte.weight.device
+    device = model.device
     ends = torch.tensor([len(p) for p in prompts], device=device)
     padded = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
     for row, prompt in zip(padded, prompts, strict=True):
@@ -206,7 +205,7 @@ def next_hidden(
         cache.length, cache.level, idle = max(positions) + 1, min(positions) == max(positions), []
     else:
         cache.length, cache.level, idle = cache.max_length, False, [0] * (cache.n_rows - len(tokens))
-    device = model.wte.weight.device
+    device = model.device
     ids, at = (torch.tensor([*values, *idle], device=device)[:, None] for values in (tokens, positions))  # (B, 1)
     return (compiled or model.hidden)(ids, cache=cache, positions=at)[: len(tokens), 0]
 
@@ -217,7 +216,7 @@ def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
     if model.config.n_expert:
         raise ValueError("--compile is not for a mixture of experts: which of them run depends on the token. Leave it out")
     cache.stay()
-    mode = "reduce-overhead" if model.wte.weight.device.type == "cuda" else "default"
+    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     return torch.compile(model.hidden, fullgraph=True, dynamic=False, mode=mode)
 
 
@@ -245,7 +244,7 @@ def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]
 @torch.inference_mode()
 def prompt_scores(model: GPT, ids: Sequence[int], n_top: int) -> list[TokenScore]:
     """Scores of all tokens of a prompt but the first, each given those before it."""
-    row = torch.tensor([list(ids)], device=model.wte.weight.device)
+    row = torch.tensor([list(ids)], device=model.device)
     if row.size(1) < 2:
         return []
     hidden, targets = model.hidden(row[:, :-1])[0], row[0, 1:]

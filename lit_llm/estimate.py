@@ -69,11 +69,14 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     method = methods[args.method]()
     longest = min(args.max_seq_length or 2048, config.block_size)
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
+    accumulates = (
+        args.global_batch_size > micro_batch_size or args.devices * args.num_nodes > 1
+    )  # sharded gradients always last
     found = estimate(
-        config, method, micro_batch_size, longest, args.global_batch_size > micro_batch_size, args.activation_checkpointing,
-        args.precision, args.quantize,
-    )  # fmt: skip
-    found = {"method": args.method, "micro_batch_tokens": micro_batch_size * longest, **found}
+        config, method, micro_batch_size, longest, accumulates, args.activation_checkpointing, args.precision, args.quantize
+    )
+    n_tokens = micro_batch_size * longest * (2 if isinstance(method, DPO) else 1)  # a pair is two documents
+    found = {"method": args.method, "micro_batch_tokens": n_tokens, **found}
     if args.gpu is not None:
         found["plan"] = plan(config, found, method, args)
     return found

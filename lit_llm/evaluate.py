@@ -42,7 +42,7 @@ class HarnessModel(TemplateLM):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size  # type: ignore[assignment]
         self.max_length = model.config.block_size
         self.checkpoint_dir = checkpoint_dir
-        self._device = model.wte.weight.device
+        self._device = model.device
 
     @property
     def eot_token_id(self) -> int:

@@ -146,14 +146,15 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         return
     outcome = outcome_of(state, answers, before, after)
     tell(args, out_dir, state, answers, before, after, outcome)
-    shown = list(zip(answers.records, before or [], after, strict=False))[: answers.n_shown]
+    old = [answer.text for answer in before] if before is not None else [""] * len(after)
+    shown = list(zip(answers.records, old, after, strict=False))[: answers.n_shown]
     write_report(
         out_dir,
         f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",
         [f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens", *outcome],
         found.text(),
         changed_options(args, type(args)()),
-        [(question_of(record), answer_of(record), old.text, new.text) for record, old, new in shown],
+        [(question_of(record), answer_of(record), text, new.text) for record, text, new in shown],
     )
 
 

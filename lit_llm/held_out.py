@@ -63,12 +63,14 @@ def tell(
 ) -> None:  # fmt: skip
     """Print what changed, where the result is, and how to talk to it."""
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
-    cell = max((width - 6) // 3, 16)
-    if before is not None and answers.n_shown:
-        print(_row("held-out prompt", "base", "finetuned", cell))
+    columns = {"base": before, "finetuned": after}
+    shown = {name: found for name, found in columns.items() if found}
+    if shown and answers.n_shown:
+        cell = max((width - 3 * len(shown)) // (1 + len(shown)), 16)
+        print(_row(["held-out prompt", *shown], cell))
         print("-" * width)
-        for record, old, new in list(zip(answers.records, before, after, strict=True))[: answers.n_shown]:
-            print(_row(question_of(record), old.text, new.text, cell))
+        for i, record in enumerate(answers.records[: answers.n_shown]):
+            print(_row([question_of(record), *(found[i].text for found in shown.values())], cell))
         print()
     for line in outcome:
         print(line)
@@ -84,12 +86,12 @@ def question_of(record: Record) -> str:
     return " / ".join(filter(None, (last["content"], last.get("input"))))
 
 
-def _row(question: str, old: str, new: str, cell: int) -> str:
+def _row(cells: Sequence[str], cell: int) -> str:
     def fit_cell(text: str) -> str:
         text = " ".join(text.split())
         return text if len(text) <= cell else f"{text[: cell - 3]}..."
 
-    return " | ".join(fit_cell(text).ljust(cell) for text in (question, old, new)).rstrip()
+    return " | ".join(fit_cell(text).ljust(cell) for text in cells).rstrip()
 
 
 def _shell_safe(answers: Answers) -> str:

@@ -47,6 +47,16 @@ class GPT(nn.Module):
         self.fingerprint: str | None = None  # of the weights that were loaded
         self.activation_checkpointing = False
         self.run_block: Callable[..., Tensor] = _run_block  # `compiling.py` replaces it for passes without a cache
+        self.computes: tuple[torch.device, torch.dtype] | None = None  # where and in what, if weights are held otherwise
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device if self.computes is None else self.computes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states, keys and values where there is no autocast."""
+        return self.wte.weight.dtype if self.computes is None else self.computes[1]
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
@@ -74,8 +84,8 @@ class GPT(nn.Module):
         mask = window_mask = None
         if positions is not None:
             assert cache is not None
-            mask = cache.mask(positions, False, self.wte.weight.dtype)
-            window_mask = mask if cache.window is None else cache.mask(positions, True, self.wte.weight.dtype)
+            mask = cache.mask(positions, False, self.dtype)
+            window_mask = mask if cache.window is None else cache.mask(positions, True, self.dtype)
         rope = None if self.rope is None else self.rope(where, length)
         local_rope = rope if self.local_rope is None else self.local_rope(where, length)
         documents = None if lengths is None else Documents(lengths, ids.device)

@@ -62,13 +62,16 @@ def plan(config: Config, estimated: dict[str, Any], method: Method, args: Estima
     waves = math.ceil(n_micro_batches / n)  # micro-batches that a GPU computes one after the other
     share = (n - 1) / n  # of what a ring moves, as seen by each of its members
     held = memory["weights"] + memory["adapter"]
+    n_gathered = 3 if isinstance(method, DPO) else 2  # forward and backward; by the reference forward alone
     sent = {
         "ddp": 2 * share * memory["gradients"],  # once a step: reduced, and gathered
-        "fsdp": waves * share * (2 * held + memory["gradients"]),  # weights forward and backward, gradients reduced
+        "fsdp": waves * share * (n_gathered * held + memory["gradients"]),  # all weights, and gradients reduced
     }
     needed = {"ddp": memory["total"], "fsdp": _sharded(config, memory, method, args)}
     strategies = {}
     for name in sent:
+        if name == "fsdp" and (args.quantize == "bnb.int8" or args.precision == "16-mixed"):
+            continue  # which finetuning refuses
         compute, transfer = waves * micro_batch_tokens / tokens_per_second, sent[name] / link
         speeds = [n_micro_batches * micro_batch_tokens / s for s in (compute + transfer, max(compute, transfer))]
         strategies[name] = {
@@ -100,11 +103,13 @@ def _operations_per_token(config: Config, estimated: dict[str, Any], method: Met
 def _sharded(config: Config, memory: dict[str, int], method: Method, args: EstimateArgs) -> float:
     """Bytes of a GPU under FSDP: its part of all that lasts, what the forward pass holds, and what is whole meanwhile.
 
-    Whole are embeddings and head, and two blocks: the one that computes and the next, which is fetched.
+    Whole are embeddings and head, and two blocks: the one that computes and the next, which is fetched; of what trains with
+    its gradients.
     """
     lasting = memory["weights"] + memory["adapter"] + memory["optimizer"] + memory["gradients"]
     passing = memory["above_model"] - memory["optimizer"] - memory["gradients"]
     width = 2 if args.precision == "bf16-true" and not isinstance(method, Full) else 4
     outside = width * config.vocab_size * config.n_embd * (1 if config.tie_embeddings else 2)
     block = (memory["weights"] - outside) / config.n_layer
-    return lasting / (args.devices * args.num_nodes) + passing + outside + 2 * block
+    whole = outside + 2 * block
+    return lasting / (args.devices * args.num_nodes) + passing + whole * (2 if isinstance(method, Full) else 1)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_llm.checkpoint import save_safetensors
 from lit_llm.distributed import n_ranks, of_all, rank, shared_folder
 from lit_llm.files import read_json_object, remove_folder, write_json
 from lit_llm.optimizers import load_state_tensors, state_tensors
-from lit_llm.sharding import part_like, reshard, whole
+from lit_llm.sharding import part_like, reshard, write_whole
 
 
 @dataclass
@@ -45,15 +44,15 @@ def save_state(
 ) -> None:
     """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part."""
     reshard(model)
-    tensors = {f"parameter/{name}": whole(p.detach()) for name, p in trained_parameters(model).items()}
-    tensors |= {f"optimizer/{name}": whole(tensor) for name, tensor in state_tensors(optimizer).items()}
+    tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in state_tensors(optimizer).items()}
     tensors |= {f"random/{i}/cpu": random for i, random in enumerate(of_all(torch.get_rng_state()))}
     if torch.cuda.is_available():
         tensors |= {f"random/{i}/cuda": random for i, random in enumerate(of_all(torch.cuda.get_rng_state()))}
     with shared_folder(folder) as new:
         write_result(new)
+        write_whole(tensors, None if new is None else new / "state.safetensors")
         if new is not None:
-            save_safetensors(tensors, new / "state.safetensors")
             write_json(new / "state.json", {**asdict(state), **machine(n_ranks())})
 
 

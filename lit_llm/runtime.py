@@ -121,7 +121,7 @@ def launch(
         accelerator=device.type,
         devices=args.devices,
         num_nodes=args.num_nodes,
-        strategy=_STRATEGIES[strategy](args, device),
+        strategy=_STRATEGIES[strategy](args, device, precision),
         precision=precision if precision.endswith("-mixed") else "32-true",  # type: ignore[arg-type]
         loggers=list(loggers),
     )
@@ -131,14 +131,16 @@ def launch(
     return fabric
 
 
-def _ddp(args: FinetuneArgs, device: torch.device) -> DDPStrategy:
+def _ddp(args: FinetuneArgs, device: torch.device, precision: str) -> DDPStrategy:
     """All ranks have read the same weights and drawn the same adapter: to send them would copy what lies in a mapped file."""
     return DDPStrategy(process_group_backend=BACKENDS[device.type], init_sync=False, gradient_as_bucket_view=True)
 
 
-def _fsdp(args: FinetuneArgs, device: torch.device) -> ModelParallelStrategy:
+def _fsdp(args: FinetuneArgs, device: torch.device, precision: str) -> ModelParallelStrategy:
+    multiplied = torch.bfloat16 if precision == "bf16-mixed" and args.quantize is None else None
+
     def parallelize(objective: nn.Module, mesh: Any) -> nn.Module:
-        shard(objective.gpt, mesh["data_parallel"], dtype, args.cpu_offload)  # type: ignore[arg-type]
+        shard(objective.gpt, mesh["data_parallel"], dtype, multiplied, args.cpu_offload)  # type: ignore[arg-type]
         return objective
 
     dtype = weights_dtype(args.precision, device) if args.quantize is None else None
@@ -146,7 +148,7 @@ def _fsdp(args: FinetuneArgs, device: torch.device) -> ModelParallelStrategy:
     return ModelParallelStrategy(parallelize, n_devices, 1, process_group_backend=BACKENDS[device.type])
 
 
-_STRATEGIES: dict[Strategy, Callable[[FinetuneArgs, torch.device], Any]] = {
+_STRATEGIES: dict[Strategy, Callable[[FinetuneArgs, torch.device, str], Any]] = {
     "one": lambda *_: "auto",
     "ddp": _ddp,
     "fsdp": _fsdp,

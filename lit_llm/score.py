@@ -125,7 +125,7 @@ def _common(a: list[int], b: list[int]) -> int:
 
 def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
     """Rows of a batch, and for each the hidden states (T, C) from its position `first` on."""
-    device = model.wte.weight.device
+    device = model.device
     single = sorted((group[0] for group in groups if len(group) == 1), key=lambda row: -len(row.ids))
     for i in range(0, len(single), batch_size):
         batch = single[i : i + batch_size]
@@ -139,7 +139,7 @@ def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Itera
 
 
 def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
-    device, dtype = model.wte.weight.device, model.wte.weight.dtype
+    device, dtype = model.device, model.dtype
     P = min(_common(group[0].ids, group[-1].ids), *(row.first for row in group))  # the rows are sorted
     prefix = KVCache(model.config, 1, P, device, dtype)
     model.hidden(torch.tensor([group[0].ids[:P]], device=device), cache=prefix)

@@ -85,9 +85,8 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
 
 
 def _check_memory(model: GPT, max_batch_size: int, max_length: int, int8: bool) -> None:
-    weight = model.wte.weight
-    needed = KVCache(model.config, max_batch_size, max_length, "meta", weight.dtype, chunk=1, int8=int8).n_bytes()
-    free = available_bytes(weight.device)
+    needed = KVCache(model.config, max_batch_size, max_length, "meta", model.dtype, chunk=1, int8=int8).n_bytes()
+    free = available_bytes(model.device)
     told = f"keys and values of {max_batch_size} requests of {max_length} tokens take {needed / 1e9:.2f} GB"
     if free is not None and needed > free:
         raise ValueError(

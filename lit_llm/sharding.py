@@ -1,6 +1,10 @@
 """FSDP2 (https://arxiv.org/abs/2304.11277; torch.distributed.fsdp.fully_shard): every rank holds a part of each weight, and a
 block is whole only while it computes. What runs on one device does not import it."""
 
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,24 +13,40 @@ from torch import Tensor, nn
 from lit_llm.model import GPT
 
 
-def shard(model: GPT, mesh: Any, dtype: torch.dtype | None, offload: bool = False) -> None:
+def shard(
+    model: GPT, mesh: Any, dtype: torch.dtype | None, multiplied: torch.dtype | None = None, offload: bool = False
+) -> None:
     """Give each rank of `mesh` its rows of every parameter: block by block, then embeddings, last norm and head together.
 
-    What a rank holds is copied out of the mapped file, and cast then: no rank ever has all of a model in another dtype.
+    What a rank holds is copied out of the mapped file, and cast then.
 
     Args:
         dtype: Of frozen parameters; trained ones are float32, and so are their gradients. None leaves them as they are, and
             the bytes and scales of quantized weights.
+        multiplied: That of autocast, in which whole parameters come and their gradients go; these are summed in float32.
+            Otherwise autocast would keep a copy of each of them for the backward pass.
         offload: Leave what a rank holds, gradients and optimizer included, in the memory of the CPU.
     """
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed import fsdp
 
-    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+    policies: dict[str, Any] = {
+        "offload_policy": fsdp.CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else fsdp.OffloadPolicy(),
+        "mp_policy": fsdp.MixedPrecisionPolicy(multiplied, multiplied and torch.float32, cast_forward_inputs=False),
+    }
+    held = model.wte.weight
+    where = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else held.device
+    model.computes = (where, multiplied or dtype or held.dtype)
     for module in (*model.h, model):
-        fully_shard(module, mesh=mesh, offload_policy=policy)
+        fsdp.fully_shard(module, mesh=mesh, **policies)
         if dtype is not None:
             module._apply(lambda t: t if not isinstance(t, nn.Parameter) else t.float() if t.requires_grad else t.to(dtype))
-    register_fsdp_forward_method(model, "hidden")  # after it the head stays whole until its gradient is there
+    fsdp.register_fsdp_forward_method(model, "hidden")  # after it the head stays whole until its gradient is there
+    model.norm.register_forward_hook(_start_backward_here)
+
+
+def _start_backward_here(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """FSDP gathers the head's gradients when the one of `hidden` is there, which must be even if no block trains."""
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def reshard(model: nn.Module) -> None:
@@ -39,6 +59,29 @@ def reshard(model: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, of which each rank may hold a part. All ranks must ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+
+
+_KINDS = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8", torch.int8: "I8",
+}  # fmt: skip
+
+
+def write_whole(tensors: Mapping[str, Tensor], path: Path | None) -> None:
+    """Write a safetensors file of tensors of which each rank may hold a part. One at a time is whole. All ranks must take
+    part, all but one of them without a path."""
+    about: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        about[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(about).encode()
+    header += b" " * (-len(header) % 8)
+    with open(os.devnull if path is None else path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
+            gathered = whole(tensor)
+            if path is not None:
+                file.write(gathered.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:

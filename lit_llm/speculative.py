@@ -83,13 +83,12 @@ class _Reader:
 
     def __init__(self, model: GPT, max_length: int, vocab_size: int) -> None:
         self.model, self.vocab_size, self.n_read = model, vocab_size, 0
-        weight = model.wte.weight
-        self.cache = KVCache(model.config, 1, max_length, weight.device, weight.dtype, chunk=N_DRAFTED + 1)
+        self.cache = KVCache(model.config, 1, max_length, model.device, model.dtype, chunk=N_DRAFTED + 1)
 
     def read(self, ids: Sequence[int], n: int) -> Tensor:
         """Read what is new of a sequence. Returns the logits after each of its last n tokens, (n, V)."""
         known = self.model.config.vocab_size - 1  # two models of a family may be padded to different numbers of rows
-        new = torch.tensor([[min(i, known) for i in ids[self.n_read :]]], device=self.model.wte.weight.device)
+        new = torch.tensor([[min(i, known) for i in ids[self.n_read :]]], device=self.model.device)
         positions = None
         if self.n_read:
             positions = torch.arange(self.n_read, len(ids), device=new.device)[None]

@@ -44,8 +44,12 @@ CASES = {
     "lora-bf16": (lambda: LoRA(**LORA), BF16),
     "full-from-bf16": (Full, BF16),
     "full-offload": (Full, BASE),
+    "full-autocast": (Full, BASE),
+    "full-head": (lambda: Full("lm_head"), BASE),
+    "lora-head": (lambda: LoRA(targets="head", dropout=0.0), BASE),
     "lora-int8": (lambda: LoRA(**LORA), {"quantize": "bnb.int8"}),
 }
+PRECISIONS = {"lora-bf16": "bf16-true", "full-autocast": "bf16-true"}
 RESUMED = ("full", "adapter_v2")
 
 
@@ -60,13 +64,23 @@ def ragged(checkpoint, pairs=False):
     return tokenize_all(records, "alpaca", Tokenizer(checkpoint), True, 256)[0]
 
 
-def measure(fabric, checkpoint, name, micro_batch_size, load_from=None, save_to=None):
+def fabric_for(name, n_devices, strategy):
+    """As finetuning makes it for a case, on CPUs."""
+    args = LoRAFinetuneArgs(
+        accelerator="cpu", devices=n_devices, strategy="auto" if strategy == "one" else strategy,
+        precision=PRECISIONS.get(name, "32-true"), quantize=CASES[name][1].get("quantize"),
+        cpu_offload=strategy == "fsdp" and name == "full-offload",
+    )  # fmt: skip
+    return launch(args, strategy, torch.device("cpu"), trains_base=name.startswith("full"))
+
+
+def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", load_from=None, save_to=None):
     """Loss, validation loss and gradients of one step, the weights before and after it, as tensors by name.
 
     Args:
         load_from, save_to: Saves of a run, to go on from before the step, and to write after it.
     """
-    make, base = CASES[name]
+    fabric, (make, base) = fabric_for(name, n_devices, strategy), CASES[name]
     model, method = load_model(checkpoint, **base), make()
     if isinstance(method, Full):
         method.in_parts = isinstance(fabric.strategy, ModelParallelStrategy)
@@ -109,26 +123,20 @@ def measure(fabric, checkpoint, name, micro_batch_size, load_from=None, save_to=
 def main(checkpoint, n_devices, strategy, folder):
     """`folder` holds the saves that a run of one process has made, and gets what is found."""
 
-    def fabric_for(name):
-        args = LoRAFinetuneArgs(
-            accelerator="cpu", devices=n_devices, strategy=strategy, quantize=CASES[name][1].get("quantize"),
-            precision="bf16-true" if name == "lora-bf16" else "32-true",
-            cpu_offload=strategy == "fsdp" and name == "full-offload",
-        )  # fmt: skip
-        return launch(args, strategy, torch.device("cpu"), trains_base=False)
-
     found = {}
     for name in CASES:
         if (strategy, name) == ("fsdp", "lora-int8"):
             continue
-        found |= {f"{name}/{n}": tensor for n, tensor in measure(fabric_for(name), checkpoint, name, 1).items()}
+        found |= {f"{name}/{n}": tensor for n, tensor in measure(checkpoint, name, 1, n_devices, strategy).items()}
     if (n_devices, strategy) == (2, "fsdp"):
         for name in RESUMED:
             save = folder / f"fsdp-{name}"
             for origin, how in (
                 ("saved", {"save_to": save}), ("own", {"load_from": save}), ("one", {"load_from": folder / f"one-{name}"}),
             ):  # fmt: skip
-                found |= {f"{origin}-{name}/{n}": t for n, t in measure(fabric_for(name), checkpoint, name, 1, **how).items()}
+                found |= {
+                    f"{origin}-{name}/{n}": t for n, t in measure(checkpoint, name, 1, n_devices, strategy, **how).items()
+                }
     if rank() == 0:
         save_file(found, folder / f"{strategy}-{n_devices}.safetensors")
 

@@ -12,9 +12,11 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file
 from tiny import make_checkpoint
 
-from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.finetune import finetune
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.summary import summary
 
@@ -120,9 +122,11 @@ def test_the_probe_changes_nothing(run, capsys):
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm import cli
 from lit_llm.finetune import finetune
+from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 import lit_llm.probe, lit_llm.finetune, torch
 
@@ -184,3 +188,27 @@ def test_the_summary_counts_weights_by_kind(checkpoint):
     assert lines["attention"] == ["0", f"{n_attention:,}", "nf4"]
     assert lines["embeddings"] == ["0", "10,240", "float32"]
     assert lines["lora"] == [f"{n_lora:,}", "0", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "precision"),
+    [
+        (LoRAFinetuneArgs, LoRA, "bf16-mixed"), (LoRAFinetuneArgs, LoRA, "16-mixed"), (LoRAFinetuneArgs, LoRA, "bf16-true"),
+        (FullFinetuneArgs, Full, "bf16-true"), (FullFinetuneArgs, Full, "bf16-mixed"),
+        (AdapterFinetuneArgs, lambda: Adapter(start_layer=0), "bf16-mixed"),
+    ],
+)  # fmt: skip
+def test_half_precision_trains_as_float32_does(tmp_path, checkpoint, data_dir, kind, make, precision):
+    losses = {}
+    for name in ("32-true", precision):
+        train = TrainArgs(
+            global_batch_size=4, micro_batch_size=2, learning_rate=1e-2, lr_warmup_steps=0, max_steps=6, probe=False
+        )
+        args = kind(
+            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / name, accelerator="cpu", precision=name,
+            train=train, eval=EvalArgs(samples=1),
+        )  # fmt: skip
+        finetune(args, make())
+        losses[name] = [float(row["val_loss"]) for row in rows(tmp_path / name) if row["val_loss"]]
+    assert losses[precision] == pytest.approx(losses["32-true"], rel=5e-3)
+    assert abs(losses[precision][-1] - losses[precision][0]) > 1e-3

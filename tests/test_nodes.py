@@ -57,12 +57,16 @@ def test_two_hosts_with_torchrun_train_as_one_process(tmp_path, checkpoint, two_
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         hosts.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes))
-    script("finetune/lora.py", f"--out_dir={tmp_path}/one", *options)
-    for rank, host in enumerate(hosts):
-        stdout, stderr = host.communicate(timeout=240)
-        assert host.returncode == 0, stderr
-        assert ("Talk to it" in stdout) == (rank == 0)
-        assert rank == 1 or "strategy: ddp" in stderr
+    try:
+        script("finetune/lora.py", f"--out_dir={tmp_path}/one", *options)
+        for rank, host in enumerate(hosts):
+            stdout, stderr = host.communicate(timeout=240)
+            assert host.returncode == 0, stderr
+            assert ("Talk to it" in stdout) == (rank == 0)
+            assert rank == 1 or "strategy: ddp" in stderr
+    finally:
+        for host in hosts:
+            host.kill()
     losses = []
     for run in ("one", "two"):
         with (tmp_path / run / "metrics.csv").open() as file:

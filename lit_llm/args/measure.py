@@ -67,6 +67,10 @@ class BenchmarkArgs(Checked):
         return [
             *self.below(0, "repetitions", "n_examples", "clients", "seconds"),
             *[(self.check not in self.used_by[name], f"--{name} has no effect on --check {self.check}") for name in given],
+            (
+                self.check == "prepare_speed" and self.n_examples < 20_000,
+                "--check prepare_speed needs --n_examples of 20000 or more: fewer rows are not cached",
+            ),
             (lacking, f"--check {self.check} needs --checkpoint_dir and --data_dir"),
         ]
 

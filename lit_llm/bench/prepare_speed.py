@@ -77,7 +77,7 @@ STEPS = {"curate": curate, "prepare again": curate, "tokenize": tokenize, "read 
 
 def _in_new_process(folder: Path, step: str) -> dict[str, Any]:
     code = f"from lit_llm.bench.prepare_speed import run; run({str(folder)!r}, {step!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
