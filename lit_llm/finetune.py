@@ -112,7 +112,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         remove_leftovers(out_dir)
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     # In parts, the model answers at the end only: what inference mode has made whole cannot train any more.
-    before = answers.make() if strategy != "fsdp" else None  # of the base: a save is read later
+    with fabric.autocast():
+        before = answers.make() if strategy != "fsdp" else None  # of the base: a save is read later
     fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
@@ -141,7 +142,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error
     with shared_folder(out_dir / "final") as final:
         write_result(final)
-    after = answers.make()
+    with fabric.autocast():
+        after = answers.make()
     if rank() > 0:
         return
     outcome = outcome_of(state, answers, before, after)

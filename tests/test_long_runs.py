@@ -195,6 +195,7 @@ def test_the_summary_counts_weights_by_kind(checkpoint):
     [
         (LoRAFinetuneArgs, LoRA, "bf16-mixed"), (LoRAFinetuneArgs, LoRA, "16-mixed"), (LoRAFinetuneArgs, LoRA, "bf16-true"),
         (FullFinetuneArgs, Full, "bf16-true"), (FullFinetuneArgs, Full, "bf16-mixed"),
+        (FullFinetuneArgs, lambda: Full("h.1,norm"), "bf16-true"),
         (AdapterFinetuneArgs, lambda: Adapter(start_layer=0), "bf16-mixed"),
     ],
 )  # fmt: skip
