@@ -119,7 +119,9 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     columns = method.columns if isinstance(method, DPO) else ()
     objective: Any = fabric.setup_module(Objective(model, loss, args.train.neftune_alpha))
     _say(summary(model))
-    optimizer: Any = fabric.setup_optimizers(make_optimizer(model, method, args.train, device))  # over what this rank holds
+    scaled = args.precision == "16-mixed"
+    made = make_optimizer(model, method, args.train, device, scaled)  # over what this rank holds
+    optimizer: Any = fabric.setup_optimizers(made)
 
     def write_result(folder: Path | None) -> None:
         if isinstance(method, Full):

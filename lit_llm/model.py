@@ -55,7 +55,9 @@ class GPT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states, keys and values where there is no autocast."""
+        """Of queries, keys and values."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
         return self.wte.weight.dtype if self.computes is None else self.computes[1]
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:

@@ -43,8 +43,14 @@ def check_optimizer(name: str, device: torch.device) -> None:
         )
 
 
-def make_optimizer(model: GPT, method: Method, args: TrainArgs, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of `args` over what the method trains, in groups that share a learning rate."""
+def make_optimizer(
+    model: GPT, method: Method, args: TrainArgs, device: torch.device, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer of `args` over what the method trains, in groups that share a learning rate.
+
+    Args:
+        scaled: Whether gradients come scaled, as in `16-mixed`: a fused step would unscale them itself, after they are clipped.
+    """
     freeze(model, method)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -57,7 +63,7 @@ def make_optimizer(model: GPT, method: Method, args: TrainArgs, device: torch.de
     if args.optimizer == "adafactor":
         return torch.optim.Adafactor(by_scale, **common)
     if args.optimizer == "adamw":
-        return torch.optim.AdamW(by_scale, betas=BETAS, fused=device.type in ("cpu", "cuda"), **common)
+        return torch.optim.AdamW(by_scale, betas=BETAS, fused=device.type in ("cpu", "cuda") and not scaled, **common)
     import bitsandbytes
 
     kind, betas = _BITSANDBYTES[args.optimizer]
@@ -87,6 +93,12 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Iterable[tuple
         is_count = tensor.dim() == 0 and tensor.dtype == torch.int64
         state.setdefault(int(index), {})[kind] = tensor.item() if is_count else part_like(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if getattr(optimizer, "is_paged", False):  # that memory can be moved is known of the tensor that was made so
+        for parameter, values in optimizer.state.items():
+            for kind in ("state1", "state2"):
+                if kind in values:
+                    paged = optimizer.get_state_buffer(parameter, dtype=values[kind].dtype)  # type: ignore[attr-defined]
+                    values[kind] = paged.copy_(values[kind])
 
 
 def _leaves(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -41,6 +41,7 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     write_result: Callable[[Path | None], None],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part."""
     reshard(model)
@@ -53,10 +54,13 @@ def save_state(
         write_result(new)
         write_whole(tensors, None if new is None else new / "state.safetensors")
         if new is not None:
-            write_json(new / "state.json", {**asdict(state), **machine(n_ranks())})
+            scale = {} if scaler is None else {"scaler": scaler.state_dict()}
+            write_json(new / "state.json", {**asdict(state), **machine(n_ranks()), **scale})
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> State:
     """Put everything back that `save_state` wrote. Raises ValueError if the save is of another model or incomplete.
 
     A rank that the run did not have when it was saved goes on with its own random numbers.
@@ -78,6 +82,8 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
             parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
     own = ((name.removeprefix("optimizer/"), t) for name, t in tensors.items() if name.startswith("optimizer/"))
     load_state_tensors(optimizer, own)
+    if scaler is not None and "scaler" in saved:
+        scaler.load_state_dict(saved["scaler"])
     if f"random/{rank()}/cpu" in tensors:
         torch.set_rng_state(tensors[f"random/{rank()}/cpu"])
     if f"random/{rank()}/cuda" in tensors and torch.cuda.is_available():

@@ -139,7 +139,8 @@ def fit(
         OutOfMemoryError: if a micro-batch does not fit.
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
-    state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)  # in float16
+    state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer, scaler)
     path = out_dir / "metrics.csv" if rank() == 0 else None
     metrics = Metrics(path, columns, None if resume_dir is None else state.step, fabric.loggers)
     if resume_dir is None and eval_args.initial and validation:
@@ -190,7 +191,7 @@ def fit(
             shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
             if (due_save and not has_ended()) or stop:
-                save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result)
+                save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result, scaler)
                 if args.keep_last is not None and rank() == 0:
                     remove_old_saves(out_dir, args.keep_last)
             if stop:
@@ -231,7 +232,8 @@ def optimizer_step(
     grad_norm = fabric.clip_gradients(objective, optimizer, max_norm=limit, error_if_nonfinite=False)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
-    optimizer.step()
+    with naming_the_batch(batch):  # the first step makes the state
+        optimizer.step()
     optimizer.zero_grad()
     assert grad_norm is not None
     return {**shown, "grad_norm": whole(grad_norm)}

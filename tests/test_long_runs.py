@@ -207,7 +207,7 @@ def test_half_precision_trains_as_float32_does(tmp_path, checkpoint, data_dir, k
         )
         args = kind(
             checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / name, accelerator="cpu", precision=name,
-            train=train, eval=EvalArgs(samples=1),
+            train=train, eval=EvalArgs(samples=3),
         )  # fmt: skip
         finetune(args, make())
         losses[name] = [float(row["val_loss"]) for row in rows(tmp_path / name) if row["val_loss"]]

@@ -4,12 +4,19 @@ import copy
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
+from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
+from lit_llm.data import collate, tokenize_all
+from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full
 from lit_llm.optimizers import STATE_BYTES, check_optimizer, make_optimizer, state_tensors
 from lit_llm.resume import State, load_state, save_state
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.train import Objective, optimizer_step
 
 ON_CPU = [name for name in STATE_BYTES if not name.startswith("paged")]
 
@@ -90,3 +97,39 @@ def test_paged_state_needs_cuda_and_bitsandbytes_a_cpu_or_cuda():
     with pytest.raises(ValueError, match="does not run on mps"):
         check_optimizer("lion", torch.device("mps"))
     check_optimizer("paged_lion8bit", torch.device("cuda"))
+
+
+def test_float16_is_scaled_clipped_skipped_where_it_overflows_and_resumed(tmp_path, checkpoint):
+    """What `16-mixed` does on a GPU, with a scaler on the CPU: Fabric would take bfloat16 here."""
+
+    def started():
+        model, method = load_model(checkpoint), Full()
+        method.attach(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        optimizer = make_optimizer(model, method, TrainArgs(learning_rate=1e-3), torch.device("cpu"), scaled=True)
+        objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
+        return (
+            model,
+            scaler,
+            lambda: optimizer_step(fabric, objective, optimizer, [[0, 1], [2]], examples, 1e-3, 1.0),
+            optimizer,
+        )
+
+    examples, _ = tokenize_all(rows(3), "alpaca", Tokenizer(checkpoint), True, 256)
+    model, scaler, step, optimizer = started()
+    before = model.norm.weight.detach().clone()
+    first = step()
+    assert torch.isfinite(first["grad_norm"]) and not torch.equal(model.norm.weight, before)
+    float32 = load_model(checkpoint)
+    expected, _ = next_token_loss(float32, collate(examples))
+    assert first["train_loss"].item() == pytest.approx(expected.item() / sum(e.n_targets for e in examples), rel=1e-2)
+    scaler.update(2.0**40)
+    before = model.norm.weight.detach().clone()
+    step()
+    assert torch.equal(model.norm.weight, before)
+    assert scaler.get_scale() == 2.0**39
+    save_state(tmp_path / "save", State(), model, optimizer, lambda folder: None, scaler)
+    other, other_scaler, _, other_optimizer = started()
+    load_state(tmp_path / "save", other, other_optimizer, other_scaler)
+    assert other_scaler.state_dict() == scaler.state_dict()
