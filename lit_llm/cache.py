@@ -113,7 +113,7 @@ class Slots:
 
     def __setitem__(self, index: tuple, new: Tensor) -> None:
         if self.scale is None:
-            self.values[index] = new.to(self.dtype)
+            self.values[index] = new
             return
         scale = (new.abs().amax(-1, keepdim=True).float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
         self.scale[index] = scale

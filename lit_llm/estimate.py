@@ -69,9 +69,8 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     method = methods[args.method]()
     longest = min(args.max_seq_length or 2048, config.block_size)
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
-    accumulates = (
-        args.global_batch_size > micro_batch_size or args.devices * args.num_nodes > 1
-    )  # sharded gradients always last
+    sharded = args.devices * args.num_nodes > 1  # gradients then last from one micro-batch to the next
+    accumulates = args.global_batch_size > micro_batch_size or sharded
     found = estimate(
         config, method, micro_batch_size, longest, accumulates, args.activation_checkpointing, args.precision, args.quantize
     )

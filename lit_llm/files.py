@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """What a safetensors file begins with (https://github.com/huggingface/safetensors#format), for tensors whose bytes follow
+    one after the other: name, dtype as in `F32`, shape and number of bytes of each."""
+    about, end = {}, 0
+    for name, dtype, shape, n_bytes in tensors:
+        about[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + n_bytes]}
+        end += n_bytes
+    header = json.dumps(about).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -151,7 +151,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     outcome = outcome_of(state, answers, before, after)
     tell(args, out_dir, state, answers, before, after, outcome)
     old = [answer.text for answer in before] if before is not None else [""] * len(after)
-    shown = list(zip(answers.records, old, after, strict=False))[: answers.n_shown]
+    shown = list(zip(answers.records, old, after, strict=True))[: answers.n_shown]
     write_report(
         out_dir,
         f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",

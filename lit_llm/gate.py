@@ -160,8 +160,8 @@ def add_refusals(app: FastAPI) -> None:
         if mistakes[0]["type"] == "json_invalid":
             return refusal(request.url.path, Refused(400, "the body is not JSON", code="invalid_value"))
         places = [".".join(map(str, e["loc"][1:])) for e in mistakes]  # without "body"
-        message = "; ".join(f"{place}: {e['msg']}" for place, e in zip(places[:5], mistakes, strict=False))
-        return refusal(request.url.path, Refused(400, message, places[0] or None, "invalid_value"))
+        told = [f"{place}: {e['msg']}" for place, e in zip(places, mistakes, strict=True)]
+        return refusal(request.url.path, Refused(400, "; ".join(told[:5]), places[0] or None, "invalid_value"))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:  # starlette logs it

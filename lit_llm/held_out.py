@@ -40,7 +40,7 @@ class Answers:
 
     def exact(self, answers: Sequence[Completion]) -> int:
         """How many of the first `n_exact` are identical to the reference and have ended."""
-        pairs = zip(answers[: self.n_exact], self.records, strict=False)
+        pairs = zip(answers[: self.n_exact], self.records[: self.n_exact], strict=True)
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
 

@@ -47,18 +47,18 @@ class GPT(nn.Module):
         self.fingerprint: str | None = None  # of the weights that were loaded
         self.activation_checkpointing = False
         self.run_block: Callable[..., Tensor] = _run_block  # `compiling.py` replaces it for passes without a cache
-        self.computes: tuple[torch.device, torch.dtype] | None = None  # where and in what, if weights are held otherwise
+        self.computes_on: torch.device | None = None  # if its weights are held elsewhere
 
     @property
     def device(self) -> torch.device:
-        return self.wte.weight.device if self.computes is None else self.computes[0]
+        return self.wte.weight.device if self.computes_on is None else self.computes_on
 
     @property
     def dtype(self) -> torch.dtype:
         """Of queries, keys and values."""
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return self.wte.weight.dtype if self.computes is None else self.computes[1]
+        return self.wte.weight.dtype
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""

@@ -45,7 +45,8 @@ def plan(config: Config, estimated: dict[str, Any], method: Method, args: Estima
     Every example is taken to be as long as the longest. Of two numbers, the first holds if nothing is sent while something is
     computed, the second if everything is.
     """
-    gpu, n = GPUS[args.gpu or ""], args.devices * args.num_nodes
+    assert args.gpu is not None
+    gpu, n = GPUS[args.gpu], args.devices * args.num_nodes
     memory = estimated["memory_bytes"]
     tokens_per_second = gpu.operations_per_second * UTILISATION / _operations_per_token(config, estimated, method, args)
     micro_batch_tokens = estimated["micro_batch_tokens"]
@@ -69,9 +70,8 @@ def plan(config: Config, estimated: dict[str, Any], method: Method, args: Estima
     }
     needed = {"ddp": memory["total"], "fsdp": _sharded(config, memory, method, args)}
     strategies = {}
-    for name in sent:
-        if name == "fsdp" and (args.quantize == "bnb.int8" or args.precision == "16-mixed"):
-            continue  # which finetuning refuses
+    refused = args.quantize == "bnb.int8" or args.precision == "16-mixed"  # by finetuning, under fsdp
+    for name in ("ddp",) if refused else ("ddp", "fsdp"):
         compute, transfer = waves * micro_batch_tokens / tokens_per_second, sent[name] / link
         speeds = [n_micro_batches * micro_batch_tokens / s for s in (compute + transfer, max(compute, transfer))]
         strategies[name] = {

@@ -107,7 +107,7 @@ def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style
         ValueError: if a document does not begin with the tokens that the model is asked with, which is so where a token
             reaches from the prompt into the answer; or if a part of the answer is not in it.
     """
-    for number, (record, example) in enumerate(islice(zip(records, examples, strict=False), COMPARED), 1):
+    for number, (record, example) in enumerate(islice(zip(records, examples, strict=True), COMPARED), 1):
         if "text" in record:
             continue
         prompt = prompt_ids(style, tokenizer, asked(record))

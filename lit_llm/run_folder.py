@@ -30,6 +30,8 @@ def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
         resume_dir = Path(args.resume)
         if not (resume_dir / "state.json").is_file():
             raise FileNotFoundError(f"--resume {resume_dir} is not a save of a run: it has no state.json. Try --resume auto")
+        if not started:
+            raise FileNotFoundError(f"--resume {resume_dir} must be a save of the run in --out_dir: {out_dir} has no args.yaml")
     if resume_dir is not None:
         _check_same_run(out_dir, as_yaml(args), resume_dir, args.devices * args.num_nodes)
     return resume_dir
@@ -51,8 +53,6 @@ def as_yaml(args: FinetuneArgs) -> dict[str, Any]:
 
 def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
     """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
-    if not (out_dir / "args.yaml").is_file():
-        raise FileNotFoundError(f"--resume {resume_dir} must be a save of the run in --out_dir, but {out_dir} has no args.yaml")
     saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
     no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]

@@ -1,7 +1,6 @@
 """FSDP2 (https://arxiv.org/abs/2304.11277; torch.distributed.fsdp.fully_shard): every rank holds a part of each weight, and a
 block is whole only while it computes. What runs on one device does not import it."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_llm.files import safetensors_header
 from lit_llm.model import GPT
 
 
@@ -33,9 +33,8 @@ def shard(
         "offload_policy": fsdp.CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else fsdp.OffloadPolicy(),
         "mp_policy": fsdp.MixedPrecisionPolicy(multiplied, multiplied and torch.float32, cast_forward_inputs=False),
     }
-    held = model.wte.weight
-    where = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else held.device
-    model.computes = (where, multiplied or dtype or held.dtype)
+    if offload:
+        model.computes_on = torch.device(mesh.device_type)
     for module in (*model.h, model):
         fsdp.fully_shard(module, mesh=mesh, **policies)
         if dtype is not None:
@@ -69,15 +68,9 @@ _KINDS = {
 def write_whole(tensors: Mapping[str, Tensor], path: Path | None) -> None:
     """Write a safetensors file of tensors of which each rank may hold a part. One at a time is whole. All ranks must take
     part, all but one of them without a path."""
-    about: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        about[name] = {"dtype": _KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(about).encode()
-    header += b" " * (-len(header) % 8)
+    about = ((name, _KINDS[t.dtype], t.shape, t.numel() * t.element_size()) for name, t in tensors.items())
     with open(os.devnull if path is None else path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(safetensors_header(about))
         for tensor in tensors.values():
             gathered = whole(tensor)
             if path is not None:

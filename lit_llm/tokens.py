@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import sys
@@ -11,12 +10,13 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 
 from lit_llm.data import Example, Pair, iter_records, tokenize
 from lit_llm.fetch import digest_of
+from lit_llm.files import safetensors_header
 from lit_llm.prompts import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.tokenizer import Tokenizer
 
@@ -66,8 +66,8 @@ def _numbered(path: Path, number: int) -> Iterator[None]:
 def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
     """A safetensors file of all tokens end to end. They are streamed; only the lengths are held."""
     lengths, documents = array("q"), array("q")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
+        folder = Path(place)
         with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
             for example in examples:
                 documents.append(len(example.documents))
@@ -77,20 +77,18 @@ def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
                     lengths.append(len(document))
         (folder / "lengths").write_bytes(lengths.tobytes())
         (folder / "documents").write_bytes(documents.tobytes())
-        about: dict[str, dict[str, Any]] = {}
-        end = 0
-        for tensor, kind, n in (
-            ("lengths", "I64", len(lengths)), ("documents", "I64", len(documents)), ("ids", "I32", sum(lengths)),
-            ("trained", "BOOL", sum(lengths)),
-        ):  # fmt: skip
-            begin, end = end, end + (folder / tensor).stat().st_size
-            about[tensor] = {"dtype": kind, "shape": [n], "data_offsets": [begin, end]}
-        header = json.dumps(about).encode()
-        header += b" " * (-len(header) % 8)
+        n = sum(lengths)
+        kinds = {
+            "lengths": ("I64", len(lengths)),
+            "documents": ("I64", len(documents)),
+            "ids": ("I32", n),
+            "trained": ("BOOL", n),
+        }
+        about = ((name, kind, [n], (folder / name).stat().st_size) for name, (kind, n) in kinds.items())
         with (folder / "whole").open("wb") as whole:
-            whole.write(len(header).to_bytes(8, "little") + header)
-            for tensor in about:
-                with (folder / tensor).open("rb") as part:
+            whole.write(safetensors_header(about))
+            for name in kinds:
+                with (folder / name).open("rb") as part:
                     shutil.copyfileobj(part, whole)
         (folder / "whole").replace(path)
 

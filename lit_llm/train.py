@@ -139,7 +139,8 @@ def fit(
         OutOfMemoryError: if a micro-batch does not fit.
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
-    scaler = getattr(fabric.strategy.precision, "scaler", None)  # in float16
+    # In float16 a step whose gradient overflows is left out and the scale lowered: no fault then.
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer, scaler)
     path = out_dir / "metrics.csv" if rank() == 0 else None
     metrics = Metrics(path, columns, None if resume_dir is None else state.step, fabric.loggers)
@@ -171,7 +172,7 @@ def fit(
             row = {}
             if state.step % args.log_interval == 0 or ended or due_eval or due_save or stop:
                 row = {name: value.item() for name, value in measured.items()}  # waits for the GPU
-                _check_step(row, state, args.max_loss_spike, scales=_scales_the_loss(fabric), out_dir=out_dir)
+                _check_step(row, state, args.max_loss_spike, scales=scaler is not None, out_dir=out_dir)
             speed = sum(plan.lengths[i] for i in indices) / (time.monotonic() - step_start)
             memory = peak_memory_gb(fabric.device)
             if validation and ((eval_args.final and ended) or (due_eval and not ended)):
@@ -252,11 +253,6 @@ def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch]
         loss_sum += loss if own < len(batches) else 0
     objective.train(was_training)
     return total(loss_sum).item() / sum(batch.n_targets for batch in batches)
-
-
-def _scales_the_loss(fabric: Fabric) -> bool:
-    """Whether, as in float16, a step whose gradient overflows is left out and the scale lowered: no fault then."""
-    return getattr(fabric.strategy.precision, "scaler", None) is not None
 
 
 def _check_step(row: dict[str, float], state: State, max_loss_spike: float | None, scales: bool, out_dir: Path) -> None:

@@ -122,7 +122,6 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
 
 def main(checkpoint, n_devices, strategy, folder):
     """`folder` holds the saves that a run of one process has made, and gets what is found."""
-
     found = {}
     for name in CASES:
         if (strategy, name) == ("fsdp", "lora-int8"):

@@ -1,10 +1,9 @@
 """What eval/benchmark.py measures, on models and data so small that the figures mean nothing: that it measures at all."""
 
-import json
-
 import torch
 
 from lit_llm.bench import decode_speed, prepare_speed, train_speed
+from lit_llm.bench.process import in_new_process
 from lit_llm.config import Config
 
 TINY = {
@@ -15,7 +14,7 @@ TINY = {
 
 def test_decoding_beside_transformers(monkeypatch):
     monkeypatch.setattr(decode_speed, "N_NEW", 12)
-    monkeypatch.setattr(decode_speed, "_memory_in_new_process", lambda folder, name: decode_speed.peak_mb(str(folder), name))
+    monkeypatch.setattr(decode_speed, "in_new_process", lambda function, *arguments: function(*arguments))
     found = decode_speed.compare(TINY, repetitions=1)
     names = {"lit_llm", "lit_llm fp16", "lit_llm int8", "transformers"}
     assert set(found["tokens_per_cpu_second"]) == {"batch 1", "batch 8"}
@@ -34,11 +33,11 @@ def test_share_of_the_bandwidth():
 
 
 def test_training_beside_peft(monkeypatch):
-    def in_this_process(folder, name):  # which may have grown before
-        return 1 + train_speed.step_memory(str(folder), name)
+    def in_this_process(function, *arguments):  # which may have grown before
+        return 1 + function(*arguments)
 
     monkeypatch.setitem(train_speed.SHAPES, "tiny", TINY)
-    monkeypatch.setattr(train_speed, "_memory_in_new_process", in_this_process)
+    monkeypatch.setattr(train_speed, "in_new_process", in_this_process)
     found = train_speed.compare_speed("tiny", repetitions=1, n_examples=4)
     ours, peft = (found["contenders"][name] for name in ("lit_llm", "peft"))
     assert abs(ours["first_loss"] - peft["first_loss"]) < 1e-4
@@ -50,10 +49,16 @@ def test_preparation_by_rows_and_from_the_cache(tmp_path, capsys):
     prepare_speed.write_rows(tmp_path / "rows.jsonl", 3000)
     found = {}
     for step in prepare_speed.STEPS:
-        prepare_speed.run(str(tmp_path), step)
+        found[step] = prepare_speed.run(str(tmp_path), step)["made"]
         printed = capsys.readouterr()
-        found[step] = json.loads(printed.out.splitlines()[-1])["made"]
         assert ("is up to date" in printed.out) == (step == "prepare again")
         assert ("from train-tokens" in printed.err) == (step == "read the cache")
     assert found["curate"] == found["prepare again"] == 3000
     assert found["tokenize"] == found["read the cache"] > 100 * 2000
+
+
+def test_a_process_of_its_own_returns_what_the_function_does(tmp_path):
+    prepare_speed.write_rows(tmp_path / "rows.jsonl", 50)
+    found = in_new_process(prepare_speed.run, str(tmp_path), "curate")
+    assert found["made"] == 50
+    assert found["cpu_seconds"] > 0

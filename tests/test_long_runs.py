@@ -122,11 +122,9 @@ def test_the_probe_changes_nothing(run, capsys):
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm import cli
 from lit_llm.finetune import finetune
-from lit_llm.methods.adapter import Adapter
-from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 import lit_llm.probe, lit_llm.finetune, torch
 

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.peers import litgpt_config, litgpt_weights
-from lit_llm.bench.train_speed import MEASURING, SHAPES, machine, make_checkpoint
+from lit_llm.bench.process import in_new_process
+from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint
 from lit_llm.checkpoint import load_model
 from lit_llm.config import Config
 from lit_llm.decode import Batch, Row, continue_rows
@@ -166,7 +166,10 @@ def compare(shape: dict[str, Any], repetitions: int) -> dict[str, Any]:
                 for name, values in times.items()
             }
         del runs
-        return {"tokens_per_cpu_second": found, "memory_mb": {name: _memory_in_new_process(folder, name) for name in tokens}}
+        return {
+            "tokens_per_cpu_second": found,
+            "memory_mb": {name: in_new_process(peak_mb, str(folder), name) for name in tokens},
+        }
 
 
 def _seconds(run: Decode, prompts: Tensor, n_new: int) -> float:
@@ -175,15 +178,8 @@ def _seconds(run: Decode, prompts: Tensor, n_new: int) -> float:
     return time.process_time() - start
 
 
-def _memory_in_new_process(folder: Path, name: str) -> float:
-    code = f"from lit_llm.bench.decode_speed import peak_mb; print(peak_mb({str(folder)!r}, {name!r}))"
-    done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
-
-
 def peak_mb(folder: str, name: str) -> float:
     """MB by which this process grows at most while it loads a contender's model and continues 8 prompts (Linux)."""
-    torch.set_num_threads(1)
     build = contenders()[name]
     return 1000 * peak_above(lambda: build(Path(folder))(torch.full((8, N_PROMPT), 7), N_NEW), torch.device("cpu"))
 

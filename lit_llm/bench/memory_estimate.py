@@ -2,7 +2,6 @@
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from lightning.fabric import Fabric
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.bench.train_speed import MEASURING, SHAPES, machine, make_checkpoint, random_example
+from lit_llm.bench.process import in_new_process
+from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint, random_example
 from lit_llm.checkpoint import load_model, read_config
 from lit_llm.data import Example, collate
 from lit_llm.estimate import estimate
@@ -49,11 +49,8 @@ def measure(args: BenchmarkArgs) -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_checkpoint(Path(folder), SHAPES[shape])
             for case in CASES:
-                command = [sys.executable, "-m", "lit_llm.bench.memory_estimate", folder, case, str(n_documents), str(n_tokens)]
-                done = subprocess.run(command, env=MEASURING, check=True, stdout=subprocess.PIPE, text=True)
-                rows.append(
-                    {"shape": shape, "method": case, "tokens": f"{n_documents} x {n_tokens}", **json.loads(done.stdout)}
-                )
+                found = in_new_process(compare, folder, case, n_documents, n_tokens)
+                rows.append({"shape": shape, "method": case, "tokens": f"{n_documents} x {n_tokens}", **found})
                 print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps({**machine(), "tolerance": TOLERANCE, "rows": rows}, indent=2))
     lines = ["| shape | method | tokens | estimated | measured | off by |", "|---|---|---|---|---|---|"]
@@ -65,9 +62,9 @@ def measure(args: BenchmarkArgs) -> None:
         raise ValueError(f"the estimate is off by more than {TOLERANCE:.0%} for {', '.join(wrong)}")
 
 
-def compare(folder: Path, case: str, n_documents: int, n_tokens: int) -> dict[str, Any]:
+def compare(name: str, case: str, n_documents: int, n_tokens: int) -> dict[str, Any]:
     """GB above the loaded model in a step, the optimizer's state included, on one micro-batch with labels everywhere."""
-    method, quantize = CASES[case][0](), CASES[case][1]
+    folder, method, quantize = Path(name), CASES[case][0](), CASES[case][1]
     config = read_config(folder)
     found = estimate(config, method, n_documents, n_tokens, False, False, "32-true", quantize)
     model = load_model(folder, dtype=torch.float32, quantize=quantize)
@@ -94,8 +91,3 @@ def compare(folder: Path, case: str, n_documents: int, n_tokens: int) -> dict[st
 
     measured, estimated = peak_above(steps, torch.device("cpu")), found["memory_bytes"]["above_model"] / 1e9
     return {"estimated_gb": estimated, "measured_gb": measured, "off_by": estimated / measured - 1}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(json.dumps(compare(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

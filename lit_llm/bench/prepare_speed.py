@@ -5,18 +5,17 @@ The tokenizer is the embedded demo's: time and memory of all else do not depend 
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lit_llm.args.data import PrepareJsonArgs
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.bench.train_speed import MEASURING, machine
+from lit_llm.bench.process import in_new_process
+from lit_llm.bench.train_speed import machine
 from lit_llm.cli import DEMO
 from lit_llm.memory import peak_above
 from lit_llm.prepare import prepare_table
@@ -33,7 +32,7 @@ def measure(args: BenchmarkArgs) -> None:
     for n in (args.n_examples // 2, args.n_examples):
         with tempfile.TemporaryDirectory() as name:
             write_rows(Path(name) / "rows.jsonl", n)
-            results[n] = {step: _in_new_process(Path(name), step) for step in STEPS}
+            results[n] = {step: in_new_process(run, name, step) for step in STEPS}
     half, whole = results.values()
     growth = {
         step: (whole[step]["peak_mb"] - half[step]["peak_mb"]) * 1e6 / (args.n_examples - args.n_examples // 2)
@@ -75,17 +74,10 @@ STEPS = {"curate": curate, "prepare again": curate, "tokenize": tokenize, "read 
 """In this order, each in a process of its own."""
 
 
-def _in_new_process(folder: Path, step: str) -> dict[str, Any]:
-    code = f"from lit_llm.bench.prepare_speed import run; run({str(folder)!r}, {step!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def run(folder: str, step: str) -> None:
-    """Print CPU-seconds of a step, what it made in each of them, and by how much this process grows at most (Linux)."""
+def run(folder: str, step: str) -> dict[str, float]:
+    """CPU-seconds of a step, what it made in each of them, and by how much this process grows at most (Linux)."""
     made: list[int] = []
     start = time.process_time()
     peak = peak_above(lambda: made.append(STEPS[step](Path(folder))), torch.device("cpu"))
     seconds = time.process_time() - start
-    found = {"cpu_seconds": seconds, "made": made[0], "per_cpu_second": made[0] / seconds, "peak_mb": 1000 * peak}
-    print(json.dumps(found))
+    return {"cpu_seconds": seconds, "made": made[0], "per_cpu_second": made[0] / seconds, "peak_mb": 1000 * peak}

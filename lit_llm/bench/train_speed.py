@@ -1,10 +1,8 @@
 """Training speed and memory of one LoRA step beside its peers: ragged examples, one thread, CPU-seconds."""
 
 import json
-import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ import torch
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.peers import Contender, contenders
+from lit_llm.bench.process import in_new_process
 from lit_llm.data import Example
 from lit_llm.memory import peak_above
 
@@ -87,7 +86,7 @@ def compare_speed(shape: str, repetitions: int, n_examples: int) -> dict[str, An
                     first_losses[name_] = loss
                 else:
                     speeds[name_].append(sum(map(len, examples)) / seconds)
-        memory = {c.name: _memory_in_new_process(Path(name), c.name) for c in contenders()}
+        memory = {c.name: in_new_process(step_memory, name, c.name) for c in contenders()}
     ours = speeds["lit_llm"]
     result = {
         name: {
@@ -113,19 +112,8 @@ def compare_speed(shape: str, repetitions: int, n_examples: int) -> dict[str, An
     return {"contenders": result, "lit_llm_over_peer": ratios}
 
 
-def _memory_in_new_process(folder: Path, name: str) -> float:
-    code = f"from lit_llm.bench.train_speed import step_memory; print(step_memory({str(folder)!r}, {name!r}))"
-    done = subprocess.run([sys.executable, "-c", code], env=MEASURING, check=True, capture_output=True, text=True)
-    return float(done.stdout)
-
-
-MEASURING = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Environment in which glibc gives freed memory back at once, so that resident memory is memory in use."""
-
-
 def step_memory(folder: str, name: str) -> float:
     """GB above the loaded model at the peak of a step of 4 x 512 tokens, in this fresh process (Linux)."""
-    torch.set_num_threads(1)
     contender: Contender = next(c for c in contenders() if c.name == name)
     step = contender.build(Path(folder), MICRO_BATCH_SIZE)
     draw, vocab_size = random.Random(0), _vocab_size(Path(folder))
