@@ -3,6 +3,8 @@
 B rows, ng key/value heads, S slots of a layer, hs head size, T tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ class KVCache:
     given one token, at position length - 1: then nothing need be masked, and the slots lie side by side.
 
     Args:
+        device: Of all layers, or of each.
         batch_size: Rows. A model that is given fewer rows works on the first ones.
         max_length: Positions of a row at most.
         chunk: Tokens of a row at most that the model is given at once, its prompt not counted. Layers with a sliding window
@@ -29,7 +32,7 @@ class KVCache:
         config: Config,
         batch_size: int,
         max_length: int,
-        device: torch.device | str,
+        device: torch.device | str | Sequence[torch.device],
         dtype: torch.dtype,
         chunk: int | None = None,
         int8: bool = False,
@@ -41,7 +44,8 @@ class KVCache:
 
         def slots(layer: int) -> "Slots":
             n = ring if config.is_sliding(layer) else max_length
-            return Slots((batch_size, config.n_query_groups, n, config.head_size), device, dtype, int8)
+            where = device if isinstance(device, (str, torch.device)) else device[layer]
+            return Slots((batch_size, config.n_query_groups, n, config.head_size), where, dtype, int8)
 
         self.k = [slots(i) for i in range(config.n_layer)]
         self.v = [slots(i) for i in range(config.n_layer)]

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.files import read_json_object, write_json
 from lit_llm.model import GPT
+from lit_llm.placement import place
 from lit_llm.sharding import whole
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
@@ -39,7 +40,7 @@ Reader = Callable[[], Tensor]
 def load(
     checkpoint_dir: Path | str,
     adapter_dir: Path | str | None = None,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     precision: str | None = None,
     quantize: str | None = None,
     mapped: bool = False,
@@ -49,7 +50,7 @@ def load(
     Args:
         checkpoint_dir: A folder as Hugging Face publishes it, or one of ours.
         adapter_dir: An adapter made for this checkpoint; it stays unmerged.
-        device: `auto` takes CUDA, then MPS, then the CPU.
+        device: `auto` takes CUDA, then MPS, then the CPU. Blocks are spread over several, as in `["cuda:0", "cuda:1"]`.
         precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
         quantize: One of `lit_llm.quantize.QUANTIZATIONS`; applies to the linears inside the blocks.
@@ -59,8 +60,9 @@ def load(
         FileNotFoundError: if files are missing.
         ValueError: if they do not fit together; the message names the file or tensor.
     """
-    target = resolve_device(device)
-    model = load_model(Path(checkpoint_dir), "cpu" if mapped else target, weights_dtype(precision, target), quantize)
+    devices = [resolve_device(name) for name in ([device] if isinstance(device, str) else device)]
+    dtype = weights_dtype(precision, devices[0])
+    model = load_model(Path(checkpoint_dir), "cpu" if mapped else devices, dtype, quantize)
     tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
     if adapter_dir is not None:
         from lit_llm.adapters import attach_adapter
@@ -100,11 +102,12 @@ def load_tokenizer(checkpoint_dir: Path, config: Config) -> Tokenizer:
 
 def load_model(
     checkpoint_dir: Path,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Sequence[torch.device] = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
 ) -> GPT:
-    """GPT with all weights loaded and frozen; `fingerprint` is set. Peak memory is the model plus one tensor.
+    """GPT with all weights loaded and frozen, on a device or with its blocks spread over several; `fingerprint` is set. Peak
+    memory is the model plus one tensor.
 
     The model is built on the meta device and every memory-mapped tensor takes its place in it, cast or quantized on the way.
     """
@@ -115,16 +118,19 @@ def load_model(
         from lit_llm.quantize import quantize_linears
 
         quantize_linears(model, quantize)
+    devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
+    if len(devices) > 1:
+        model.placement = place(model, devices, dtype)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
     if not native:
         tensors = to_lit(config, tensors)
-    model.fingerprint = _fill(model, tensors, torch.device(device), dtype, checkpoint_dir)
+    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir)
     if config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
     for rope in (model.rope, model.local_rope):
         if rope is not None:
-            rope.to(device)
+            rope.to(devices[0])
     return model
 
 
@@ -139,9 +145,10 @@ def read_config(checkpoint_dir: Path) -> Config:
 
 
 def _fill(
-    model: GPT, tensors: Iterable[tuple[str, Reader]], device: torch.device, dtype: torch.dtype | None, folder: Path
+    model: GPT, tensors: Iterable[tuple[str, Reader]], first: torch.device, dtype: torch.dtype | None, folder: Path
 ) -> str:
-    """Put every tensor in its place and return the fingerprint. Tells how far it is when quantizing takes long."""
+    """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
+    fingerprint. Tells how far it is when quantizing takes long."""
     rows = {}
     quantized = any(hasattr(module, "load_weight") for module in model.modules())
     n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
@@ -150,6 +157,7 @@ def _fill(
             rows[name] = tensor[0].to(torch.bfloat16).float()
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
+        device = first if model.placement is None or not name.startswith("h.") else model.placement[int(name.split(".")[1])]
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor if dtype is None else tensor.to(dtype), device)  # type: ignore[operator]
         else:

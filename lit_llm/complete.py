@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_llm.adapters import read_adapter
+from lit_llm.args.base import InferenceStrategy
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
 from lit_llm.checkpoint import load, read_config, resolve_device
 from lit_llm.cli import DEMO
@@ -20,8 +23,9 @@ from lit_llm.memory import available_bytes, peak_memory_gb
 from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
 from lit_llm.packed import lay_out, pack, wide_linears
-from lit_llm.parallel import check_split, join, split
+from lit_llm.parallel import join, split
 from lit_llm.pieces import WINDOW, candidate_text, pieces
+from lit_llm.placement import choose_strategy
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
 from lit_llm.report import Progress
@@ -146,7 +150,7 @@ def _write(
                 upcoming += 1
                 if progress is not None:
                     progress.update()
-    seconds, memory = time.perf_counter() - start, peak_memory_gb(model.device)
+    seconds, memory = time.perf_counter() - start, max(map(peak_memory_gb, model.devices))
     for what in (progress, file):
         if what is not None:
             what.close()
@@ -209,14 +213,21 @@ def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Pat
     device, start, merging = resolve_device(args.accelerator), time.perf_counter(), getattr(args, "merge", False)
     if merging and adapter_dir is not None and (method := read_adapter(adapter_dir)["method"]) != "lora":
         raise ValueError(f"--merge is for LoRA; {adapter_dir} is of {method}, which has no place in the weights. Leave it out")
-    n_devices = getattr(args, "devices", 1)
-    if n_devices > 1:
-        check_split(read_config(checkpoint_dir), n_devices, args.quantize, adapter_dir is not None and not merging)
-        device = join(n_devices, device)
-    model, tokenizer = load(checkpoint_dir, adapter_dir, str(device), args.precision, args.quantize, mapped=n_devices > 1)
+    strategy, devices = None, [device]
+    if args.devices > 1:
+        asked: InferenceStrategy = getattr(args, "strategy", "layers")
+        unmerged, config = adapter_dir is not None and not merging, read_config(checkpoint_dir)
+        strategy, why = choose_strategy(asked, config, device, args.devices, args.quantize, unmerged)
+        print(f"strategy: {why}", file=sys.stderr)
+    if strategy == "tensor":
+        devices = [device := join(args.devices, device)]
+    elif strategy == "layers":
+        devices = [torch.device(device.type, i) for i in range(args.devices)]
+    names = [str(device) for device in devices]
+    model, tokenizer = load(checkpoint_dir, adapter_dir, names, args.precision, args.quantize, mapped=strategy == "tensor")
     if merging:
         merge(model)
-    if n_devices > 1:
+    if strategy == "tensor":
         split(model, device)
     elif args.cpu_weights is not None:
         pack(model, args.cpu_weights)
@@ -226,5 +237,5 @@ def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Pat
             lay_out(model)
         elif copied:
             print("too little memory is free to lay weights out by columns: decoding is slower", file=sys.stderr)
-    print(f"loaded {checkpoint_dir} on {device} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    print(f"loaded {checkpoint_dir} on {', '.join(names)} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return model, tokenizer

@@ -177,7 +177,7 @@ def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]
 
 def make_cache(model: GPT, size: int, max_length: int, int8: bool = False) -> KVCache:
     """An empty cache for rows that are given one token at a time once their prompts are read."""
-    return KVCache(model.config, size, max_length, model.device, model.dtype, chunk=1, int8=int8)
+    return model.make_cache(size, max_length, chunk=1, int8=int8)
 
 
 @torch.inference_mode()

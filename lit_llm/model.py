@@ -48,10 +48,16 @@ class GPT(nn.Module):
         self.activation_checkpointing = False
         self.run_block: Callable[..., Tensor] = _run_block  # `compiling.py` replaces it for passes without a cache
         self.computes_on: torch.device | None = None  # if its weights are held elsewhere
+        self.placement: list[torch.device] | None = None  # of each block, if they lie on several devices
 
     @property
     def device(self) -> torch.device:
         return self.wte.weight.device if self.computes_on is None else self.computes_on
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All that it lies on."""
+        return list(dict.fromkeys((self.device, *(self.placement or ()))))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,6 +65,10 @@ class GPT(nn.Module):
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
         return self.wte.weight.dtype
+
+    def make_cache(self, batch_size: int, max_length: int, chunk: int | None = None, int8: bool = False) -> KVCache:
+        """Slots on the devices of the blocks; see `KVCache`."""
+        return KVCache(self.config, batch_size, max_length, self.placement or self.device, self.dtype, chunk, int8)
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
@@ -94,6 +104,10 @@ class GPT(nn.Module):
         no_rope_layers = self.config.no_rope_layers or ()
         x = self.embed(ids, where)
         for i, block in enumerate(self.h):
+            if self.placement is not None and self.placement[i] != x.device:
+                x, rope, local_rope, documents, mask, window_mask, positions, ends = _moved(
+                    (x, rope, local_rope, documents, mask, window_mask, positions, ends), self.placement[i]
+                )
             sliding = self.config.is_sliding(i)
             layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
             store = None
@@ -103,7 +117,7 @@ class GPT(nn.Module):
             recompute = self.activation_checkpointing and torch.is_grad_enabled()
             run = self.run_block if cache is None else _run_block
             x = checkpoint(run, block, *inputs, use_reentrant=False) if recompute else run(block, *inputs)
-        return self.norm(x)
+        return self.norm(x if self.placement is None else x.to(self.device))
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(B, T, C) from ids (B, T) at positions (T,) or (B, T)."""
@@ -130,6 +144,13 @@ def _positions(
     n = torch.tensor(list(lengths), device=ids.device)
     start = (n.cumsum(0) - n).repeat_interleave(n, output_size=ids.size(1))
     return where - start, n.repeat_interleave(n, output_size=ids.size(1))
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    """What blocks are given, on another device: tensors, tuples of them, None."""
+    if isinstance(values, tuple):
+        return tuple(_moved(value, device) for value in values)
+    return None if values is None else values.to(device)
 
 
 def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
@@ -245,6 +266,9 @@ class Documents:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
         self.bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+    def to(self, device: torch.device) -> "Documents":
+        return Documents(self.lengths, device)
 
 
 @torch.compiler.disable()

@@ -12,27 +12,27 @@ from lit_llm.distributed import BACKENDS, n_started, start_others
 from lit_llm.model import GPT
 
 
-def check_split(config: Config, n_devices: int, quantize: str | None, has_adapter: bool) -> None:
-    """Raises ValueError if the model cannot be split over so many devices."""
-    if quantize is not None or has_adapter:
-        what, instead = ("--quantize", "leave it out") if quantize else ("an adapter", "merge LoRA: scripts/merge_lora.py")
-        raise ValueError(f"--devices {n_devices} splits plain linears, which does not go with {what}; {instead}")
+def why_not_split(config: Config, n_devices: int, quantize: str | None, has_adapter: bool) -> str | None:
+    """What keeps linears from being split over so many devices; None if nothing does."""
+    if quantize is not None:
+        return "--quantize leaves no plain linears"
+    if has_adapter:
+        return "an adapter stands beside the linears; scripts/merge_lora.py merges LoRA"
     if config.n_expert or config.qk_norm in ("row", "each_head"):
-        raise ValueError(f"--devices {n_devices}: models with experts or norms over all heads are not split. Leave it out")
+        return "the model has experts, or norms over all heads"
     if config.n_query_groups % n_devices or config.intermediate_size % n_devices:
-        raise ValueError(
-            f"--devices {n_devices} must divide {config.n_query_groups} key/value heads and {config.intermediate_size} features"
+        return (
+            f"{config.n_query_groups} key/value heads and {config.intermediate_size} features are no multiples of {n_devices}"
         )
+    return None
 
 
 def join(n_devices: int, device: torch.device) -> torch.device:
     """Start the other processes, unless torchrun has, and connect them. Returns this one's device.
 
     Raises:
-        ValueError: if there are not so many devices or processes.
+        ValueError: if others were started, but not so many.
     """
-    if device.type not in BACKENDS or (device.type == "cuda" and n_devices > torch.cuda.device_count()):
-        raise ValueError(f"--devices {n_devices}: this machine does not have so many of {device.type}")
     n_found = n_started()
     if n_found is None:
         start_others(n_devices)

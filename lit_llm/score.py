@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_llm.cache import KVCache
 from lit_llm.loss import CHUNK_LOGITS
 from lit_llm.model import GPT
 
@@ -139,9 +138,9 @@ def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Itera
 
 
 def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
-    device, dtype = model.device, model.dtype
+    device = model.device
     P = min(_common(group[0].ids, group[-1].ids), *(row.first for row in group))  # the rows are sorted
-    prefix = KVCache(model.config, 1, P, device, dtype)
+    prefix = model.make_cache(1, P)
     model.hidden(torch.tensor([group[0].ids[:P]], device=device), cache=prefix)
     group = sorted(group, key=lambda row: -len(row.ids))
     for i in range(0, len(group), batch_size):
@@ -150,7 +149,7 @@ def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Ite
         ids = torch.zeros(len(batch), T, dtype=torch.long)  # padded on the right, where no other token sees it
         for padded, row in zip(ids, batch, strict=True):
             padded[: len(row.ids) - P] = torch.tensor(row.ids[P:])
-        cache = KVCache(model.config, len(batch), P + T, device, dtype)
+        cache = model.make_cache(len(batch), P + T)
         cache.put(slice(None), prefix)
         cache.length = P + T
         positions = torch.arange(P, P + T, device=device).expand(len(batch), T)

@@ -86,7 +86,8 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
 
 def _check_memory(model: GPT, max_batch_size: int, max_length: int, int8: bool) -> None:
     needed = KVCache(model.config, max_batch_size, max_length, "meta", model.dtype, chunk=1, int8=int8).n_bytes()
-    free = available_bytes(model.device)
+    found = [n for n in map(available_bytes, model.devices) if n is not None]
+    free = sum(found) if found else None
     told = f"keys and values of {max_batch_size} requests of {max_length} tokens take {needed / 1e9:.2f} GB"
     if free is not None and needed > free:
         raise ValueError(

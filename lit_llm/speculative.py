@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.cache import KVCache
 from lit_llm.decode import Row
 from lit_llm.model import GPT
 from lit_llm.sampling import Sampling, distribution, draw, penalize
@@ -83,7 +82,7 @@ class _Reader:
 
     def __init__(self, model: GPT, max_length: int, vocab_size: int) -> None:
         self.model, self.vocab_size, self.n_read = model, vocab_size, 0
-        self.cache = KVCache(model.config, 1, max_length, model.device, model.dtype, chunk=N_DRAFTED + 1)
+        self.cache = model.make_cache(1, max_length, chunk=N_DRAFTED + 1)
 
     def read(self, ids: Sequence[int], n: int) -> Tensor:
         """Read what is new of a sequence. Returns the logits after each of its last n tokens, (n, V)."""

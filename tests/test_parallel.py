@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -15,8 +16,6 @@ from harness import write_task
 from tiny import WORDS, make_checkpoint, rows
 
 from lit_llm.args.generate import GenerateArgs
-from lit_llm.checkpoint import read_config
-from lit_llm.parallel import check_split
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
 
@@ -71,19 +70,10 @@ def test_the_harness_finds_the_same_with_two_processes(answers):
     assert 0 < one["acc,none"] < 1
 
 
-@pytest.mark.parametrize(
-    ("n_devices", "options", "told"),
-    [
-        (3, {}, "must divide 4 key/value heads and 48 features"),
-        (2, {"quantize": "bnb.nf4"}, "leave it out"),
-        (2, {"has_adapter": True}, r"scripts/merge_lora\.py"),
-    ],
-)
-def test_what_cannot_be_split_is_refused(checkpoint, n_devices, options, told):
-    with pytest.raises(ValueError, match=told):
-        check_split(read_config(checkpoint), n_devices, **{"quantize": None, "has_adapter": False, **options})
-
-
 def test_options_that_do_not_go_with_several_devices_are_refused():
     with pytest.raises(ValueError, match="--devices 2 does not go with --compile"):
         GenerateArgs(prompt="", devices=2, compile=True)
+    with pytest.raises(ValueError, match=r"--output_file\. Leave it out, or take --strategy layers"):
+        GenerateArgs(prompt="", devices=2, output_file=Path("answers.jsonl"))
+    with pytest.raises(ValueError, match="--strategy layers needs --devices above 1"):
+        GenerateArgs(prompt="", strategy="layers")

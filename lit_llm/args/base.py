@@ -11,6 +11,7 @@ Optimizer = Literal[
     "adafactor",
 ]  # fmt: skip
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+InferenceStrategy = Literal["auto", "tensor", "layers"]
 
 
 @dataclass(frozen=True)

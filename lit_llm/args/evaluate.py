@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.args.base import Accelerator, Checked, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, InferenceStrategy, Precision, Quantization
 from lit_llm.args.generate import ModelArgs
 
 
@@ -30,13 +30,16 @@ class HarnessArgs(ModelArgs):
     log_samples: bool = False
     """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
     devices: int = 1
-    """Devices that the model is split over: each holds some of its heads and features."""
+    """Devices that the model is split over."""
+    strategy: InferenceStrategy = "auto"
+    """`tensor`: each holds some heads and features of every layer; `layers`: some of the layers, on GPUs. The first that goes
+    if auto."""
 
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *super().rules(),
-            *self.below(0, "batch_size", "limit", "devices"),
-            (self.devices > 1 and self.cpu_weights is not None, "--devices does not go with --cpu_weights. Leave it out"),
+            *self.below(0, "batch_size", "limit"),
+            (self.devices == 1 and self.strategy != "auto", f"--strategy {self.strategy} needs --devices above 1"),
             *self.below(0, "num_fewshot", allow_equal=True),
             (self.prompt_style is not None and not self.apply_chat_template, "--prompt_style needs --apply_chat_template"),
             (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),

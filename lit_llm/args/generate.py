@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.args.base import Accelerator, Checked, CpuWeights, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, CpuWeights, InferenceStrategy, Precision, Quantization
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class GenerateArgs(Checked):
     accelerator: Accelerator = "auto"
     """Kind of device."""
     devices: int = 1
-    """Devices that the model is split over: each holds some of its heads and features."""
+    """Devices that the model is split over."""
+    strategy: InferenceStrategy = "auto"
+    """`tensor`: each holds some heads and features of every layer; `layers`: some of the layers, on GPUs. The first that goes
+    if auto."""
 
     def rules(self) -> list[tuple[bool, str]]:
         as_lines = self.output_file is not None or self.has_many_prompts()
@@ -73,8 +76,13 @@ class GenerateArgs(Checked):
                     self.devices > 1 and bool(getattr(self, name)),
                     f"--devices {self.devices} does not go with --{name}. Leave it out",
                 )
-                for name in ("cpu_weights", "compile", "draft_checkpoint_dir", "output_file")
+                for name in ("cpu_weights", "compile", "draft_checkpoint_dir")
             ],
+            (
+                self.devices > 1 and self.strategy != "layers" and self.output_file is not None,
+                f"--devices {self.devices} does not go with --output_file. Leave it out, or take --strategy layers on GPUs",
+            ),
+            (self.devices == 1 and self.strategy != "auto", f"--strategy {self.strategy} needs --devices above 1"),
             *self.below(0, "temperature", "seed", "logprobs", allow_equal=True),
             (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
             (not 0 <= self.min_p <= 1, f"--min_p must be from 0 to 1, found {self.min_p}"),
@@ -170,10 +178,14 @@ class ModelArgs(Checked):
     """Pack the linears for decoding on a CPU in 16 or 8 bits, which multiply float32."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
+    devices: int = 1
+    """GPUs that the layers are spread over."""
 
     def rules(self) -> list[tuple[bool, str]]:
         mixed = self.precision is not None and self.precision.endswith("-mixed")
         return [
+            *self.below(0, "devices"),
+            (self.devices > 1 and self.cpu_weights is not None, "--devices does not go with --cpu_weights. Leave it out"),
             (mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true"),
             (self.merge and self.adapter_dir is None, "--merge needs --adapter_dir"),
             (self.merge and self.quantize is not None, "--merge needs the base in full precision: leave out --quantize"),

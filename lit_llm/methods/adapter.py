@@ -25,7 +25,7 @@ class Adapter:
             raise ValueError(f"--adapter.start_layer {self.start_layer} leaves no layer: the model has {len(model.h)}")
         for attn in attentions(model)[self.start_layer :]:
             prompt = Prompt(self.prompt_length, model.config.n_embd, model.config.n_head)
-            attn.adapter = prompt.to(model.wte.weight.device)
+            attn.adapter = prompt.to(next(attn.parameters()).device)
 
     def trainable(self, name: str) -> bool:
         return ".attn.adapter." in name

@@ -18,8 +18,7 @@ class AdapterV2(Adapter):
         super().attach(model)
         for name, linear in list(model.named_modules()):
             if hasattr(linear, "in_features") and not name.endswith("router"):
-                affine = Affine(linear.out_features).to(model.wte.weight.device)  # type: ignore[arg-type]
-                inject(linear, "affine", affine, apply_affine)
+                inject(linear, "affine", Affine(linear.out_features), apply_affine)  # type: ignore[arg-type]
             elif isinstance(linear, Norm):
                 linear.float()  # they train: no small update may be lost
         self._norms = {f"{name}." for name, module in model.named_modules() if isinstance(module, Norm)}

@@ -61,8 +61,8 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
 
 
 def inject(linear: nn.Module, name: str, module: nn.Module, hook: Callable[[Any, Any, Tensor], Tensor]) -> None:
-    """Make `module` the child `name` of `linear`; `hook(linear, inputs, output)` returns the new output."""
-    linear.add_module(name, module)
+    """Make `module` the child `name` of `linear`, where that lies; `hook(linear, inputs, output)` returns the new output."""
+    linear.add_module(name, module.to(next(linear.parameters()).device))
     module.hook = linear.register_forward_hook(hook)  # type: ignore[assignment]
 
 

@@ -39,7 +39,6 @@ class LoRA:
         scale = self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
         for linear in find_linears(model, self.targets).values():
             update = Update(linear.in_features, linear.out_features, self.r, scale, self.dropout)  # type: ignore[arg-type]
-            update.to(model.wte.weight.device)
             if self.use_dora:
                 update.magnitude = nn.Parameter(base_weight(linear).norm(dim=1))
             inject(linear, "lora", update, apply_update)
