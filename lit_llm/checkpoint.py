@@ -105,11 +105,16 @@ def load_model(
     device: torch.device | str | Sequence[torch.device] = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    in_parts: bool = False,
 ) -> GPT:
     """GPT with all weights loaded and frozen, on a device or with its blocks spread over several; `fingerprint` is set. Peak
     memory is the model plus one tensor.
 
     The model is built on the meta device and every memory-mapped tensor takes its place in it, cast or quantized on the way.
+
+    Args:
+        in_parts: Load for `sharding.shard`, which moves and casts what a rank holds: weights stay in the mapped file, unless
+            `dtype` makes them smaller, and each rank quantizes its own rows onto `device`.
     """
     config = read_config(checkpoint_dir)
     with torch.device("meta"):
@@ -117,7 +122,7 @@ def load_model(
     if quantize is not None:
         from lit_llm.quantize import quantize_linears
 
-        quantize_linears(model, quantize)
+        quantize_linears(model, quantize, in_parts)
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     if len(devices) > 1:
         model.placement = place(model, devices, dtype)
@@ -125,12 +130,12 @@ def load_model(
     tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
     if not native:
         tensors = to_lit(config, tensors)
-    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir)
+    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir, in_parts)
     if config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
     for rope in (model.rope, model.local_rope):
         if rope is not None:
-            rope.to(devices[0])
+            rope.to("cpu" if in_parts else devices[0])
     return model
 
 
@@ -145,10 +150,12 @@ def read_config(checkpoint_dir: Path) -> Config:
 
 
 def _fill(
-    model: GPT, tensors: Iterable[tuple[str, Reader]], first: torch.device, dtype: torch.dtype | None, folder: Path
-) -> str:
+    model: GPT, tensors: Iterable[tuple[str, Reader]], first: torch.device, dtype: torch.dtype | None, folder: Path,
+    in_parts: bool,
+) -> str:  # fmt: skip
     """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
     fingerprint. Tells how far it is when quantizing takes long."""
+    plain_dtype = None if in_parts and dtype == torch.float32 else dtype
     rows = {}
     quantized = any(hasattr(module, "load_weight") for module in model.modules())
     n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
@@ -159,11 +166,11 @@ def _fill(
         module = model.get_submodule(path)
         device = first if model.placement is None or not name.startswith("h.") else model.placement[int(name.split(".")[1])]
         if leaf == "weight" and hasattr(module, "load_weight"):
-            module.load_weight(tensor if dtype is None else tensor.to(dtype), device)  # type: ignore[operator]
+            module.load_weight(tensor, device, dtype)  # type: ignore[operator]
         else:
             # Left in the mapped file, it would hold there the pages of its neighbours that were cast or quantized.
-            copy = quantized or tensor.dim() < 2
-            tensor = tensor.to(device, dtype or tensor.dtype, copy=copy)
+            copy = (quantized and not in_parts) or tensor.dim() < 2
+            tensor = tensor.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         if quantized and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
             from lit_llm.report import Progress

@@ -123,6 +123,18 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def own_rows(n: int) -> slice:
+    """Which of `n` rows this rank works on. They are dealt evenly, in order."""
+    return slice(n * rank() // n_ranks(), n * (rank() + 1) // n_ranks())
+
+
+def whole_rows(part: Tensor, n: int) -> Tensor:
+    """(n, ...), of which each rank has made its `own_rows` (rows, ...)."""
+    rows = part.new_zeros(n, *part.shape[1:])
+    rows[own_rows(n)] = part
+    return total(rows)
+
+
 def largest(*values: float) -> list[float]:
     """The largest of each number over all ranks: what they decide by it, they decide alike."""
     if n_ranks() == 1:

@@ -91,11 +91,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     fabric = launch(args, strategy, device, trains_base=isinstance(method, Full), loggers=loggers)
     device = fabric.device
     dtype = weights_dtype(args.precision, device)
-    in_parts = strategy == "fsdp" and args.quantize is None
-    if in_parts:  # weights stay in the mapped file until each process takes its part, and casts that if it becomes larger
-        model = load_model(checkpoint_dir, "cpu", None if dtype == torch.float32 else dtype)
-    else:
-        model = load_model(checkpoint_dir, device, dtype, args.quantize)
+    in_parts = strategy == "fsdp"
+    model = load_model(checkpoint_dir, device, dtype, args.quantize, in_parts)
     if isinstance(method, Full):
         method.in_parts = in_parts
     model.activation_checkpointing = args.train.activation_checkpointing

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.distributed import n_ranks, own_rows, whole_rows
 from lit_llm.model import GPT
 
 QUANTIZATIONS: tuple[str, ...] = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8")
@@ -24,10 +25,13 @@ NESTED_BLOCK_SIZE = 256  # scales that share a scale of their own in "-dq" (http
 CHUNK_SIZE = 2**20
 
 
-def quantize_linears(model: GPT, quantization: str) -> None:
+def quantize_linears(model: GPT, quantization: str, in_parts: bool = False) -> None:
     """Replace every `nn.Linear` of the blocks, routers excepted, by an empty quantized one, on the meta device.
 
     Each then takes its weight from `load_weight`, or, where it was quantized before, from a state dict.
+
+    Args:
+        in_parts: Each rank is to quantize and hold its own rows, of weights that have as many, until `gather_rows`.
 
     Raises:
         ValueError: if `quantization` is not one of QUANTIZATIONS, or bitsandbytes is not installed.
@@ -42,6 +46,7 @@ def quantize_linears(model: GPT, quantization: str) -> None:
         shape = linear.in_features, linear.out_features, linear.bias
         parent, _, child = name.rpartition(".")
         new = LinearInt8(*shape) if kind == "int8" else Linear4bit(*shape, kind, nested=nested == "dq")
+        new.in_parts = in_parts and new.out_features >= n_ranks()
         setattr(model.h.get_submodule(parent), child, new)
 
 
@@ -58,9 +63,15 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.bias = bias
+        self.in_parts = False  # whether `weight` and `absmax` have the rows of this rank only
 
-    def load_weight(self, weight: Tensor, device: torch.device | str) -> None:
+    def load_weight(self, weight: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Quantize `weight` (out_features, in_features), in half or single precision, onto `device`, a chunk at a time.
+
+        In parts, all ranks must take part, each with the whole weight.
+
+        Args:
+            dtype: What the weight is cast to first. None: it stays as it is.
 
         Raises:
             ValueError: if the shape is another.
@@ -69,7 +80,16 @@ class QuantizedLinear(nn.Module):
         if tuple(weight.shape) != shape:
             raise ValueError(f"expected a weight of shape {shape}, found {tuple(weight.shape)}")
         rows = max(1, CHUNK_SIZE // self.in_features)
-        self._store(chunk.to(device) for chunk in weight.detach().split(rows))
+        own = own_rows(self.out_features) if self.in_parts else slice(None)
+        self._store(chunk.to(device, dtype or weight.dtype) for chunk in weight.detach()[own].split(rows))
+
+    def gather_rows(self) -> None:
+        """Hold all rows, of which each rank may have held its own. All ranks must ask."""
+        self.weight, self.absmax = _frozen(self._whole(self.weight)), _frozen(self._whole(self.absmax))
+        self.in_parts = False
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        return whole_rows(rows, self.out_features) if self.in_parts else rows
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out_features, in_features) that `forward` multiplies with."""
@@ -173,22 +193,24 @@ class Linear4bit(QuantizedLinear):
             scales.append(state.absmax.view(chunk.size(0), -1))
         self.weight, absmax = _frozen(torch.cat(weights)), torch.cat(scales)
         if self.nested:
+            absmax = self._whole(absmax)
             offset = absmax.mean()  # over the whole weight: hence the scales are quantized after the last chunk
             absmax, state = functional.quantize_blockwise(
                 absmax - offset, _dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
             )
             self.nested_absmax, self.nested_offset = _frozen(state.absmax), _frozen(offset.view(1))
+            absmax = absmax[own_rows(self.out_features)].clone() if self.in_parts else absmax
         self.absmax = _frozen(absmax)
 
     def _chunks(self, dim: int, dtype: torch.dtype) -> Iterator[Tensor]:
         from bitsandbytes import functional
 
-        absmax: Tensor = self.absmax
+        weights, absmax = self._whole(self.weight), self._whole(self.absmax)
         if self.nested:
             absmax = functional.dequantize_blockwise(absmax, _nested_state(self.nested_absmax)) + self.nested_offset
         size, start = self._chunk_size(dim), 0
         per_byte, per_scale = (1, 1) if dim == 0 else (2, BLOCK_SIZE)
-        for weight, scales in zip(self.weight.split(size // per_byte, dim), absmax.split(size // per_scale, dim), strict=True):
+        for weight, scales in zip(weights.split(size // per_byte, dim), absmax.split(size // per_scale, dim), strict=True):
             chunk = functional.dequantize_4bit(weight.reshape(-1, 1), self._state(scales, dtype))
             yield chunk[:, : self.in_features - start]  # without the padding
             start += dim * chunk.size(1)

@@ -143,7 +143,7 @@ def _fsdp(args: FinetuneArgs, device: torch.device, precision: str) -> ModelPara
         shard(objective.gpt, mesh["data_parallel"], dtype, multiplied, args.cpu_offload)  # type: ignore[arg-type]
         return objective
 
-    dtype = weights_dtype(args.precision, device) if args.quantize is None else None
+    dtype = weights_dtype(args.precision, device)
     n_devices = args.devices * args.num_nodes
     return ModelParallelStrategy(parallelize, n_devices, 1, process_group_backend=BACKENDS[device.type])
 

@@ -18,11 +18,12 @@ def shard(
 ) -> None:
     """Give each rank of `mesh` its rows of every parameter: block by block, then embeddings, last norm and head together.
 
-    What a rank holds is copied out of the mapped file, and cast then.
+    What a rank holds is copied out of the mapped file, and cast then. Quantized weights of which each rank has its own rows
+    come together a block at a time.
 
     Args:
-        dtype: Of frozen parameters; trained ones are float32, and so are their gradients. None leaves them as they are, and
-            the bytes and scales of quantized weights.
+        dtype: Of frozen parameters; trained ones are float32, and so are their gradients. Bytes and scales of quantized weights
+            stay as they are. None: all do.
         multiplied: That of autocast, in which whole parameters come and their gradients go; these are summed in float32.
             Otherwise autocast would keep a copy of each of them for the backward pass.
         offload: Leave what a rank holds, gradients and optimizer included, in the memory of the CPU.
@@ -36,6 +37,9 @@ def shard(
     if offload:
         model.computes_on = torch.device(mesh.device_type)
     for module in (*model.h, model):
+        for linear in module.modules():
+            if getattr(linear, "in_parts", False):
+                linear.gather_rows()  # type: ignore[operator]
         fsdp.fully_shard(module, mesh=mesh, **policies)
         if dtype is not None:
             module._apply(lambda t: t if not isinstance(t, nn.Parameter) else t.float() if t.requires_grad else t.to(dtype))

@@ -8,6 +8,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
@@ -17,7 +18,7 @@ from tiny import rows
 from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, collate, lay_out, tokenize_all
-from lit_llm.distributed import n_ranks, rank
+from lit_llm.distributed import largest, n_ranks, rank
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
@@ -25,9 +26,10 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.optimizers import make_optimizer
+from lit_llm.quantize import QuantizedLinear
 from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch
-from lit_llm.sharding import reshard, whole
+from lit_llm.sharding import reshard, shard, whole
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 
@@ -41,6 +43,7 @@ CASES = {
     "dpo": (lambda: DPO(0.1, LoRA(**LORA)), BASE),
     "lora-nf4": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4"}),
     "lora-nf4-dq": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4-dq"}),
+    "dora-nf4-dq": (lambda: LoRA(**LORA, use_dora=True), {"quantize": "bnb.nf4-dq"}),
     "lora-bf16": (lambda: LoRA(**LORA), BF16),
     "full-from-bf16": (Full, BF16),
     "full-offload": (Full, BASE),
@@ -50,6 +53,7 @@ CASES = {
     "lora-int8": (lambda: LoRA(**LORA), {"quantize": "bnb.int8"}),
 }
 PRECISIONS = {"lora-bf16": "bf16-true", "full-autocast": "bf16-true"}
+QUANTIZED = ("bnb.nf4", "bnb.nf4-dq")
 RESUMED = ("full", "adapter_v2")
 
 
@@ -81,9 +85,10 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
         load_from, save_to: Saves of a run, to go on from before the step, and to write after it.
     """
     fabric, (make, base) = fabric_for(name, n_devices, strategy), CASES[name]
-    model, method = load_model(checkpoint, **base), make()
+    in_parts = isinstance(fabric.strategy, ModelParallelStrategy)
+    model, method = load_model(checkpoint, **base, in_parts=in_parts), make()
     if isinstance(method, Full):
-        method.in_parts = isinstance(fabric.strategy, ModelParallelStrategy)
+        method.in_parts = in_parts
     model.activation_checkpointing = name == "full"
     torch.manual_seed(0)
     method.attach(model)
@@ -120,6 +125,31 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
     return {**found, **{f"measured/{n}": value.clone() for n, value in measured.items()}}
 
 
+def hold(checkpoint, quantization, n_devices):
+    """Bytes of quantized weights and scales that a rank holds at most, once they are loaded and while they are sharded; and
+    what all ranks hold then."""
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import init_device_mesh
+
+    fabric_for("lora-nf4", n_devices, "fsdp")
+    model = load_model(checkpoint, quantize=quantization, in_parts=True)
+
+    def held():
+        parts = [p for m in model.modules() if isinstance(m, QuantizedLinear) for p in (m.weight, m.absmax)]
+        return sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in parts)
+
+    fully_shard, counts = fsdp.fully_shard, [held()]
+
+    def counted(module, **options):
+        counts.append(held())
+        return fully_shard(module, **options)
+
+    with patch.object(fsdp, "fully_shard", counted):
+        shard(model, init_device_mesh("cpu", (n_devices,)), torch.float32)
+    bytes_held = torch.tensor(largest(counts[0], max(counts)))
+    return {"bytes": bytes_held, **{f"base/{n}": whole(p.detach()) for n, p in model.named_parameters()}}
+
+
 def main(checkpoint, n_devices, strategy, folder):
     """`folder` holds the saves that a run of one process has made, and gets what is found."""
     found = {}
@@ -136,6 +166,8 @@ def main(checkpoint, n_devices, strategy, folder):
                 found |= {
                     f"{origin}-{name}/{n}": t for n, t in measure(checkpoint, name, 1, n_devices, strategy, **how).items()
                 }
+    for quantization in QUANTIZED if strategy == "fsdp" else ():
+        found |= {f"{quantization}/{n}": tensor for n, tensor in hold(checkpoint, quantization, n_devices).items()}
     if rank() == 0:
         save_file(found, folder / f"{strategy}-{n_devices}.safetensors")
 

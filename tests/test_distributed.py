@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
-from ranks import CASES, PRECISIONS, RESUMED, measure, ragged
+from ranks import CASES, PRECISIONS, QUANTIZED, RESUMED, measure, ragged
 from safetensors.torch import load_file
 from tiny import make_data
 
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import read_config
+from lit_llm.checkpoint import load_model, read_config
 from lit_llm.data import Plan
 from lit_llm.runtime import check_devices, choose_strategy
 
@@ -98,6 +98,18 @@ def test_a_sharded_run_resumes_in_one_process_and_the_reverse(several, one_proce
         assert torch.equal(sharded[f"one-{case}/{name}"], one_process[f"{case}/after/{name[7:]}"])
     assert_equal({f"own-{case}/{n}": t for n, t in in_one.items()}, of(sharded, f"own-{case}"))
     assert_equal(of(sharded, f"one-{case}"), of(one_process, f"one-{case}"))
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4])
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_a_rank_quantizes_its_part_and_holds_no_more_than_one_block_of_others(several, checkpoint, quantization, n_ranks):
+    found, model = several[f"fsdp-{n_ranks}"], load_model(checkpoint, quantize=quantization)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(found[f"{quantization}/base/{name}"], parameter), name
+    block = sum(p.nbytes for n, p in model.h[0].named_parameters() if "norm" not in n and "nested" not in n)
+    loaded, most = found[f"{quantization}/bytes"].tolist()
+    assert loaded == block * len(model.h) / n_ranks
+    assert most == block + block * (len(model.h) - 1) / n_ranks
 
 
 # Whole runs

@@ -307,6 +307,15 @@ def test_linears_of_the_blocks_are_replaced_and_no_others(quantization):
     assert (replaced["h.0.mlp.down"].out_features, replaced["h.0.mlp.down"].in_features) == (64, 96)
 
 
+def test_a_weight_with_fewer_rows_than_there_are_ranks_is_not_held_in_parts(monkeypatch):
+    monkeypatch.setattr(quantize, "n_ranks", lambda: 80)
+    with torch.device("meta"):
+        model = GPT(tiny_config())
+    quantize_linears(model, "bnb.nf4", in_parts=True)
+    in_parts = {m.out_features: m.in_parts for m in model.modules() if isinstance(m, QuantizedLinear)}
+    assert in_parts == {32: False, 64: False, 96: True}
+
+
 @every_quantization
 def test_a_quantized_model_equals_one_with_the_dequantized_weights(quantization):
     reference = GPT(tiny_config())
