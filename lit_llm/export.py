@@ -22,7 +22,7 @@ from lit_llm.checkpoint import (
     write_shards,
 )
 from lit_llm.config import LIT_CONFIG
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
 from lit_llm.methods.inject import eject, inject
 from lit_llm.methods.lora import Update, apply_update, base_weight, merge
 from lit_llm.model import GPT
@@ -44,8 +44,10 @@ def merge_adapters(
         of the written model, in its own dtype, with them.
 
     Raises:
-        ValueError: if an adapter is not LoRA's or not of this base, or if the proof fails; nothing is written then.
+        ValueError: if `output_dir` is in use (`unused_folder`), an adapter is not LoRA's or not of this base, or the proof
+            fails; nothing is written then.
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, *adapters])
     model = load_model(checkpoint_dir, dtype=torch.float32)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     stored = next(iter(read_tensors(weight_files(checkpoint_dir, native))))[1]().dtype
@@ -115,7 +117,9 @@ def export_hf(checkpoint_dir: Path, output_dir: Path) -> None:
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
+        ValueError: if the checkpoint is not in our layout, or `output_dir` is in use (`unused_folder`).
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir])
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise ValueError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -149,8 +153,10 @@ def export_peft(checkpoint_dir: Path, adapter_dir: Path, output_dir: Path) -> No
     """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers.
 
     Raises:
-        ValueError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears.
+        ValueError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears, or if
+            `output_dir` is in use (`unused_folder`).
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, adapter_dir])
     if read_adapter(adapter_dir)["method"] != "lora":
         raise ValueError(f"{adapter_dir} is not a LoRA adapter: PEFT's format has no place for it")
     model = load_model(checkpoint_dir, dtype=torch.float32)
