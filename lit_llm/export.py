@@ -24,10 +24,11 @@ from lit_llm.checkpoint import (
 from lit_llm.config import LIT_CONFIG
 from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
 from lit_llm.methods.inject import eject, inject
-from lit_llm.methods.lora import Update, apply_update, base_weight, merge
+from lit_llm.methods.lora import UNMERGED, Update, apply_update, base_weight, merge
 from lit_llm.model import GPT
 from lit_llm.weights import TABLES, Fused, to_hf
 
+# Of logits, as a share of the largest one: float32 rounds in proportion to size. A right merge stays some 10 times below.
 TOLERANCE = 1e-4
 
 
@@ -40,8 +41,8 @@ def merge_adapters(
     read again.
 
     Returns:
-        `max_difference` of the merged float32 logits from those of adapter and base; `top1_agreement` and `kl` (nats per token)
-        of the written model, in its own dtype, with them.
+        `max_difference` of the merged float32 logits from those of adapter and base, and the `share` of the largest logit that
+        it is; `top1_agreement` and `kl` (nats per token) of the written model, in its own dtype, with them.
 
     Raises:
         ValueError: if `output_dir` is in use (`unused_folder`), an adapter is not LoRA's or not of this base, or the proof
@@ -56,19 +57,29 @@ def merge_adapters(
     ids = _probe(model)
     expected = _logits(model, ids)
     merge(model)
-    difference = (_logits(model, ids) - expected).abs().max().item()
-    if not difference <= TOLERANCE:
+    merged = _logits(model, ids)
+    difference, share = (merged - expected).abs().max().item(), _share(merged, expected)
+    if not share <= TOLERANCE:
         raise ValueError(
-            f"the merged model's logits differ by {difference:.1e} from those of adapter and base; nothing was written"
+            f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
+            f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
         )
     with new_folder(output_dir) as folder:
         write_checkpoint(folder, model, checkpoint_dir, stored)
         written = _logits(load_model(folder, dtype=torch.float32).eval(), ids)
-        if stored == torch.float32 and not (written - expected).abs().max().item() <= TOLERANCE:
-            raise ValueError("the written model gives other logits than the merged one: the disk may be failing")
+        if stored == torch.float32 and not _share(written, merged) <= TOLERANCE:
+            raise ValueError(
+                "the written model gives other logits than the merged one: the disk may be failing. Choose an --output_dir on "
+                "another one"
+            )
     agreement = (written.argmax(-1) == expected.argmax(-1)).float().mean().item()
     kl = F.kl_div(written.log_softmax(-1), expected.log_softmax(-1), reduction="sum", log_target=True).item() / ids.numel()
-    return {"max_difference": difference, "top1_agreement": agreement, "kl": kl}
+    return {"max_difference": difference, "share": share, "top1_agreement": agreement, "kl": kl}
+
+
+def _share(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest number expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _attach_sum(model: GPT, adapters: Sequence[Path], weights: Sequence[float]) -> None:

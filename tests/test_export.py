@@ -107,9 +107,29 @@ def test_merging_into_bfloat16_reports_what_the_rounding_costs(checkpoint, tmp_p
     assert load_model(tmp_path / "merged").lm_head.weight.dtype == torch.bfloat16
 
 
-def test_a_merge_that_changes_the_logits_is_refused(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture
+def loud(checkpoint, tmp_path):
+    """A base whose logits go into the hundreds, where rounding in float32 makes differences above 1e-4."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.lm_head.weight.data *= 300
+    model.save_pretrained(tmp_path / "loud")
+    return tmp_path / "loud"
+
+
+def test_large_logits_are_merged(loud, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", loud, targets="all-linear")
+    proof = merge_adapters(loud, [adapter], [1.0], tmp_path / "merged")
+    assert proof["max_difference"] > 1e-4
+    assert proof["share"] < 1e-5
+    assert proof["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize("base", ["checkpoint", "loud"])
+def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, monkeypatch):
     """A merge that forgets one linear stands for any fault in it."""
     import lit_llm.export as export
+
+    checkpoint = request.getfixturevalue(base)
 
     def forgetful(model):
         from lit_llm.methods.inject import eject
@@ -120,7 +140,7 @@ def test_a_merge_that_changes_the_logits_is_refused(checkpoint, tmp_path, monkey
     real = export.merge
     monkeypatch.setattr(export, "merge", forgetful)
     adapter = make_adapter(tmp_path / "adapter", checkpoint)
-    with pytest.raises(ValueError, match="nothing was written"):
+    with pytest.raises(ValueError, match=r"nothing was written\. Use the adapter unmerged, .* or write it for PEFT"):
         merge_adapters(checkpoint, [adapter], [1.0], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -16,6 +16,11 @@ from torch.autograd.function import once_differentiable
 from lit_llm.methods.inject import eject, find_linears, inject
 from lit_llm.model import GPT
 
+UNMERGED = (
+    "Use the adapter unmerged, with --adapter_dir, or write it for PEFT: "
+    "python scripts/convert_lit_checkpoint.py --checkpoint_dir BASE --adapter_dir ADAPTER --output_dir OUT"
+)
+
 
 class LoRA:
     """Attach low-rank updates to the targeted linears; see `LoRAArgs` for the meaning of the arguments."""
