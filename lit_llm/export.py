@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.adapters import attach_adapter, read_adapter
+from lit_llm.adapters import attach_adapter, read_adapter, write_merged
 from lit_llm.checkpoint import (
     copy_companions,
     load_model,
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 
 def merge_adapters(
     checkpoint_dir: Path, adapters: Sequence[Path], weights: Sequence[float], output_dir: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Write the base plus the weighted sum of LoRA updates as a checkpoint folder, in the dtype of the base.
 
     The sum is made in float32 and proved: the merged model must give the logits of adapter and base, and what was written is
@@ -42,7 +42,8 @@ def merge_adapters(
 
     Returns:
         `max_difference` of the merged float32 logits from those of adapter and base, and the `share` of the largest logit that
-        it is; `top1_agreement` and `kl` (nats per token) of the written model, in its own dtype, with them.
+        it is; `top1_agreement` and `kl` (nats per token) of the written model, in its own dtype, with them;
+        the `prompt_style` to ask it in, which stands in `finetuned.json`.
 
     Raises:
         ValueError: if `output_dir` is in use (`unused_folder`), an adapter is not LoRA's or not of this base, or the proof
@@ -66,6 +67,7 @@ def merge_adapters(
         )
     with new_folder(output_dir) as folder:
         write_checkpoint(folder, model, checkpoint_dir, stored)
+        style = write_merged(folder, model, checkpoint_dir, adapters, weights)
         written = _logits(load_model(folder, dtype=torch.float32).eval(), ids)
         if stored == torch.float32 and not _share(written, merged) <= TOLERANCE:
             raise ValueError(
@@ -74,7 +76,7 @@ def merge_adapters(
             )
     agreement = (written.argmax(-1) == expected.argmax(-1)).float().mean().item()
     kl = F.kl_div(written.log_softmax(-1), expected.log_softmax(-1), reduction="sum", log_target=True).item() / ids.numel()
-    return {"max_difference": difference, "share": share, "top1_agreement": agreement, "kl": kl}
+    return {"max_difference": difference, "share": share, "top1_agreement": agreement, "kl": kl, "prompt_style": style}
 
 
 def _share(found: Tensor, expected: Tensor) -> float:

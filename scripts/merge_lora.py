@@ -15,6 +15,8 @@ def main(args: MergeLoRAArgs) -> None:
         f"{proof['share']:.1e} of the largest"
     )
     print(f"as written: {proof['top1_agreement']:.1%} of the likeliest tokens agree, KL {proof['kl']:.1e} nats per token")
+    ask = f"python generate/full.py --checkpoint_dir {args.output_dir} --prompt Hello"
+    print(f"Ask it in prompt style {proof['prompt_style']}: {ask}")
 
 
 if __name__ == "__main__":

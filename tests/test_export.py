@@ -5,7 +5,7 @@ import torch
 from families import CASES, make_reference
 from transformers import AutoModelForCausalLM
 
-from lit_llm.adapters import write_adapter
+from lit_llm.adapters import trained_style, write_adapter
 from lit_llm.checkpoint import load, load_model, read_tensors, weight_files
 from lit_llm.convert import convert
 from lit_llm.export import export_hf, export_peft, merge_adapters
@@ -15,7 +15,7 @@ from lit_llm.methods.lora import LoRA
 ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 
 
-def make_adapter(folder, base, seed=0, **arguments):
+def make_adapter(folder, base, seed=0, style="alpaca", **arguments):
     """A LoRA adapter that changes the model much. Returns its folder."""
     model, method = load_model(base), LoRA(dropout=0.3, **arguments)
     torch.manual_seed(seed)
@@ -26,7 +26,7 @@ def make_adapter(folder, base, seed=0, **arguments):
         if name.endswith("magnitude"):
             parameter.data *= 1.2
     folder.mkdir()
-    write_adapter(folder, model, method, base, "alpaca")
+    write_adapter(folder, model, method, base, style)
     return folder
 
 
@@ -171,6 +171,31 @@ def test_scripts_convert_there_and_back(checkpoint, tmp_path, script):
     assert "100.0% of the likeliest tokens agree" in done.stdout
     _, tokenizer = load(tmp_path / "merged")
     assert tokenizer.encode("a cat") == load(checkpoint)[1].encode("a cat")
+
+
+def test_a_merged_model_is_asked_as_its_adapter_was_trained(checkpoint, tmp_path, script):
+    """By generate/full.py as by generate/lora.py, and wherever the style of a folder is looked up."""
+    adapter = make_adapter(tmp_path / "adapter", checkpoint, style="vicuna")
+    merged = tmp_path / "merged"
+    told = script("scripts/merge_lora.py", "--checkpoint_dir", checkpoint, "--adapter_dir", adapter, "--output_dir", merged)
+    assert "vicuna" in told.stdout
+    assert trained_style(merged) == "vicuna"
+    ask = ("--prompt=the red cat", "--temperature=0", "--max_new_tokens=12")
+    expected = script("generate/lora.py", "--checkpoint_dir", checkpoint, "--adapter_dir", adapter, *ask).stdout
+    assert script("generate/full.py", "--checkpoint_dir", merged, *ask).stdout == expected
+    told = script("generate/chat.py", "--checkpoint_dir", merged, input="the red cat\n").stderr
+    assert "prompt style vicuna" in told
+    told = script("generate/full.py", "--checkpoint_dir", checkpoint, *ask, check=False)
+    assert told.returncode == 2
+    assert "scripts/merge_lora.py" in told.stderr
+
+
+def test_of_adapters_with_several_prompt_styles_the_first_is_taken_with_a_warning(checkpoint, tmp_path, capsys):
+    styles = ("vicuna", "alpaca")
+    adapters = [make_adapter(tmp_path / style, checkpoint, style=style) for style in styles]
+    merge_adapters(checkpoint, adapters, [0.5, 0.5], tmp_path / "merged")
+    assert trained_style(tmp_path / "merged") == "vicuna"
+    assert "several prompt styles (vicuna, alpaca): the merged model is asked in vicuna" in capsys.readouterr().err
 
 
 def test_conversion_to_half_precision(checkpoint, tmp_path):
