@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import CASES, make_reference
+from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
 
 from lit_llm.adapters import trained_style, write_adapter
@@ -140,7 +141,7 @@ def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, mon
     real = export.merge
     monkeypatch.setattr(export, "merge", forgetful)
     adapter = make_adapter(tmp_path / "adapter", checkpoint)
-    with pytest.raises(ValueError, match=r"nothing was written\. Use the adapter unmerged, .* or write it for PEFT"):
+    with pytest.raises(ValueError, match=r"nothing was written\. Use the adapter unmerged .* or write it for PEFT"):
         merge_adapters(checkpoint, [adapter], [1.0], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -196,6 +197,22 @@ def test_of_adapters_with_several_prompt_styles_the_first_is_taken_with_a_warnin
     merge_adapters(checkpoint, adapters, [0.5, 0.5], tmp_path / "merged")
     assert trained_style(tmp_path / "merged") == "vicuna"
     assert "several prompt styles (vicuna, alpaca): the merged model is asked in vicuna" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_a_tied_head_is_warned_of_before_it_trains_and_goes_to_peft(tied, data_dir, tmp_path, script):
+    base, adapter = make_checkpoint(tmp_path / "base", tie_word_embeddings=tied), tmp_path / "run" / "final"
+    short = ("--train.max_steps=1", "--eval.samples=0", "--eval.final=false", "--lora.targets=q,head")
+    told = script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data_dir, "--out_dir", adapter.parent, *short)
+    assert ("cannot be merged. To merge later, leave head out of --lora.targets" in told.stderr) == tied
+    folders = ("--checkpoint_dir", base, "--adapter_dir", adapter, "--output_dir")
+    told = script("scripts/merge_lora.py", *folders, tmp_path / "merged", check=not tied)
+    if tied:
+        assert told.returncode == 2
+        assert "or write it for PEFT: python scripts/convert_lit_checkpoint.py" in told.stderr
+    assert (tmp_path / "merged").exists() != tied
+    script("scripts/convert_lit_checkpoint.py", *folders, tmp_path / "peft")
+    assert (tmp_path / "peft" / "adapter_model.safetensors").is_file()
 
 
 def test_conversion_to_half_precision(checkpoint, tmp_path):
