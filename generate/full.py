@@ -1,4 +1,4 @@
-"""Answer an instruction with a model finetuned in full. Prints the answer, and nothing else, on stdout."""
+"""Answer an instruction with a model finetuned in full, or merged. Prints the answer, and nothing else, on stdout."""
 
 from lit_llm.args.generate import FullGenerateArgs
 from lit_llm.cli import run

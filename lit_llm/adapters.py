@@ -1,5 +1,7 @@
 """Adapter folders: the trained parameters of a method, its arguments, and which base they belong to."""
 
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,12 @@ def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_di
 
 
 def _describe(model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> dict[str, Any]:
+    about = {"method": method.name, "arguments": method.arguments()}
+    return {**about, **_describe_base(model, checkpoint_dir, prompt_style)}
+
+
+def _describe_base(model: GPT, checkpoint_dir: Path, prompt_style: str | None) -> dict[str, Any]:
     return {
-        "method": method.name,
-        "arguments": method.arguments(),
         "base_checkpoint_dir": str(checkpoint_dir.resolve()),
         "base_fingerprint": model.fingerprint,
         "prompt_style": prompt_style,
@@ -54,6 +59,29 @@ def write_finetuned(
     if folder is None:
         return
     write_json(folder / "finetuned.json", _describe(model, method, checkpoint_dir, prompt_style))
+
+
+def write_merged(folder: Path, model: GPT, checkpoint_dir: Path, adapters: Sequence[Path], weights: Sequence[float]) -> str:
+    """Write `finetuned.json` beside a merged checkpoint, and return the prompt style: that of the adapters.
+
+    Where they have several, it is the first one's, and a warning says so.
+    """
+    abouts = [read_adapter(adapter) for adapter in adapters]
+    styles = list(dict.fromkeys(str(about["prompt_style"]) for about in abouts))
+    if len(styles) > 1:
+        print(
+            f"warning: the adapters were trained in several prompt styles ({', '.join(styles)}): the merged model is asked in "
+            f"{styles[0]}, that of the first one. --prompt_style of generate/chat.py and generate/serve.py chooses another",
+            file=sys.stderr,
+        )
+    merged = zip(adapters, weights, abouts, strict=True)
+    about = {
+        "method": "lora",
+        "merged": [{"adapter_dir": str(a.resolve()), "weight": w, "arguments": about["arguments"]} for a, w, about in merged],
+        **_describe_base(model, checkpoint_dir, abouts[0]["prompt_style"]),
+    }
+    write_json(folder / "finetuned.json", about)
+    return styles[0]
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

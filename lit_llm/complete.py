@@ -50,12 +50,13 @@ def answer(args: AdapterGenerateArgs) -> None:
 
 
 def answer_finetuned(args: FullGenerateArgs) -> None:
-    """Print the answer of a fully finetuned model to each instruction, asked in the style of its finetuning."""
+    """Print the answer of a fully finetuned or merged model to each instruction, asked in the style of its finetuning."""
     prompts = _prompts(args)
     path = args.checkpoint_dir / "finetuned.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{args.checkpoint_dir} is not a result of finetune/full.py. Use generate/base.py for a plain model"
+            f"{args.checkpoint_dir} has no finetuned.json, which finetune/full.py and scripts/merge_lora.py write. Use "
+            "generate/base.py for a plain model, generate/lora.py --adapter_dir for an adapter"
         )
     model, tokenizer = _load(args, args.checkpoint_dir, None)
     _answer(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.adapters import attach_adapter, read_adapter
+from lit_llm.adapters import attach_adapter, read_adapter, write_merged
 from lit_llm.checkpoint import (
     copy_companions,
     load_model,
@@ -22,30 +22,34 @@ from lit_llm.checkpoint import (
     write_shards,
 )
 from lit_llm.config import LIT_CONFIG
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
 from lit_llm.methods.inject import eject, inject
-from lit_llm.methods.lora import Update, apply_update, base_weight, merge
+from lit_llm.methods.lora import UNMERGED, Update, apply_update, base_weight, merge
 from lit_llm.model import GPT
 from lit_llm.weights import TABLES, Fused, to_hf
 
+# Of logits, as a share of the largest one: float32 rounds in proportion to size. A right merge stays some 10 times below.
 TOLERANCE = 1e-4
 
 
 def merge_adapters(
     checkpoint_dir: Path, adapters: Sequence[Path], weights: Sequence[float], output_dir: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Write the base plus the weighted sum of LoRA updates as a checkpoint folder, in the dtype of the base.
 
     The sum is made in float32 and proved: the merged model must give the logits of adapter and base, and what was written is
     read again.
 
     Returns:
-        `max_difference` of the merged float32 logits from those of adapter and base; `top1_agreement` and `kl` (nats per token)
-        of the written model, in its own dtype, with them.
+        `max_difference` of the merged float32 logits from those of adapter and base, and the `share` of the largest logit that
+        it is; `top1_agreement` and `kl` (nats per token) of the written model, in its own dtype, with them;
+        the `prompt_style` to ask it in, which stands in `finetuned.json`.
 
     Raises:
-        ValueError: if an adapter is not LoRA's or not of this base, or if the proof fails; nothing is written then.
+        ValueError: if `output_dir` is in use (`unused_folder`), an adapter is not LoRA's or not of this base, or the proof
+            fails; nothing is written then.
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, *adapters])
     model = load_model(checkpoint_dir, dtype=torch.float32)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     stored = next(iter(read_tensors(weight_files(checkpoint_dir, native))))[1]().dtype
@@ -54,19 +58,30 @@ def merge_adapters(
     ids = _probe(model)
     expected = _logits(model, ids)
     merge(model)
-    difference = (_logits(model, ids) - expected).abs().max().item()
-    if not difference <= TOLERANCE:
+    merged = _logits(model, ids)
+    difference, share = (merged - expected).abs().max().item(), _share(merged, expected)
+    if not share <= TOLERANCE:
         raise ValueError(
-            f"the merged model's logits differ by {difference:.1e} from those of adapter and base; nothing was written"
+            f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
+            f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
         )
     with new_folder(output_dir) as folder:
         write_checkpoint(folder, model, checkpoint_dir, stored)
+        style = write_merged(folder, model, checkpoint_dir, adapters, weights)
         written = _logits(load_model(folder, dtype=torch.float32).eval(), ids)
-        if stored == torch.float32 and not (written - expected).abs().max().item() <= TOLERANCE:
-            raise ValueError("the written model gives other logits than the merged one: the disk may be failing")
+        if stored == torch.float32 and not _share(written, merged) <= TOLERANCE:
+            raise ValueError(
+                "the written model gives other logits than the merged one: the disk may be failing. Choose an --output_dir on "
+                "another one"
+            )
     agreement = (written.argmax(-1) == expected.argmax(-1)).float().mean().item()
     kl = F.kl_div(written.log_softmax(-1), expected.log_softmax(-1), reduction="sum", log_target=True).item() / ids.numel()
-    return {"max_difference": difference, "top1_agreement": agreement, "kl": kl}
+    return {"max_difference": difference, "share": share, "top1_agreement": agreement, "kl": kl, "prompt_style": style}
+
+
+def _share(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest number expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _attach_sum(model: GPT, adapters: Sequence[Path], weights: Sequence[float]) -> None:
@@ -115,7 +130,9 @@ def export_hf(checkpoint_dir: Path, output_dir: Path) -> None:
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
+        ValueError: if the checkpoint is not in our layout, or `output_dir` is in use (`unused_folder`).
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir])
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise ValueError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -149,8 +166,10 @@ def export_peft(checkpoint_dir: Path, adapter_dir: Path, output_dir: Path) -> No
     """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers.
 
     Raises:
-        ValueError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears.
+        ValueError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears, or if
+            `output_dir` is in use (`unused_folder`).
     """
+    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, adapter_dir])
     if read_adapter(adapter_dir)["method"] != "lora":
         raise ValueError(f"{adapter_dir} is not a LoRA adapter: PEFT's format has no place for it")
     model = load_model(checkpoint_dir, dtype=torch.float32)

@@ -14,8 +14,10 @@ from typing import Any
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; afterwards it is on disk and renamed to `target`, replacing what was there.
 
-    If writing fails, the old `target` stays as it was and the new folder is removed.
+    If writing fails, the old `target` stays as it was and the new folder is removed. A folder that a user names is checked
+    before, by `unused_folder`.
     """
+    target = target.resolve()  # `.` has no name, and a link stays one
     target.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     new, old = (target.with_name(f".{kind}-{target.name}-{token}") for kind in ("new", "old"))
@@ -32,6 +34,23 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def unused_folder(target: Path, flag: str, sources: Iterable[Path] = ()) -> Path:
+    """`target`, resolved. Raises ValueError, naming the `flag` that gave it, if files are there, or if it is, holds or lies in
+    one of the folders that are read."""
+    folder = target.resolve()
+    for source in (source.resolve() for source in sources):
+        if folder == source or folder in source.parents or source in folder.parents:
+            relation = "is" if folder == source else "holds" if folder in source.parents else "lies in"
+            raise ValueError(f"{flag} {target} {relation} {source}, which is read. Choose another {flag}")
+    if folder == Path.cwd():
+        raise ValueError(f"{flag} {target} is the folder that this runs in. Name a new one")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{flag} {target} is a file. Choose another {flag}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{flag} {target} holds files already. Choose another {flag}, or remove it")
+    return folder
 
 
 def remove_folder(folder: Path) -> None:

@@ -99,6 +99,11 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.attach(model)
     freeze(model, method)
+    if config.tie_embeddings and hasattr(model.lm_head, "lora"):
+        _say(
+            "warning: the head of this model is tied to its embedding: an adapter on it works beside the model, here and in "
+            "PEFT, but cannot be merged. To merge later, leave head out of --lora.targets"
+        )
     if args.train.compile:
         compile_blocks(model)
     if rank() == 0 and resume_dir is None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -45,6 +46,7 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
     if _is_up_to_date(destination, checksum, options):
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
+        _check_replaceable(destination)
         _write(args, source, path, checksum, options, rows, to_record)
     if args.checkpoint_dir is not None:
         print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
@@ -106,6 +108,18 @@ def _write(
     print(f"{args.destination_path}: {kept['train']} rows to train on, {kept['val']} to validate")
     for reason, n in dropped.items():
         print(f"dropped {n}: {reason}")
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises ValueError if the folder holds more than a prepare script and the cache of tokens write."""
+    cache = r"\w+-tokens-\w{16}\.safetensors|\.\w+-\w{8}"  # the second while it is written
+    ours = re.compile(rf"(train|val|dropped)\.jsonl|meta\.json|{cache}")
+    others = [path.name for path in folder.iterdir() if not ours.fullmatch(path.name)] if folder.is_dir() else []
+    if others:
+        raise ValueError(
+            f"{folder} also holds {min(others)}, which is no part of a data folder and would be lost. Move it, or choose "
+            "another --destination_path"
+        )
 
 
 def _is_up_to_date(folder: Path, checksum: str, options: dict[str, Any]) -> bool:

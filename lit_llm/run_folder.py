@@ -24,6 +24,11 @@ def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
             raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
         return None
     if args.resume == "auto":
+        if not started and (results := [p.name for n in ("step-*", "best", "final") for p in out_dir.glob(n)]):
+            raise ValueError(
+                f"{out_dir} holds {results[0]} but no args.yaml: it is no run, and {results[0]} could be replaced. Choose "
+                "another --out_dir"
+            )
         found = saves(out_dir) if started else []
         resume_dir = found[-1] if found else None
     else:

@@ -50,7 +50,7 @@ class MakeDemoArgs(Checked):
     """What to make, and where"""
 
     output_dir: Path = Path("lit_llm/demo")
-    """Folder to write checkpoint and data into; what is there is replaced."""
+    """Folder to write checkpoint and data into; a demo that is there is replaced."""
     seed: int = 1337
     """Seed of the village, its tales and the weights."""
     steps: int = 6000
@@ -381,6 +381,16 @@ def run_controls(demo: Path, seed: int) -> None:
             print(f"{title}: {exact}; last training loss {float(loss):.4f}", flush=True)
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raises ValueError if there are folders of the names that are written, and their data is not of this script."""
+    from lit_llm.files import read_json_object
+
+    meta = folder / "data" / "meta.json"
+    ours = meta.is_file() and read_json_object(meta).get("source") == "scripts/make_demo.py"
+    if not ours and any((folder / name).exists() for name in ("data", "pairs", "checkpoint")):
+        raise ValueError(f"{folder} holds folders that are no demo. Choose another --output_dir")
+
+
 def main(args: MakeDemoArgs) -> None:
     import torch
 
@@ -390,6 +400,7 @@ def main(args: MakeDemoArgs) -> None:
 
     if args.controls:
         return run_controls(args.output_dir, args.seed)
+    _check_replaceable(args.output_dir)
     world = World(args.seed)
     make_data(world, args.output_dir / "data", args.seed)
     make_pairs(args.output_dir / "data", args.output_dir / "pairs", args.seed)

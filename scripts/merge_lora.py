@@ -10,8 +10,13 @@ def main(args: MergeLoRAArgs) -> None:
     adapters = args.adapter_dir if isinstance(args.adapter_dir, list) else [args.adapter_dir]
     proof = merge_adapters(args.checkpoint_dir, adapters, args.weights or [1.0] * len(adapters), args.output_dir)
     print(f"merged into {args.output_dir}")
-    print(f"in float32 the logits differ by at most {proof['max_difference']:.1e} from those of adapter and base")
+    print(
+        f"in float32 the logits differ by at most {proof['max_difference']:.1e} from those of adapter and base, "
+        f"{proof['share']:.1e} of the largest"
+    )
     print(f"as written: {proof['top1_agreement']:.1%} of the likeliest tokens agree, KL {proof['kl']:.1e} nats per token")
+    ask = f"python generate/full.py --checkpoint_dir {args.output_dir} --prompt Hello"
+    print(f"Ask it in prompt style {proof['prompt_style']}: {ask}")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,19 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 
+from lit_llm.adapters import write_adapter
+from lit_llm.checkpoint import load_model
+from lit_llm.convert import convert
+from lit_llm.methods.lora import LoRA
+
 
 @pytest.fixture
 def run_script(monkeypatch, capsys, tmp_path):
     """Run a script in this process and return its exit code and stderr."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, cwd=tmp_path):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(cwd)
         with pytest.raises(SystemExit) as stopped:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
         return stopped.value.code, capsys.readouterr().err
@@ -98,6 +103,65 @@ def test_a_damaged_folder_is_told_in_one_line(run_script, base, data, tmp_path, 
     code, stderr = run_script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", tmp_path / "out")
     assert_told(code, stderr, message)
     assert not (tmp_path / "out").exists()
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+OUTPUTS = {
+    "the base": ("base", "is {tmp}/base, which is read"),
+    "the base, by another way": ("link/../base/", "is {tmp}/base, which is read"),
+    "a folder in the base": ("base/merged", "lies in {tmp}/base, which is read"),
+    "the adapter": ("run/final", "is {tmp}/run/final, which is read"),
+    "the run": ("run", "holds {tmp}/run/final, which is read"),
+    "a folder with all in it": (".", "holds {tmp}/"),
+    "a link to a folder with files": ("link", "holds files already. Choose another --output_dir, or remove it"),
+    "a file": ("mine/notes.txt", "is a file"),
+    "the empty folder that it runs in": ("empty", "is the folder that this runs in. Name a new one"),
+}
+
+
+@pytest.mark.parametrize("how", ["merge", "hf", "peft"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_folder_that_is_in_use_is_no_output(how, output, run_script, base, tmp_path, monkeypatch):
+    """Base, run and a user's folder are as before, whatever --output_dir names."""
+    name, message = OUTPUTS[output]
+    model, method = load_model(base), LoRA()
+    method.attach(model)
+    for folder in ("run/final", "mine", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    write_adapter(tmp_path / "run" / "final", model, method, base, "alpaca")
+    convert(base)
+    before = contents(tmp_path)
+    script = "scripts/merge_lora.py" if how == "merge" else "scripts/convert_lit_checkpoint.py"
+    adapter = () if how == "hf" else ("--adapter_dir", tmp_path / "run" / "final")
+    if how == "hf" and name.startswith("run"):
+        message = "holds files already"
+    cwd = tmp_path / "empty" if name == "empty" else tmp_path
+    given = "." if name == "empty" else name
+    command = (script, "--checkpoint_dir", base, *adapter, "--output_dir", given)
+    assert_told(*run_script(*command, cwd=cwd), message.format(tmp=tmp_path))
+    assert contents(tmp_path) == before
+
+
+def test_results_and_data_of_others_are_not_replaced(script, run_script, base, data, tmp_path):
+    """The folders that training, preparing data and the demo's script write into."""
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": f"q{i}", "output": "a"} for i in range(30)]))
+    prepare = ("scripts/prepare_json.py", "--json_path", "rows.json", "--destination_path", "prepared")
+    script(*prepare)
+    for folder in ("mine/final", "mine/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "notes.txt").write_text("mine")
+    (tmp_path / "prepared" / "test.jsonl").write_text("mine")
+    before = contents(tmp_path)
+    train = ("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", "mine", "--resume=auto")
+    assert_told(*run_script(*train), "mine holds final but no args.yaml")
+    assert_told(*run_script(*prepare, "--seed=1"), "prepared also holds test.jsonl")
+    assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are no demo")
+    assert contents(tmp_path) == before
 
 
 FLAGS = {

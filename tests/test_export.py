@@ -3,9 +3,10 @@
 import pytest
 import torch
 from families import CASES, make_reference
+from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from lit_llm.adapters import write_adapter
+from lit_llm.adapters import trained_style, write_adapter
 from lit_llm.checkpoint import load, load_model, read_tensors, weight_files
 from lit_llm.convert import convert
 from lit_llm.export import export_hf, export_peft, merge_adapters
@@ -15,7 +16,7 @@ from lit_llm.methods.lora import LoRA
 ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 
 
-def make_adapter(folder, base, seed=0, **arguments):
+def make_adapter(folder, base, seed=0, style="alpaca", **arguments):
     """A LoRA adapter that changes the model much. Returns its folder."""
     model, method = load_model(base), LoRA(dropout=0.3, **arguments)
     torch.manual_seed(seed)
@@ -26,7 +27,7 @@ def make_adapter(folder, base, seed=0, **arguments):
         if name.endswith("magnitude"):
             parameter.data *= 1.2
     folder.mkdir()
-    write_adapter(folder, model, method, base, "alpaca")
+    write_adapter(folder, model, method, base, style)
     return folder
 
 
@@ -107,9 +108,29 @@ def test_merging_into_bfloat16_reports_what_the_rounding_costs(checkpoint, tmp_p
     assert load_model(tmp_path / "merged").lm_head.weight.dtype == torch.bfloat16
 
 
-def test_a_merge_that_changes_the_logits_is_refused(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture
+def loud(checkpoint, tmp_path):
+    """A base whose logits go into the hundreds, where rounding in float32 makes differences above 1e-4."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.lm_head.weight.data *= 300
+    model.save_pretrained(tmp_path / "loud")
+    return tmp_path / "loud"
+
+
+def test_large_logits_are_merged(loud, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", loud, targets="all-linear")
+    proof = merge_adapters(loud, [adapter], [1.0], tmp_path / "merged")
+    assert proof["max_difference"] > 1e-4
+    assert proof["share"] < 1e-5
+    assert proof["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize("base", ["checkpoint", "loud"])
+def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, monkeypatch):
     """A merge that forgets one linear stands for any fault in it."""
     import lit_llm.export as export
+
+    checkpoint = request.getfixturevalue(base)
 
     def forgetful(model):
         from lit_llm.methods.inject import eject
@@ -120,7 +141,7 @@ def test_a_merge_that_changes_the_logits_is_refused(checkpoint, tmp_path, monkey
     real = export.merge
     monkeypatch.setattr(export, "merge", forgetful)
     adapter = make_adapter(tmp_path / "adapter", checkpoint)
-    with pytest.raises(ValueError, match="nothing was written"):
+    with pytest.raises(ValueError, match=r"nothing was written\. Use the adapter unmerged .* or write it for PEFT"):
         merge_adapters(checkpoint, [adapter], [1.0], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -151,6 +172,47 @@ def test_scripts_convert_there_and_back(checkpoint, tmp_path, script):
     assert "100.0% of the likeliest tokens agree" in done.stdout
     _, tokenizer = load(tmp_path / "merged")
     assert tokenizer.encode("a cat") == load(checkpoint)[1].encode("a cat")
+
+
+def test_a_merged_model_is_asked_as_its_adapter_was_trained(checkpoint, tmp_path, script):
+    """By generate/full.py as by generate/lora.py, and wherever the style of a folder is looked up."""
+    adapter = make_adapter(tmp_path / "adapter", checkpoint, style="vicuna")
+    merged = tmp_path / "merged"
+    told = script("scripts/merge_lora.py", "--checkpoint_dir", checkpoint, "--adapter_dir", adapter, "--output_dir", merged)
+    assert "vicuna" in told.stdout
+    assert trained_style(merged) == "vicuna"
+    ask = ("--prompt=the red cat", "--temperature=0", "--max_new_tokens=12")
+    expected = script("generate/lora.py", "--checkpoint_dir", checkpoint, "--adapter_dir", adapter, *ask).stdout
+    assert script("generate/full.py", "--checkpoint_dir", merged, *ask).stdout == expected
+    told = script("generate/chat.py", "--checkpoint_dir", merged, input="the red cat\n").stderr
+    assert "prompt style vicuna" in told
+    told = script("generate/full.py", "--checkpoint_dir", checkpoint, *ask, check=False)
+    assert told.returncode == 2
+    assert "scripts/merge_lora.py" in told.stderr
+
+
+def test_of_adapters_with_several_prompt_styles_the_first_is_taken_with_a_warning(checkpoint, tmp_path, capsys):
+    styles = ("vicuna", "alpaca")
+    adapters = [make_adapter(tmp_path / style, checkpoint, style=style) for style in styles]
+    merge_adapters(checkpoint, adapters, [0.5, 0.5], tmp_path / "merged")
+    assert trained_style(tmp_path / "merged") == "vicuna"
+    assert "several prompt styles (vicuna, alpaca): the merged model is asked in vicuna" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_a_tied_head_is_warned_of_before_it_trains_and_goes_to_peft(tied, data_dir, tmp_path, script):
+    base, adapter = make_checkpoint(tmp_path / "base", tie_word_embeddings=tied), tmp_path / "run" / "final"
+    short = ("--train.max_steps=1", "--eval.samples=0", "--eval.final=false", "--lora.targets=q,head")
+    told = script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data_dir, "--out_dir", adapter.parent, *short)
+    assert ("cannot be merged. To merge later, leave head out of --lora.targets" in told.stderr) == tied
+    folders = ("--checkpoint_dir", base, "--adapter_dir", adapter, "--output_dir")
+    told = script("scripts/merge_lora.py", *folders, tmp_path / "merged", check=not tied)
+    if tied:
+        assert told.returncode == 2
+        assert "or write it for PEFT: python scripts/convert_lit_checkpoint.py" in told.stderr
+    assert (tmp_path / "merged").exists() != tied
+    script("scripts/convert_lit_checkpoint.py", *folders, tmp_path / "peft")
+    assert (tmp_path / "peft" / "adapter_model.safetensors").is_file()
 
 
 def test_conversion_to_half_precision(checkpoint, tmp_path):

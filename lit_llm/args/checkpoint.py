@@ -58,7 +58,7 @@ class ConvertLitArgs(Checked):
     checkpoint_dir: Path
     """Folder of a model in our layout; with adapter_dir, the base that the adapter was trained on."""
     output_dir: Path
-    """Folder to write: for transformers, or with adapter_dir for PEFT."""
+    """Folder to write, which must be new or empty: for transformers, or with adapter_dir for PEFT."""
     adapter_dir: Path | None = None
     """LoRA adapter to write in PEFT's format."""
 
@@ -75,7 +75,7 @@ class MergeLoRAArgs(Checked):
     adapter_dir: Path | list[Path]
     """LoRA adapter, or a list of them, as in `[out/a/final, out/b/final]`."""
     output_dir: Path
-    """Folder to write the merged checkpoint into."""
+    """Folder to write the merged checkpoint into, which must be new or empty."""
     weights: list[float] | None = None
     """Factor of each adapter; 1 for each if not given."""
 

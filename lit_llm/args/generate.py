@@ -149,7 +149,7 @@ class FullGenerateArgs(GenerateArgs):
     """What to generate, and how"""
 
     checkpoint_dir: Path = field(kw_only=True)
-    """Folder of the finetuned model, as finetuning wrote it."""
+    """Folder of the finetuned model, as finetune/full.py or scripts/merge_lora.py wrote it."""
     prompt: str | None = None
     """Instruction to answer, in the prompt style of the finetuning."""
     input: str = ""

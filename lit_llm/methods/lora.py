@@ -16,6 +16,11 @@ from torch.autograd.function import once_differentiable
 from lit_llm.methods.inject import eject, find_linears, inject
 from lit_llm.model import GPT
 
+UNMERGED = (
+    "Use the adapter unmerged (--adapter_dir, without --merge), or write it for PEFT: "
+    "python scripts/convert_lit_checkpoint.py --checkpoint_dir BASE --adapter_dir ADAPTER --output_dir OUT"
+)
+
 
 class LoRA:
     """Attach low-rank updates to the targeted linears; see `LoRAArgs` for the meaning of the arguments."""
@@ -158,7 +163,10 @@ def merge(model: GPT) -> None:
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"{name} is quantized; load the base without --quantize to merge")
         if linear.weight is model.wte.weight:
-            raise ValueError("an adapter on the head cannot be merged into a model whose head is tied to its embedding")
+            raise ValueError(
+                "an adapter on the head cannot be merged into a model whose head is tied to its embedding, which would change "
+                f"with it. {UNMERGED}"
+            )
         merged = base_weight(linear) + update.delta()
         if update.magnitude is not None:
             merged *= update.gain(base_weight(linear))[:, None]
