@@ -130,8 +130,9 @@ def check_record(record: Any) -> None:
     """Raises ValueError unless `record` is a complete instruction row, conversation, text or preference pair."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
-    if "messages" in record:
+    if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
+        _check_beside(record, "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
@@ -139,6 +140,7 @@ def check_record(record: Any) -> None:
             raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
+            _check_beside(record, "system", "input")
             continue
         if not isinstance(record[name], str):
             raise ValueError(f"{name!r} must be a text, found {json.dumps(record[name])[:40]}")
@@ -149,18 +151,26 @@ def check_record(record: Any) -> None:
             raise ValueError(f"{name!r} must be a text")
 
 
+def _check_beside(record: Record, *names: str) -> None:
+    """Raises ValueError for a field beside turns that would not be a part of what is asked."""
+    for name in names:
+        if record.get(name):
+            raise ValueError(f"{name!r} stands beside turns and would be left out: make it one of the turns")
+
+
 def asked(record: Record) -> list[Message]:
     """The conversation that a record, which is not plain text, wants answered."""
-    if "messages" in record:
+    if "chosen" not in record and "messages" in record:
         return record["messages"][:-1]
-    if "chosen" in record:
-        return question(record["prompt"]) if isinstance(record["prompt"], str) else record["prompt"]
-    return question(record["instruction"], record.get("input") or "", record.get("system") or "")
+    asks = record["prompt" if "chosen" in record else "instruction"]
+    return asks if isinstance(asks, list) else question(asks, record.get("input") or "", record.get("system") or "")
 
 
 def answer_of(record: Record) -> str:
     """The answer that a record, which is not plain text, has for `asked`."""
-    return record["messages"][-1]["content"] if "messages" in record else record.get("chosen") or record["output"]
+    if "chosen" in record:
+        return record["chosen"]
+    return record["messages"][-1]["content"] if "messages" in record else record["output"]
 
 
 def tokenize(

@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
-from lit_llm.data import Example, Pair, Plan, Record, asked, drop_long, iter_records
+from lit_llm.data import Example, Pair, Plan, Record, answer_of, asked, drop_long, iter_records
 from lit_llm.prompts import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
@@ -123,7 +123,7 @@ def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style
 def _answers(record: Record) -> tuple[str, ...]:
     if "chosen" in record:
         return record["chosen"], record["rejected"]
-    return (record["messages"][-1]["content"] if "messages" in record else record["output"],)
+    return (answer_of(record),)
 
 
 def _squeezed(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_llm.data import Record, check_record
+from lit_llm.prompts import split_system
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
@@ -216,9 +217,9 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
     if "" in row:
         raise ValueError("the row has more cells than there are columns")
     if "chosen" in row:
-        record = _pair(row)
+        record = _pair(row, columns)
     elif turns := row.get("messages") or row.get("conversations"):
-        record = {"messages": _messages(turns, row.get("system"))}
+        record = {"messages": _messages(turns, row.get(columns["system"]))}
     elif "text" in row and columns["instruction"] not in row:
         record = {"text": row["text"], **({"continues": True} if row.get("continues") else {})}
     else:
@@ -232,20 +233,45 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
     return record
 
 
-def _pair(row: Row) -> Record:
-    """Answers as texts or as turns; the prompt as a text, turns, or ShareGPT's conversations."""
-    prompt = row.get("prompt", row.get("instruction"))
-    if turns := row.get("conversations") or (prompt if isinstance(prompt, list) else None):
-        prompt = _messages(turns, row.get("system"))
-        if len(prompt) == 1:
-            prompt = prompt[0]["content"]
+def _pair(row: Row, columns: dict[str, str]) -> Record:
+    """Answers as texts, or as the last of their turns; the prompt as a text, as turns, or as the turns before the answers.
 
-    def answer(value: Any) -> Any:
-        if isinstance(value, list) and value:  # the whole conversation, or its last turn
-            value = value[-1]
-        return value.get("content", value.get("value")) if isinstance(value, dict) else value
+    Raises:
+        ValueError: with the reason, if the row tells of its prompt more than once, and not the same.
+    """
+    system, further = (row.get(columns[name]) for name in ("system", "input"))
+    prompts = {}
+    for name in ("prompt", columns["instruction"], "conversations"):
+        if value := row.get(name):
+            prompts[name] = _messages(value if isinstance(value, list) else [{"role": "user", "content": value}], system)
 
-    return {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row.get("rejected"))}
+    def answer(name: str) -> Any:
+        turns = row.get(name)
+        if isinstance(turns, dict):
+            turns = [turns]
+        if not isinstance(turns, list) or not turns:
+            return turns
+        *before, last = _messages(turns, None)
+        if last["role"] not in ("assistant", None):
+            raise ValueError(f"the last turn of {name!r} is not the assistant's")
+        if before:
+            prompts[name] = _messages(before, system)
+        return last["content"]
+
+    record = {"chosen": answer("chosen"), "rejected": answer("rejected")}
+    if not prompts:
+        raise ValueError("the pair has no 'prompt'")
+    (first, prompt), *others = prompts.items()
+    for name, turns in others:
+        if turns != prompt:
+            raise ValueError(f"{first!r} and {name!r} do not tell the same conversation")
+    if further and any(isinstance(row[name], list) for name in prompts):
+        raise ValueError("'input' stands beside turns")
+    opening, turns = split_system(prompt)
+    if [turn["role"] for turn in turns] != ["user"]:
+        return {"prompt": prompt, **record}
+    asked = {"prompt": turns[0]["content"], "input": further, "system": opening}
+    return {**{name: value for name, value in asked.items() if value}, **record}
 
 
 def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
@@ -261,4 +287,8 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
     ]
     for message in messages:
         message["role"] = ROLES.get(message["role"], message["role"])
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    if not system or (messages and messages[0] == {"role": "system", "content": system}):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise ValueError("a system text stands beside turns that begin with another")
+    return [{"role": "system", "content": system}, *messages]

@@ -155,6 +155,7 @@ def test_text_is_cut_without_loss_and_ends_once(prepare, shared_data, tmp_path):
 
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SYSTEM = {"role": "system", "content": "s"}
 SHAPES = {
     "messages": ({"messages": CHAT}, {"messages": CHAT}),
     "sharegpt": (
@@ -165,6 +166,18 @@ SHAPES = {
     "pair of conversations": (
         {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [*CHAT[:1], {"role": "assistant", "content": "c"}]},
         {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
+    "pair with input and system": (
+        {"instruction": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"},
+    ),
+    "pair of conversations alone": (
+        {"chosen": [SYSTEM, *CHAT], "rejected": [SYSTEM, CHAT[0], {"role": "assistant", "content": "c"}], "system": "s"},
+        {"prompt": "a", "system": "s", "chosen": "b", "rejected": "c"},
+    ),
+    "pair of several turns": (
+        {"prompt": [*CHAT, CHAT[0]], "system": "s", "chosen": [*CHAT, *CHAT], "rejected": {"from": "gpt", "value": "c"}},
+        {"prompt": [SYSTEM, *CHAT, CHAT[0]], "chosen": "b", "rejected": "c"},
     ),
     "text": ({"text": "a"}, {"text": "a"}),
     "null input": ({"instruction": "a", "input": None, "output": "b"}, {"instruction": "a", "output": "b", "input": ""}),
@@ -184,6 +197,57 @@ def test_shapes_of_rows(prepare, tmp_path, shape, form):
     code, told, folder = prepare("json", "--json_path", path, "--val_split_fraction=0")
     assert code == 0, told
     assert kept(folder) == [record]
+
+
+ANOTHER = {"role": "user", "content": "x"}
+BAD_PAIRS = {
+    "answer to a later question": (
+        {"prompt": "a", "chosen": [*CHAT, ANOTHER, CHAT[1]], "rejected": "c"},
+        "'prompt' and 'chosen' do not tell the same conversation",
+    ),
+    "answers to two questions": (
+        {"chosen": CHAT, "rejected": [ANOTHER, CHAT[1]]},
+        "'chosen' and 'rejected' do not tell the same conversation",
+    ),
+    "two prompts": (
+        {"prompt": "a", "instruction": "x", "chosen": "b", "rejected": "c"},
+        "'prompt' and 'instruction' do not tell the same conversation",
+    ),
+    "input beside turns": ({"prompt": CHAT[:1], "input": "i", "chosen": "b", "rejected": "c"}, "'input' stands beside turns"),
+    "question as answer": ({"chosen": [*CHAT, ANOTHER], "rejected": CHAT}, "the last turn of 'chosen' is not the assistant's"),
+    "answer as prompt": ({"prompt": CHAT[1:], "chosen": "b", "rejected": "c"}, "a role is out of order"),
+    "no prompt": ({"chosen": "b", "rejected": "c"}, "the pair has no 'prompt'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PAIRS)
+def test_a_pair_of_which_the_prompt_is_not_clear_is_dropped(prepare, tmp_path, kind):
+    bad, reason = BAD_PAIRS[kind]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}, bad))
+    code, told, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0")
+    assert code == 0, told
+    assert len(kept(folder)) == 1
+    ((counted, n),) = meta(folder)["dropped"].items()
+    assert counted.startswith(reason)
+    assert n == 1
+
+
+def test_columns_of_other_names_are_those_of_pairs_and_conversations_too(prepare, tmp_path):
+    pair = {"question": "a", "context": "i", "role": "s", "chosen": "b", "rejected": "c"}
+    flags = ["--instruction_column=question", "--input_column=context", "--system_column=role", "--val_split_fraction=0"]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(pair))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", *flags)
+    assert kept(folder) == [{"prompt": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"}]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"messages": CHAT, "role": "s"}))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", *flags)
+    assert kept(folder) == [{"messages": [SYSTEM, *CHAT]}]
+
+
+def test_one_column_cannot_be_two_things(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"input": "a", "output": "b"}))
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--instruction_column=input")
+    assert code == 2
+    assert "the column 'input' cannot hold two things" in told
 
 
 def test_parquet_is_read_or_pyarrow_is_asked_for(prepare, tmp_path):
@@ -211,6 +275,7 @@ BAD_ROWS = {
     "duplicate": (GOOD, "duplicate"),
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
     "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
+    "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "a system text stands beside turns that begin"),
     "role out of order": ({"messages": [CHAT[1], CHAT[0]]}, "a role is out of order"),
     "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, "the role 'tool' is not"),
     "unanswered": ({"messages": CHAT[:1]}, "the last turn is not the assistant's"),
