@@ -5,7 +5,7 @@ N tokens of a micro-batch, M of them have a label.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,6 +132,7 @@ def check_record(record: Any) -> None:
         raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
     if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
+        check_trained(record["messages"])
         _check_beside(record, "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
@@ -140,6 +141,7 @@ def check_record(record: Any) -> None:
             raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
+            check_trained(record[name])
             _check_beside(record, "system", "input")
             continue
         if not isinstance(record[name], str):
@@ -149,6 +151,17 @@ def check_record(record: Any) -> None:
     for name in ("input", "system"):
         if not isinstance(record.get(name) or "", str):
             raise ValueError(f"{name!r} must be a text")
+    if "text" not in record and record.get("history"):
+        raise ValueError("'history' would be left out: write it as turns of 'messages', or of a pair's 'prompt'")
+
+
+def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ValueError for a turn that is not to be trained as it stands, as the chat format of OpenAI can say."""
+    for turn in turns:
+        if turn.get("weight") == 0:
+            raise ValueError("a turn has weight 0, and would be trained all the same")
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise ValueError("a turn calls a tool, which would be left out")
 
 
 def _check_beside(record: Record, *names: str) -> None:

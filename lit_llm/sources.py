@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lit_llm.data import Record, check_record
+from lit_llm.data import Record, check_record, check_trained
 from lit_llm.prompts import split_system
 
 Row = dict[str, Any]
@@ -229,8 +229,25 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
                 record.pop(name, None)
         if "instruction" in record and "output" in record:
             record.setdefault("input", "")
+        if row.get("history"):
+            check_record(record)
+            question = {"role": "user", "content": _joined(record["instruction"], record["input"])}
+            turns = [*_history(row), question, {"role": "assistant", "content": record["output"]}]
+            record = {"messages": _messages(turns, record.get("system"))}
     check_record(record)
     return record
+
+
+def _history(row: Row) -> list[dict[str, Any]]:
+    """Turns before the row's own, which it holds as pairs of question and answer."""
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("'history' must be a list of questions, each with its answer")
+    return _messages([text for pair in pairs for text in pair], None)
+
+
+def _joined(question: Any, further: Any) -> Any:
+    return f"{question}\n\n{further}" if further else question
 
 
 def _pair(row: Row, columns: dict[str, str]) -> Record:
@@ -240,10 +257,12 @@ def _pair(row: Row, columns: dict[str, str]) -> Record:
         ValueError: with the reason, if the row tells of its prompt more than once, and not the same.
     """
     system, further = (row.get(columns[name]) for name in ("system", "input"))
+    earlier = _history(row)
     prompts = {}
     for name in ("prompt", columns["instruction"], "conversations"):
         if value := row.get(name):
-            prompts[name] = _messages(value if isinstance(value, list) else [{"role": "user", "content": value}], system)
+            own = {"role": "user", "content": _joined(value, further) if earlier else value}
+            prompts[name] = _messages(value if isinstance(value, list) else [*earlier, own], system)
 
     def answer(name: str) -> Any:
         turns = row.get(name)
@@ -265,8 +284,8 @@ def _pair(row: Row, columns: dict[str, str]) -> Record:
     for name, turns in others:
         if turns != prompt:
             raise ValueError(f"{first!r} and {name!r} do not tell the same conversation")
-    if further and any(isinstance(row[name], list) for name in prompts):
-        raise ValueError("'input' stands beside turns")
+    if (further or earlier) and any(isinstance(row[name], list) for name in prompts):
+        raise ValueError("'input' or 'history' stands beside turns")
     opening, turns = split_system(prompt)
     if [turn["role"] for turn in turns] != ["user"]:
         return {"prompt": prompt, **record}
@@ -282,11 +301,13 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
         turns = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     if not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("a turn must have a 'role' and a 'content'")
+    check_trained(turns)
     messages = [
         {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))} for turn in turns
     ]
     for message in messages:
-        message["role"] = ROLES.get(message["role"], message["role"])
+        if isinstance(message["role"], str):
+            message["role"] = ROLES.get(message["role"], message["role"])
     if not system or (messages and messages[0] == {"role": "system", "content": system}):
         return messages
     if messages and messages[0]["role"] == "system":

@@ -128,6 +128,11 @@ def test_packing_uses_fewer_micro_batches():
             '{"prompt": [{"role": "user", "content": "a"}], "input": "i", "chosen": "b", "rejected": "c"}',
             "'input' stands beside",
         ),
+        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' would be left out"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
+            "a turn has weight 0",
+        ),
         ('["a"]', "must be a JSON object"),
         ('{"instruction": "a",', "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
