@@ -118,6 +118,8 @@ def iter_records(path: Path) -> Iterator[Record]:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+            except RecursionError as error:
+                raise ValueError(f"{path}:{number}: not read (nested too deeply)") from error
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
             found = True

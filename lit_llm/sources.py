@@ -59,6 +59,13 @@ def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
                 yield json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not read ({_limit(error)})") from error
+
+
+def _limit(error: Exception) -> str:
+    """Which limit of Python a JSON text exceeds."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
@@ -92,9 +99,8 @@ def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
     space = " \t\r\n"
     skip(space + "\ufeff")
     advance(at + 1)
-    if skip(space) == "]":
-        return
-    while True:
+    found = skip(space)
+    while found != "]":
         try:
             item, end = decoder.raw_decode(text, at)
             if end == len(text) and not ended:  # a number may go on in the next chunk
@@ -109,31 +115,39 @@ def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
                 continue
             advance(min(error.pos, len(text)))
             raise wrong(error.msg) from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{line}:{column}: not read ({_limit(error)})") from error
         yield item
         advance(end)
         text, at, size = text[at:], 0, CHUNK
         found = skip(space)
-        if found == "]":
-            return
-        if found != ",":
+        if found == ",":
+            advance(at + 1)
+            skip(space)
+        elif found != "]":
             raise wrong("expecting ',' delimiter" if found else "the list does not end")
-        advance(at + 1)
-        skip(space)
+    advance(at + 1)
+    if skip(space):
+        raise wrong("extra data behind the list")
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file with a header."""
+    """Rows of a CSV file with a header. Cells beyond its columns come under None."""
     csv.field_size_limit(sys.maxsize)
+    line = 1
     with open_text(path) as file:
         try:
-            reader = csv.DictReader(file, restkey="", strict=True)
+            reader = csv.DictReader(file, strict=True)
             if reader.fieldnames is None:
                 raise ValueError(f"{path}: the columns of a header are missing; found none")
-            yield from reader
+            line += reader.line_num
+            for row in reader:
+                yield row
+                line = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise _not_utf8(path, error) from error
         except csv.Error as error:
-            raise ValueError(f"{path}: not CSV ({error})") from error
+            raise ValueError(f"{path}:{line}: not CSV ({error})") from error
 
 
 def csv_columns(path: Path) -> list[str]:
@@ -214,7 +228,7 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, found {type(row).__name__}")
-    if "" in row:
+    if None in row:
         raise ValueError("the row has more cells than there are columns")
     if "chosen" in row:
         record = _pair(row, columns)

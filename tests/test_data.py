@@ -136,6 +136,7 @@ def test_packing_uses_fewer_micro_batches():
         ('["a"]', "must be a JSON object"),
         ('{"instruction": "a",', "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
+        pytest.param('{"a": ' + "[" * 5000, "nested too deeply", id="deep"),
     ],
 )
 def test_a_bad_row_is_told_with_file_and_line(tmp_path, line, message):

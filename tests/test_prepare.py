@@ -323,13 +323,21 @@ BAD_FILES = {
     "broken item": ("json", b'[\n {"instruction": "a", "output": "b"},\n {"instruction": }\n]', ":3:18: not JSON"),
     "no comma": ("json", b'[{"instruction": "a", "output": "b"}\n {"a": 1}]', ":2:2: not JSON (expecting ',' delimiter)"),
     "unclosed list": ("json", b'[{"instruction": "a", "output": "b"}', "not JSON (the list does not end)"),
+    "two lists": ("json", b'[{"instruction": "a", "output": "b"}]\n[{"a": 1}]', ":2:1: not JSON (extra data behind the list)"),
+    "list behind an empty one": ("json", b'[] [{"a": 1}]', ":1:4: not JSON (extra data behind the list)"),
+    "closed after a comma": ("json", b'[{"instruction": "a", "output": "b"},]', ":1:38: not JSON (Expecting value)"),
+    "deep line": ("json", b'{"a": 1}\n{"a": ' + b"[" * 5000, ":2: not read (nested too deeply)"),
+    "deep item": ("json", b'[{"a": 1},\n {"a": ' + b"[" * 5000, ":2:2: not read (nested too deeply)"),
+    "long number in a line": ("json", b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", ":2: not read (Exceeds the limit"),
+    "long number in an item": ("json", b'[{"a": 1},\n {"a": ' + b"1" * 5000 + b"}]", ":2:2: not read (Exceeds the limit"),
     "not UTF-8": ("json", b'{"instruction": "\xff"}\n', "is not UTF-8"),
     "gzip": ("json", gzip.compress(b"[]"), "is compressed (gzip)"),
     "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
     "empty": ("json", b"", "it has no rows"),
     "empty list": ("json", b" [ ] ", "it has no rows"),
     "wrong delimiter": ("csv", b"instruction;output\na;b\n", "Is the delimiter a comma?"),
-    "open quote": ("csv", b'instruction,output\n"a,b\n', "not CSV"),
+    "open quote": ("csv", b'instruction,output\n"a,b\n', ":2: not CSV"),
+    "wrong quote": ("csv", b'instruction,output\na,b\n"c\nd"e,f\n', ":3: not CSV"),
     "missing": ("csv", None, "does not exist"),
 }
 
@@ -355,6 +363,14 @@ def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_p
     assert code == 0, told
     assert kept(folder) == [{"instruction": "a,\nb", "output": "c" * 200_000, "input": ""}]
     assert sorted(meta(folder)["dropped"]) == ["'output' must be a text", "the row has more cells than there are columns"]
+
+
+def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path):
+    (tmp_path / "a.csv").write_text(",instruction,output\n0,a,b\n1,c,d,e\n")
+    code, told, folder = prepare("csv", "--csv_path", "a.csv", "--val_split_fraction=0")
+    assert code == 0, told
+    assert kept(folder) == [{"instruction": "a", "output": "b", "input": ""}]
+    assert meta(folder)["dropped"] == {"the row has more cells than there are columns": 1}
 
 
 def test_rows_stay_on_their_side_when_others_are_added_and_questions_never_stand_on_both(prepare, tmp_path):
