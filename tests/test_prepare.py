@@ -392,11 +392,44 @@ def test_the_same_again_is_a_hit_and_another_option_or_file_is_not(prepare, tmp_
     assert "up to date" not in prepare(*flags)[1]
     assert "up to date" in prepare(*flags)[1]
     assert "up to date" not in prepare(*flags, "--seed=1")[1]
-    (tmp_path / "out" / "train.jsonl").write_text("")
-    assert "up to date" not in prepare(*flags, "--seed=1")[1]
+    (tmp_path / "out" / "train.jsonl").unlink()
+    assert "a file was missing" in prepare(*flags, "--seed=1")[1]
     assert len(kept(tmp_path / "out")) == 40
+    assert "made from another file (rows.jsonl) or with other options" in prepare(*flags)[1]
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(41)))
     assert "up to date" not in prepare(*flags, "--seed=1")[1]
+
+
+def change(folder, name):
+    with (folder / name).open("a") as file:
+        file.write(json.dumps(GOOD) + "\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--seed=1"]])
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "notes.md"])
+def test_what_was_changed_by_hand_is_not_replaced(prepare, tmp_path, name, options):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
+    flags = ["json", "--json_path", "rows.jsonl", "--val_split_fraction=0"]
+    _, _, folder = prepare(*flags)
+    change(folder, name)
+    before = (folder / name).read_bytes()
+    code, told, _ = prepare(*flags, *options)
+    assert (folder / name).read_bytes() == before
+    if name != "train.jsonl" and not options:  # nothing is to be written
+        assert "up to date" in told
+    else:
+        assert code == 2
+        assert f"written or changed by hand, and would be lost: {name}." in told
+
+
+def test_caches_of_tokens_are_replaced(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl")
+    change(folder, "train-tokens-0123456789abcdef.safetensors")
+    (folder / ".train-x1_y").mkdir()
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--seed=1")
+    assert code == 0, told
+    assert len(kept(folder)) == 5
 
 
 def test_limits(prepare, tmp_path):
