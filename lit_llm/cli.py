@@ -156,23 +156,20 @@ def _build(args_type: type, values: jsonargparse.Namespace) -> Any:
     """Instance of the dataclass. Mistakes in all its groups are raised together, as one ValueError."""
     mistakes: list[str] = []
 
-    def build(kind: type, given: Any) -> Any:
+    def build(kind: type, given: Any, group: str = "") -> Any:
+        if not isinstance(given, jsonargparse.Namespace):  # as a file may have it
+            mistakes.append(_no_group(group, json.dumps(given, default=str)))
+            return kind()
         hints = typing.get_type_hints(kind)
         built = {}
         for f in dataclasses.fields(kind):
             value = given[f.name]
-            if not dataclasses.is_dataclass(hints[f.name]):
-                built[f.name] = value
-            elif isinstance(value, jsonargparse.Namespace):
-                built[f.name] = build(hints[f.name], value)
-            else:  # from a file; of its groups only the options are checked before
-                mistakes.append(_no_group(f.name, json.dumps(value, default=str)))
-                built[f.name] = None
+            built[f.name] = build(hints[f.name], value, f.name) if dataclasses.is_dataclass(hints[f.name]) else value
         try:
             return kind(**built)
         except ValueError as error:
             mistakes.extend(str(error).splitlines())
-            return None
+            return kind() if group else None  # the defaults, so that what holds the group is judged too
 
     args = build(args_type, values)
     if mistakes:

@@ -144,6 +144,12 @@ def test_mistakes_in_several_groups_are_told_together(run_script):
     assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--eval.interval", "--lora.r"]
 
 
+def test_a_wrong_group_does_not_hide_what_else_is_wrong(run_script):
+    code, stderr = run_script("finetune/dpo.py", "--train.epochs=0", "--mask_prompt=false")
+    assert code == 2
+    assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--mask_prompt"]
+
+
 CONFIGS = {
     "typo in a group": ("train: {max_step: 1}", "unknown flag --train.max_step; did you mean --train.max_steps?"),
     "empty group": ("train: null", "--train is a group of options, as --train.NAME, and has no value of its own; found null"),
