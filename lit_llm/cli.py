@@ -32,6 +32,12 @@ class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (\S+)|Option '(.+)' is not accepted", message):
             message = self._unknown((unknown[1] or f"--{unknown[2]}").split("=")[0])
+        elif typo := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
+            message = self._unknown(f"--{typo[1]}.{typo[2]}")
+        elif file := re.match(r"Parser key \"config\":\s+(File does not exist|Path is not a file): '(.+)'", message):
+            message = f"--config {file[2]} {'does not exist' if file[1].startswith('File') else 'is not a file'}"
+        elif group := re.match(r"Parser key \"(\w+)\":\s+Unable to load config '(.*?)'", message):
+            message = _no_group(group[1], group[2])
         elif wrong := re.match(r"Parser key \"(.+?)\":.*(?:Given|Got) value: (.*)", message, re.DOTALL):
             message = self._wrong_value(wrong[1], wrong[2]) or message
         _fail(" ".join(line.strip() for line in message.splitlines()), ex)
@@ -142,21 +148,28 @@ def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> json
     return parser.parse_args(argv)
 
 
+def _no_group(name: str, found: Any) -> str:
+    return f"--{name} is a group of options, as --{name}.NAME, and has no value of its own; found {found}"
+
+
 def _build(args_type: type, values: jsonargparse.Namespace) -> Any:
     """Instance of the dataclass. Mistakes in all its groups are raised together, as one ValueError."""
     mistakes: list[str] = []
 
-    def build(kind: type, given: Any) -> Any:
+    def build(kind: type, given: Any, group: str = "") -> Any:
+        if not isinstance(given, jsonargparse.Namespace):  # as a file may have it
+            mistakes.append(_no_group(group, json.dumps(given, default=str)))
+            return kind()
         hints = typing.get_type_hints(kind)
         built = {}
         for f in dataclasses.fields(kind):
             value = given[f.name]
-            built[f.name] = build(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+            built[f.name] = build(hints[f.name], value, f.name) if dataclasses.is_dataclass(hints[f.name]) else value
         try:
             return kind(**built)
         except ValueError as error:
             mistakes.extend(str(error).splitlines())
-            return None
+            return kind() if group else None  # the defaults, so that what holds the group is judged too
 
     args = build(args_type, values)
     if mistakes:

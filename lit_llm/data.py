@@ -5,7 +5,7 @@ N tokens of a micro-batch, M of them have a label.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -118,6 +118,8 @@ def iter_records(path: Path) -> Iterator[Record]:
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+            except RecursionError as error:
+                raise ValueError(f"{path}:{number}: not read (nested too deeply)") from error
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
             found = True
@@ -130,8 +132,10 @@ def check_record(record: Any) -> None:
     """Raises ValueError unless `record` is a complete instruction row, conversation, text or preference pair."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
-    if "messages" in record:
+    if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
+        check_trained(record["messages"])
+        _check_beside(record, "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
@@ -139,6 +143,8 @@ def check_record(record: Any) -> None:
             raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
+            check_trained(record[name])
+            _check_beside(record, "system", "input")
             continue
         if not isinstance(record[name], str):
             raise ValueError(f"{name!r} must be a text, found {json.dumps(record[name])[:40]}")
@@ -147,20 +153,39 @@ def check_record(record: Any) -> None:
     for name in ("input", "system"):
         if not isinstance(record.get(name) or "", str):
             raise ValueError(f"{name!r} must be a text")
+    if "text" not in record and record.get("history"):
+        raise ValueError("'history' would be left out: write it as turns of 'messages', or of a pair's 'prompt'")
+
+
+def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ValueError for a turn that is not to be trained as it stands, as the chat format of OpenAI can say."""
+    for turn in turns:
+        if turn.get("weight") == 0:
+            raise ValueError("a turn has weight 0, and would be trained all the same")
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise ValueError("a turn calls a tool, which would be left out")
+
+
+def _check_beside(record: Record, *names: str) -> None:
+    """Raises ValueError for a field beside turns that would not be a part of what is asked."""
+    for name in names:
+        if record.get(name):
+            raise ValueError(f"{name!r} stands beside turns and would be left out: make it one of the turns")
 
 
 def asked(record: Record) -> list[Message]:
     """The conversation that a record, which is not plain text, wants answered."""
-    if "messages" in record:
+    if "chosen" not in record and "messages" in record:
         return record["messages"][:-1]
-    if "chosen" in record:
-        return question(record["prompt"]) if isinstance(record["prompt"], str) else record["prompt"]
-    return question(record["instruction"], record.get("input") or "", record.get("system") or "")
+    asks = record["prompt" if "chosen" in record else "instruction"]
+    return asks if isinstance(asks, list) else question(asks, record.get("input") or "", record.get("system") or "")
 
 
 def answer_of(record: Record) -> str:
     """The answer that a record, which is not plain text, has for `asked`."""
-    return record["messages"][-1]["content"] if "messages" in record else record.get("chosen") or record["output"]
+    if "chosen" in record:
+        return record["chosen"]
+    return record["messages"][-1]["content"] if "messages" in record else record["output"]
 
 
 def tokenize(

@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
-from lit_llm.data import Example, Pair, Plan, Record, asked, drop_long, iter_records
+from lit_llm.data import Example, Pair, Plan, Record, answer_of, asked, drop_long, iter_records
 from lit_llm.prompts import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
@@ -35,6 +35,7 @@ class Preflight:
     n_double_bos: int
     n_eos: int
     """Documents that end in EOS."""
+    n_double_eos: int
     n_closed: int
     """Others that end in what the template closes a turn with."""
     n_open: int
@@ -64,14 +65,19 @@ class Preflight:
         )
 
     def check(self) -> None:
-        """Raises ValueError if the run would train on nothing, on two BOS, or on answers that do not end."""
+        """Raises ValueError if the run would train on nothing, on two BOS or EOS, or on answers that do not end."""
         mistakes = []
         if self.n_trained == 0:
             mistakes.append("nothing would be trained: no example has a token with a label")
         if self.n_double_bos:
             mistakes.append(
-                f"{self.n_double_bos} documents start with two BOS: the prompt style renders one beside the tokenizer's. "
-                "Choose another --prompt_style"
+                f"{self.n_double_bos} documents start with two BOS: the data itself, or the prompt style, begins with one "
+                "beside the tokenizer's. Take it out of the data, or choose another --prompt_style"
+            )
+        if self.n_double_eos:
+            mistakes.append(
+                f"{self.n_double_eos} documents end in two EOS: the data itself ends in one, and every text and answer is "
+                "given one. Take it out of the data"
             )
         if self.n_open:
             mistakes.append(
@@ -123,7 +129,7 @@ def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style
 def _answers(record: Record) -> tuple[str, ...]:
     if "chosen" in record:
         return record["chosen"], record["rejected"]
-    return (record["messages"][-1]["content"] if "messages" in record else record["output"],)
+    return (answer_of(record),)
 
 
 def _squeezed(text: str) -> str:
@@ -142,7 +148,7 @@ def inspect(
     seen = [_digest(example) for example in examples]
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
-    n = dict.fromkeys(("tokens", "trained", "documents", "bos", "double_bos", "eos", "closed", "open"), 0)
+    n = dict.fromkeys(("tokens", "trained", "documents", "bos", "double_bos", "eos", "double_eos", "closed", "open"), 0)
     longest = 0
     for document in (document for example in examples for document in example.documents):
         start = document.ids[:2].tolist()
@@ -152,6 +158,8 @@ def inspect(
         n["bos"] += start[0] == bos
         n["double_bos"] += bos is not None and start == [bos, bos]
         longest = max(longest, len(document))
+        end = document.ids[-2:].tolist()
+        n["double_eos"] += end[0] in tokenizer.eos_ids and end == [end[0]] * 2
         if int(document.ids[-1]) in tokenizer.eos_ids:
             n["eos"] += 1
         elif not document.trained[1:].all():  # what has no masked prompt is a text, and its parts go on

@@ -43,11 +43,21 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
     checksum = digest_of(path, "0" * 64)
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
     options = json.loads(json.dumps(options, default=str))
-    if _is_up_to_date(destination, checksum, options):
+    meta = read_json_object(destination / "meta.json") if (destination / "meta.json").is_file() else {}
+    files = meta.get("files", {})
+    is_same = (meta.get("sha256"), meta.get("options")) == (checksum, options)
+    if is_same and files and all(_is_as_written(destination / name, files) for name in files):
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
-        _check_replaceable(destination)
+        if by_hand := [file.name for file in _contents(destination) if not _is_as_written(file, files)]:
+            raise ValueError(
+                f"{destination} holds what was written or changed by hand, and would be lost: {', '.join(by_hand)}. Train on "
+                f"it as it is (--data_dir {destination}), remove it, or prepare into another folder (--destination_path)"
+            )
         _write(args, source, path, checksum, options, rows, to_record)
+        if meta:
+            why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
+            print(f"{destination} replaces the folder that was there: {why}", file=sys.stderr)
     if args.checkpoint_dir is not None:
         print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
@@ -110,26 +120,14 @@ def _write(
         print(f"dropped {n}: {reason}")
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raises ValueError if the folder holds more than a prepare script and the cache of tokens write."""
-    cache = r"\w+-tokens-\w{16}\.safetensors|\.\w+-\w{8}"  # the second while it is written
-    ours = re.compile(rf"(train|val|dropped)\.jsonl|meta\.json|{cache}")
-    others = [path.name for path in folder.iterdir() if not ours.fullmatch(path.name)] if folder.is_dir() else []
-    if others:
-        raise ValueError(
-            f"{folder} also holds {min(others)}, which is no part of a data folder and would be lost. Move it, or choose "
-            "another --destination_path"
-        )
+def _contents(folder: Path) -> list[Path]:
+    """Files of a data folder, but for what can be made again: the caches of tokens, and what a killed program left of them."""
+    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+")
+    return [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
 
 
-def _is_up_to_date(folder: Path, checksum: str, options: dict[str, Any]) -> bool:
-    if not (folder / "meta.json").is_file():
-        return False
-    meta = read_json_object(folder / "meta.json")
-    if (meta.get("sha256"), meta.get("options")) != (checksum, options):
-        return False
-    files = {folder / name: digest for name, digest in meta.get("files", {}).items()}
-    return bool(files) and all(path.is_file() and digest_of(path, digest) == digest for path, digest in files.items())
+def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
+    return file.is_file() and digest_of(file, "0" * 64) == digests.get(file.name)
 
 
 def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path) -> None:
@@ -141,13 +139,20 @@ def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Pat
         if (lacking := [name for name in wanted if name not in found]) and "text" not in found and "chosen" not in found:
             raise ValueError(
                 f"{path}: the columns {', '.join(lacking)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
-                "comma? Other names are given as --instruction_column and --output_column"
+                f"comma? Tell other names: python scripts/prepare_csv.py --csv_path {path} --instruction_column NAME "
+                "--output_column NAME"
             )
     prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns))
 
 
 def prepared(path: Path) -> Path:
-    """The data folder of a file of rows, which is made unless it is there and up to date."""
+    """The data folder of a file of rows, which is made unless it is there and up to date.
+
+    Raises:
+        ValueError: if the file is plain text, or cannot be prepared.
+    """
+    if path.suffix in (".txt", ".md"):
+        raise ValueError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
     folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if path.suffix == ".csv":
         prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path)

@@ -53,7 +53,7 @@ class Turns:
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
         slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
-        system, messages = _split_system(messages)
+        system, messages = split_system(messages)
         text = self.first.format(**slots)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -70,7 +70,8 @@ class Turns:
         return text
 
 
-def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    """The system text that a conversation begins with, if it does, and the turns behind it."""
     if messages and messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]
     return None, messages
@@ -253,7 +254,7 @@ def check_messages(messages: Any) -> None:
             raise ValueError(f"the role {message['role']!r} is not system, user or assistant")
         if message["role"] != "system" and not message["content"].strip():
             raise ValueError(f"a turn of the {message['role']} is empty")
-    roles = [message["role"] for message in _split_system(messages)[1]]
+    roles = [message["role"] for message in split_system(messages)[1]]
     if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
         raise ValueError("a role is out of order: user and assistant must take turns, the user first")
     if len(roles) % 2 or not roles:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lit_llm.data import Record, check_record
+from lit_llm.data import Record, check_record, check_trained
+from lit_llm.prompts import split_system
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
@@ -58,6 +59,13 @@ def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
                 yield json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not read ({_limit(error)})") from error
+
+
+def _limit(error: Exception) -> str:
+    """Which limit of Python a JSON text exceeds."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
@@ -91,9 +99,8 @@ def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
     space = " \t\r\n"
     skip(space + "\ufeff")
     advance(at + 1)
-    if skip(space) == "]":
-        return
-    while True:
+    found = skip(space)
+    while found != "]":
         try:
             item, end = decoder.raw_decode(text, at)
             if end == len(text) and not ended:  # a number may go on in the next chunk
@@ -108,31 +115,39 @@ def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
                 continue
             advance(min(error.pos, len(text)))
             raise wrong(error.msg) from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{line}:{column}: not read ({_limit(error)})") from error
         yield item
         advance(end)
         text, at, size = text[at:], 0, CHUNK
         found = skip(space)
-        if found == "]":
-            return
-        if found != ",":
+        if found == ",":
+            advance(at + 1)
+            skip(space)
+        elif found != "]":
             raise wrong("expecting ',' delimiter" if found else "the list does not end")
-        advance(at + 1)
-        skip(space)
+    advance(at + 1)
+    if skip(space):
+        raise wrong("extra data behind the list")
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file with a header."""
+    """Rows of a CSV file with a header. Cells beyond its columns come under None."""
     csv.field_size_limit(sys.maxsize)
+    line = 1
     with open_text(path) as file:
         try:
-            reader = csv.DictReader(file, restkey="", strict=True)
+            reader = csv.DictReader(file, strict=True)
             if reader.fieldnames is None:
                 raise ValueError(f"{path}: the columns of a header are missing; found none")
-            yield from reader
+            line += reader.line_num
+            for row in reader:
+                yield row
+                line = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise _not_utf8(path, error) from error
         except csv.Error as error:
-            raise ValueError(f"{path}: not CSV ({error})") from error
+            raise ValueError(f"{path}:{line}: not CSV ({error})") from error
 
 
 def csv_columns(path: Path) -> list[str]:
@@ -213,12 +228,12 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, found {type(row).__name__}")
-    if "" in row:
+    if None in row:
         raise ValueError("the row has more cells than there are columns")
     if "chosen" in row:
-        record = _pair(row)
+        record = _pair(row, columns)
     elif turns := row.get("messages") or row.get("conversations"):
-        record = {"messages": _messages(turns, row.get("system"))}
+        record = {"messages": _messages(turns, row.get(columns["system"]))}
     elif "text" in row and columns["instruction"] not in row:
         record = {"text": row["text"], **({"continues": True} if row.get("continues") else {})}
     else:
@@ -228,24 +243,68 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
                 record.pop(name, None)
         if "instruction" in record and "output" in record:
             record.setdefault("input", "")
+        if row.get("history"):
+            check_record(record)
+            question = {"role": "user", "content": _joined(record["instruction"], record["input"])}
+            turns = [*_history(row), question, {"role": "assistant", "content": record["output"]}]
+            record = {"messages": _messages(turns, record.get("system"))}
     check_record(record)
     return record
 
 
-def _pair(row: Row) -> Record:
-    """Answers as texts or as turns; the prompt as a text, turns, or ShareGPT's conversations."""
-    prompt = row.get("prompt", row.get("instruction"))
-    if turns := row.get("conversations") or (prompt if isinstance(prompt, list) else None):
-        prompt = _messages(turns, row.get("system"))
-        if len(prompt) == 1:
-            prompt = prompt[0]["content"]
+def _history(row: Row) -> list[dict[str, Any]]:
+    """Turns before the row's own, which it holds as pairs of question and answer."""
+    pairs = row.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("'history' must be a list of questions, each with its answer")
+    return _messages([text for pair in pairs for text in pair], None)
 
-    def answer(value: Any) -> Any:
-        if isinstance(value, list) and value:  # the whole conversation, or its last turn
-            value = value[-1]
-        return value.get("content", value.get("value")) if isinstance(value, dict) else value
 
-    return {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row.get("rejected"))}
+def _joined(question: Any, further: Any) -> Any:
+    return f"{question}\n\n{further}" if further else question
+
+
+def _pair(row: Row, columns: dict[str, str]) -> Record:
+    """Answers as texts, or as the last of their turns; the prompt as a text, as turns, or as the turns before the answers.
+
+    Raises:
+        ValueError: with the reason, if the row tells of its prompt more than once, and not the same.
+    """
+    system, further = (row.get(columns[name]) for name in ("system", "input"))
+    earlier = _history(row)
+    prompts = {}
+    for name in ("prompt", columns["instruction"], "conversations"):
+        if value := row.get(name):
+            own = {"role": "user", "content": _joined(value, further) if earlier else value}
+            prompts[name] = _messages(value if isinstance(value, list) else [*earlier, own], system)
+
+    def answer(name: str) -> Any:
+        turns = row.get(name)
+        if isinstance(turns, dict):
+            turns = [turns]
+        if not isinstance(turns, list) or not turns:
+            return turns
+        *before, last = _messages(turns, None)
+        if last["role"] not in ("assistant", None):
+            raise ValueError(f"the last turn of {name!r} is not the assistant's")
+        if before:
+            prompts[name] = _messages(before, system)
+        return last["content"]
+
+    record = {"chosen": answer("chosen"), "rejected": answer("rejected")}
+    if not prompts:
+        raise ValueError("the pair has no 'prompt'")
+    (first, prompt), *others = prompts.items()
+    for name, turns in others:
+        if turns != prompt:
+            raise ValueError(f"{first!r} and {name!r} do not tell the same conversation")
+    if (further or earlier) and any(isinstance(row[name], list) for name in prompts):
+        raise ValueError("'input' or 'history' stands beside turns")
+    opening, turns = split_system(prompt)
+    if [turn["role"] for turn in turns] != ["user"]:
+        return {"prompt": prompt, **record}
+    asked = {"prompt": turns[0]["content"], "input": further, "system": opening}
+    return {**{name: value for name, value in asked.items() if value}, **record}
 
 
 def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
@@ -256,9 +315,15 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
         turns = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     if not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("a turn must have a 'role' and a 'content'")
+    check_trained(turns)
     messages = [
         {"role": turn.get("role", turn.get("from")), "content": turn.get("content", turn.get("value"))} for turn in turns
     ]
     for message in messages:
-        message["role"] = ROLES.get(message["role"], message["role"])
-    return [{"role": "system", "content": system}, *messages] if system else messages
+        if isinstance(message["role"], str):
+            message["role"] = ROLES.get(message["role"], message["role"])
+    if not system or (messages and messages[0] == {"role": "system", "content": system}):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise ValueError("a system text stands beside turns that begin with another")
+    return [{"role": "system", "content": system}, *messages]

@@ -20,7 +20,7 @@ from lit_llm.files import safetensors_header
 from lit_llm.prompts import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.tokenizer import Tokenizer
 
-VERSION = 1  # of what `tokenize` makes; another number makes all caches anew
+VERSION = 2  # of what `tokenize` makes; another number makes all caches anew
 CACHED_FROM = 2**20  # bytes of records: fewer are tokenized in a second
 
 

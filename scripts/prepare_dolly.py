@@ -6,11 +6,11 @@ from lit_llm.cli import run
 
 def main(args: PrepareDollyArgs) -> None:
     from lit_llm.hub import local_file
-    from lit_llm.prepare import prepare
+    from lit_llm.prepare import COLUMNS, prepare
     from lit_llm.sources import json_rows, to_record
 
     path = local_file(args.data_file)
-    columns = {"instruction": "instruction", "input": "context", "output": "response"}
+    columns = {**COLUMNS, "input": "context", "output": "response"}
     prepare(args, args.data_file, path, json_rows(path), lambda row: to_record(row, columns))
 
 

@@ -208,6 +208,30 @@ def test_mistakes_in_several_groups_are_told_together(run_script):
     assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--eval.interval", "--lora.r"]
 
 
+def test_a_wrong_group_does_not_hide_what_else_is_wrong(run_script):
+    code, stderr = run_script("finetune/dpo.py", "--train.epochs=0", "--mask_prompt=false")
+    assert code == 2
+    assert [line.split()[1] for line in stderr.splitlines()] == ["--train.epochs", "--mask_prompt"]
+
+
+CONFIGS = {
+    "typo in a group": ("train: {max_step: 1}", "unknown flag --train.max_step; did you mean --train.max_steps?"),
+    "empty group": ("train: null", "--train is a group of options, as --train.NAME, and has no value of its own; found null"),
+    "number as group": ("lora: 3", "--lora is a group of options, as --lora.NAME, and has no value of its own; found 3"),
+    "text as group": ("train: fast", "--train is a group of options, as --train.NAME, and has no value of its own; found fast"),
+    "no file": (None, "args.yaml does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", CONFIGS)
+def test_a_mistake_in_a_config_file_is_told_in_one_line(run_script, tmp_path, mistake):
+    content, message = CONFIGS[mistake]
+    if content is not None:
+        (tmp_path / "args.yaml").write_text(content)
+    code, stderr = run_script("finetune/lora.py", "--config=args.yaml", "--checkpoint_dir=x", "--data_dir=y")
+    assert_told(code, stderr, message)
+
+
 def test_a_benchmark_option_that_the_check_does_not_use_is_refused(run_script):
     code, stderr = run_script("eval/benchmark.py", "--check=load_memory", "--repetitions=3")
     assert_told(code, stderr, "--repetitions has no effect on --check load_memory")
@@ -215,6 +239,7 @@ def test_a_benchmark_option_that_the_check_does_not_use_is_refused(run_script):
 
 CSV = {
     "missing columns": (b"question,answer\na,b\n", "the columns instruction, output are missing; found question, answer"),
+    "other names": (b"question,answer\na,b\n", "python scripts/prepare_csv.py --csv_path"),
     "wrong delimiter": (b"instruction;output\na;b\n", "Is the delimiter a comma?"),
     "not UTF-8": (b"instruction,output\na,\xff\n", "is not UTF-8"),
     "empty": (b"", "columns instruction, output are missing; found none"),
@@ -236,6 +261,12 @@ def test_a_bad_csv_is_told_and_an_earlier_data_folder_stays(run_script, tmp_path
     code, stderr = run_script("scripts/prepare_csv.py", "--csv_path", tmp_path / "bad.csv", *runpy_argv)
     assert_told(code, stderr, message)
     assert (target / "train.jsonl").read_bytes() == before
+
+
+def test_plain_text_is_not_taken_for_rows(run_script, base, tmp_path):
+    (tmp_path / "notes.txt").write_text("Some notes.")
+    code, stderr = run_script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", "notes.txt")
+    assert_told(code, stderr, "notes.txt is plain text. Prepare it first: python scripts/prepare_text.py --text_path notes.txt")
 
 
 def test_an_adapter_of_another_base_is_refused(run_script, base, data, tmp_path, script):

@@ -27,6 +27,14 @@ def test_prompt_is_masked_and_answer_with_eos_is_trained(tokenizer):
     assert example.ids.tolist().count(tokenizer.bos_id) == 1
 
 
+def test_a_pair_is_asked_with_its_input_and_system_text_as_a_row_is(tokenizer):
+    about = {"input": "a dog", "system": "sees"}
+    row = tokenize({"instruction": "the cat", "output": "likes", **about}, "alpaca", tokenizer, True)
+    pair = tokenize({"prompt": "the cat", "chosen": "likes", "rejected": "eats", **about}, "alpaca", tokenizer, True)
+    assert pair.chosen.ids.tolist() == row.ids.tolist()
+    assert pair.rejected.ids.tolist() != row.ids.tolist()
+
+
 def test_unmasked_prompt_is_trained(tokenizer):
     record = {"instruction": "the red cat", "output": "sees a dog"}
     assert tokenize(record, "alpaca", tokenizer, mask_prompt=False).trained.all()
@@ -112,9 +120,23 @@ def test_packing_uses_fewer_micro_batches():
         ('{"instruction": "a", "output": ""}', "'output' is empty"),
         ('{"instruction": "a", "output": null}', "'output' must be a text"),
         ('{"instruction": "a", "output": 3}', "'output' must be a text"),
+        (
+            '{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            "'system' stan",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "a"}], "input": "i", "chosen": "b", "rejected": "c"}',
+            "'input' stands beside",
+        ),
+        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' would be left out"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
+            "a turn has weight 0",
+        ),
         ('["a"]', "must be a JSON object"),
         ('{"instruction": "a",', "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
+        pytest.param('{"a": ' + "[" * 5000, "nested too deeply", id="deep"),
     ],
 )
 def test_a_bad_row_is_told_with_file_and_line(tmp_path, line, message):

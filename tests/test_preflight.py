@@ -47,14 +47,15 @@ def test_efficiency_of_equal_lengths_is_one(tokenizer):
 
 
 @pytest.mark.parametrize("n_spoiled", [1, 4])
-@pytest.mark.parametrize("fault", ["nothing", "two BOS", "EOS"])
+@pytest.mark.parametrize("fault", ["nothing", "two BOS", "two EOS", "EOS, nor"])
 def test_a_run_that_would_train_wrongly_is_refused(tokenizer, fault, n_spoiled):
     examples = examples_of(rows(4), tokenizer)
     bos = torch.tensor([tokenizer.bos_id], dtype=torch.int32)
     spoil = {
         "nothing": lambda e: Example(e.ids, torch.zeros_like(e.trained)),
         "two BOS": lambda e: Example(torch.cat([bos, e.ids]), torch.cat([torch.tensor([False]), e.trained])),
-        "EOS": lambda e: Example(e.ids[:-1], e.trained[:-1]),
+        "two EOS": lambda e: Example(torch.cat([e.ids, e.ids[-1:]]), torch.cat([e.trained, e.trained[-1:]])),
+        "EOS, nor": lambda e: Example(e.ids[:-1], e.trained[:-1]),
     }[fault]
     examples = [spoil(e) if i < n_spoiled else e for i, e in enumerate(examples)]
     found = inspected(examples, tokenizer)
@@ -69,6 +70,14 @@ def test_texts_may_go_on_without_eos(tokenizer):
     found = inspected(examples, tokenizer, style="none")
     assert (found.n_eos, found.n_open) == (1, 0)
     found.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("<s>the cat", "two BOS: the data itself"), ("the cat</s>", "two EOS: the data itself")]
+)
+def test_a_text_that_brings_its_own_special_tokens_is_told(tokenizer, text, told):
+    with pytest.raises(ValueError, match=told):
+        inspected(examples_of([{"text": text}], tokenizer, "none"), tokenizer, style="none").check()
 
 
 @pytest.mark.parametrize("fault", ["truncated", "inside a token"])

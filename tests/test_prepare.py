@@ -155,6 +155,7 @@ def test_text_is_cut_without_loss_and_ends_once(prepare, shared_data, tmp_path):
 
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SYSTEM = {"role": "system", "content": "s"}
 SHAPES = {
     "messages": ({"messages": CHAT}, {"messages": CHAT}),
     "sharegpt": (
@@ -166,6 +167,28 @@ SHAPES = {
         {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [*CHAT[:1], {"role": "assistant", "content": "c"}]},
         {"prompt": "a", "chosen": "b", "rejected": "c"},
     ),
+    "pair with input and system": (
+        {"instruction": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"},
+    ),
+    "pair of conversations alone": (
+        {"chosen": [SYSTEM, *CHAT], "rejected": [SYSTEM, CHAT[0], {"role": "assistant", "content": "c"}], "system": "s"},
+        {"prompt": "a", "system": "s", "chosen": "b", "rejected": "c"},
+    ),
+    "pair of several turns": (
+        {"prompt": [*CHAT, CHAT[0]], "system": "s", "chosen": [*CHAT, *CHAT], "rejected": {"from": "gpt", "value": "c"}},
+        {"prompt": [SYSTEM, *CHAT, CHAT[0]], "chosen": "b", "rejected": "c"},
+    ),
+    "history": (
+        {"instruction": "x", "input": "i", "output": "y", "system": "s", "history": [["a", "b"]]},
+        {"messages": [SYSTEM, *CHAT, {"role": "user", "content": "x\n\ni"}, {"role": "assistant", "content": "y"}]},
+    ),
+    "no history": ({"instruction": "a", "output": "b", "history": []}, {"instruction": "a", "output": "b", "input": ""}),
+    "pair with history": (
+        {"instruction": "x", "input": "i", "chosen": "y", "rejected": "z", "history": [["a", "b"]]},
+        {"prompt": [*CHAT, {"role": "user", "content": "x\n\ni"}], "chosen": "y", "rejected": "z"},
+    ),
+    "weight 1": ({"messages": [CHAT[0], {**CHAT[1], "weight": 1, "tool_calls": None}]}, {"messages": CHAT}),
     "text": ({"text": "a"}, {"text": "a"}),
     "null input": ({"instruction": "a", "input": None, "output": "b"}, {"instruction": "a", "output": "b", "input": ""}),
     "system": (
@@ -184,6 +207,57 @@ def test_shapes_of_rows(prepare, tmp_path, shape, form):
     code, told, folder = prepare("json", "--json_path", path, "--val_split_fraction=0")
     assert code == 0, told
     assert kept(folder) == [record]
+
+
+ANOTHER = {"role": "user", "content": "x"}
+BAD_PAIRS = {
+    "answer to a later question": (
+        {"prompt": "a", "chosen": [*CHAT, ANOTHER, CHAT[1]], "rejected": "c"},
+        "'prompt' and 'chosen' do not tell the same conversation",
+    ),
+    "answers to two questions": (
+        {"chosen": CHAT, "rejected": [ANOTHER, CHAT[1]]},
+        "'chosen' and 'rejected' do not tell the same conversation",
+    ),
+    "two prompts": (
+        {"prompt": "a", "instruction": "x", "chosen": "b", "rejected": "c"},
+        "'prompt' and 'instruction' do not tell the same conversation",
+    ),
+    "input beside turns": ({"prompt": CHAT[:1], "input": "i", "chosen": "b", "rejected": "c"}, "'input' or 'history' stands"),
+    "question as answer": ({"chosen": [*CHAT, ANOTHER], "rejected": CHAT}, "the last turn of 'chosen' is not the assistant's"),
+    "answer as prompt": ({"prompt": CHAT[1:], "chosen": "b", "rejected": "c"}, "a role is out of order"),
+    "no prompt": ({"chosen": "b", "rejected": "c"}, "the pair has no 'prompt'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PAIRS)
+def test_a_pair_of_which_the_prompt_is_not_clear_is_dropped(prepare, tmp_path, kind):
+    bad, reason = BAD_PAIRS[kind]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"prompt": "a", "chosen": "b", "rejected": "c"}, bad))
+    code, told, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0")
+    assert code == 0, told
+    assert len(kept(folder)) == 1
+    ((counted, n),) = meta(folder)["dropped"].items()
+    assert counted.startswith(reason)
+    assert n == 1
+
+
+def test_columns_of_other_names_are_those_of_pairs_and_conversations_too(prepare, tmp_path):
+    pair = {"question": "a", "context": "i", "role": "s", "chosen": "b", "rejected": "c"}
+    flags = ["--instruction_column=question", "--input_column=context", "--system_column=role", "--val_split_fraction=0"]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(pair))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", *flags)
+    assert kept(folder) == [{"prompt": "a", "input": "i", "system": "s", "chosen": "b", "rejected": "c"}]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"messages": CHAT, "role": "s"}))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl", *flags)
+    assert kept(folder) == [{"messages": [SYSTEM, *CHAT]}]
+
+
+def test_one_column_cannot_be_two_things(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl({"input": "a", "output": "b"}))
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--instruction_column=input")
+    assert code == 2
+    assert "the column 'input' cannot hold two things" in told
 
 
 def test_parquet_is_read_or_pyarrow_is_asked_for(prepare, tmp_path):
@@ -211,6 +285,11 @@ BAD_ROWS = {
     "duplicate": (GOOD, "duplicate"),
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
     "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
+    "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "a system text stands beside turns that begin"),
+    "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "a turn has weight 0"),
+    "tool call": ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": "1"}]}]}, "a turn calls a tool"),
+    "broken history": ({"instruction": "a", "output": "b", "history": ["c", "d"]}, "'history' must be a list of questions"),
+    "role that is a list": ({"messages": [{**CHAT[0], "role": ["user"]}, CHAT[1]]}, "a turn must have a 'role'"),
     "role out of order": ({"messages": [CHAT[1], CHAT[0]]}, "a role is out of order"),
     "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, "the role 'tool' is not"),
     "unanswered": ({"messages": CHAT[:1]}, "the last turn is not the assistant's"),
@@ -244,13 +323,21 @@ BAD_FILES = {
     "broken item": ("json", b'[\n {"instruction": "a", "output": "b"},\n {"instruction": }\n]', ":3:18: not JSON"),
     "no comma": ("json", b'[{"instruction": "a", "output": "b"}\n {"a": 1}]', ":2:2: not JSON (expecting ',' delimiter)"),
     "unclosed list": ("json", b'[{"instruction": "a", "output": "b"}', "not JSON (the list does not end)"),
+    "two lists": ("json", b'[{"instruction": "a", "output": "b"}]\n[{"a": 1}]', ":2:1: not JSON (extra data behind the list)"),
+    "list behind an empty one": ("json", b'[] [{"a": 1}]', ":1:4: not JSON (extra data behind the list)"),
+    "closed after a comma": ("json", b'[{"instruction": "a", "output": "b"},]', ":1:38: not JSON (Expecting value)"),
+    "deep line": ("json", b'{"a": 1}\n{"a": ' + b"[" * 5000, ":2: not read (nested too deeply)"),
+    "deep item": ("json", b'[{"a": 1},\n {"a": ' + b"[" * 5000, ":2:2: not read (nested too deeply)"),
+    "long number in a line": ("json", b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", ":2: not read (Exceeds the limit"),
+    "long number in an item": ("json", b'[{"a": 1},\n {"a": ' + b"1" * 5000 + b"}]", ":2:2: not read (Exceeds the limit"),
     "not UTF-8": ("json", b'{"instruction": "\xff"}\n', "is not UTF-8"),
     "gzip": ("json", gzip.compress(b"[]"), "is compressed (gzip)"),
     "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
     "empty": ("json", b"", "it has no rows"),
     "empty list": ("json", b" [ ] ", "it has no rows"),
     "wrong delimiter": ("csv", b"instruction;output\na;b\n", "Is the delimiter a comma?"),
-    "open quote": ("csv", b'instruction,output\n"a,b\n', "not CSV"),
+    "open quote": ("csv", b'instruction,output\n"a,b\n', ":2: not CSV"),
+    "wrong quote": ("csv", b'instruction,output\na,b\n"c\nd"e,f\n', ":3: not CSV"),
     "missing": ("csv", None, "does not exist"),
 }
 
@@ -278,6 +365,14 @@ def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_p
     assert sorted(meta(folder)["dropped"]) == ["'output' must be a text", "the row has more cells than there are columns"]
 
 
+def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path):
+    (tmp_path / "a.csv").write_text(",instruction,output\n0,a,b\n1,c,d,e\n")
+    code, told, folder = prepare("csv", "--csv_path", "a.csv", "--val_split_fraction=0")
+    assert code == 0, told
+    assert kept(folder) == [{"instruction": "a", "output": "b", "input": ""}]
+    assert meta(folder)["dropped"] == {"the row has more cells than there are columns": 1}
+
+
 def test_rows_stay_on_their_side_when_others_are_added_and_questions_never_stand_on_both(prepare, tmp_path):
     found = [{"instruction": f"q{i % 150}", "output": f"a{i}"} for i in range(300)]
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*found[:200]))
@@ -297,11 +392,44 @@ def test_the_same_again_is_a_hit_and_another_option_or_file_is_not(prepare, tmp_
     assert "up to date" not in prepare(*flags)[1]
     assert "up to date" in prepare(*flags)[1]
     assert "up to date" not in prepare(*flags, "--seed=1")[1]
-    (tmp_path / "out" / "train.jsonl").write_text("")
-    assert "up to date" not in prepare(*flags, "--seed=1")[1]
+    (tmp_path / "out" / "train.jsonl").unlink()
+    assert "a file was missing" in prepare(*flags, "--seed=1")[1]
     assert len(kept(tmp_path / "out")) == 40
+    assert "made from another file (rows.jsonl) or with other options" in prepare(*flags)[1]
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(41)))
     assert "up to date" not in prepare(*flags, "--seed=1")[1]
+
+
+def change(folder, name):
+    with (folder / name).open("a") as file:
+        file.write(json.dumps(GOOD) + "\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--seed=1"]])
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "notes.md"])
+def test_what_was_changed_by_hand_is_not_replaced(prepare, tmp_path, name, options):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
+    flags = ["json", "--json_path", "rows.jsonl", "--val_split_fraction=0"]
+    _, _, folder = prepare(*flags)
+    change(folder, name)
+    before = (folder / name).read_bytes()
+    code, told, _ = prepare(*flags, *options)
+    assert (folder / name).read_bytes() == before
+    if name != "train.jsonl" and not options:  # nothing is to be written
+        assert "up to date" in told
+    else:
+        assert code == 2
+        assert f"written or changed by hand, and would be lost: {name}." in told
+
+
+def test_caches_of_tokens_are_replaced(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
+    _, _, folder = prepare("json", "--json_path", "rows.jsonl")
+    change(folder, "train-tokens-0123456789abcdef.safetensors")
+    (folder / ".train-x1_y").mkdir()
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--seed=1")
+    assert code == 0, told
+    assert len(kept(folder)) == 5
 
 
 def test_limits(prepare, tmp_path):

@@ -60,6 +60,18 @@ class ColumnArgs(PrepareArgs):
     system_column: str = "system"
     """Column that holds a system text; need not be there."""
 
+    def rules(self) -> list[tuple[bool, str]]:
+        columns = [self.instruction_column, self.input_column, self.output_column, self.system_column]
+        twice = next((column for i, column in enumerate(columns) if column in columns[:i]), None)
+        return [
+            *super().rules(),
+            (
+                twice is not None,
+                f"the column {twice!r} cannot hold two things. Name another with --instruction_column, --input_column, "
+                "--output_column or --system_column",
+            ),
+        ]
+
 
 @dataclass(frozen=True)
 class PrepareAlpacaArgs(PrepareArgs):
