@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -65,6 +66,7 @@ def test_early_stopping_ends_after_patience_and_a_resumed_run_counts_on(run):
     assert losses.index(min(losses)) == len(losses) - 4
     assert (stopped / "final" / "adapter.safetensors").is_file()
     before, expected = rows(stopped), weights(stopped / "final")
+    shutil.rmtree(stopped / "final")
     run("stopped", resume="auto", **options)
     assert [row["val_loss"] for row in rows(stopped)] == [row["val_loss"] for row in before]
     assert same(weights(stopped / "final"), expected)
