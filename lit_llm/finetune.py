@@ -135,7 +135,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     validation = _validation(args, val_examples)
     try:
         if args.train.probe and resume_dir is None:
-            told, above = probe(fabric, objective, plan, examples, schedule.total_steps)
+            told, above = probe(fabric, objective, plan, examples, schedule.total_steps, args.train.compile)
             _say(told)
             if above > ESTIMATE_FROM:
                 _say(terms(estimate_for(args, config, method, plan.max_tokens)))
