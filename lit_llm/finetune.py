@@ -40,7 +40,7 @@ from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import prompt_style
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of
-from lit_llm.run_folder import as_yaml, find_save, is_finished, start_run
+from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
@@ -85,6 +85,9 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     found = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
+    data = {"n_examples": found.n_examples, "digest": found.digest}
+    if resume_dir is not None:
+        check_same_data(data, data_dir, resume_dir)
     if args.dry_run:
         print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return
@@ -141,7 +144,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
                 _say(terms(estimate_for(args, config, method, plan.max_tokens)))
         state = fit(
             fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir,
-            columns,
+            columns, data,
         )  # fmt: skip
     except OutOfMemoryError as error:
         raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error

@@ -87,6 +87,16 @@ def _check_same_run(args: FinetuneArgs, out_dir: Path) -> None:
         )
 
 
+def check_same_data(data: dict[str, Any], data_dir: Path, resume_dir: Path) -> None:
+    """Raises ValueError if the examples are not those that the save was trained on."""
+    before = read_json_object(resume_dir / "state.json").get("data")  # saves of older versions do not say
+    if before is not None and before != data:
+        raise ValueError(
+            f"{data_dir} has changed: {resume_dir} was trained on {before['n_examples']} examples, of which not all are the "
+            f"same as the {data['n_examples']} of now. Put back the old data or its tokenizer, or choose another --out_dir"
+        )
+
+
 def _warn_of_another_machine(resume_dir: Path, n_devices: int) -> None:
     before = read_json_object(resume_dir / "state.json")
     if different := [name for name, value in machine(n_devices).items() if before.get(name) != value]:

@@ -186,7 +186,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, ch
 def go(tmp_path, checkpoint, data_dir):
     """Finetune into `tmp_path`/run: 20 examples in steps of 4."""
 
-    def run(resume=None, r=8, **train):
+    def run(resume=None, r=8, data_dir=data_dir, **train):
         train = {"global_batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "probe": False, **train}
         args = LoRAFinetuneArgs(
             checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", train=TrainArgs(**train), accelerator="cpu",
@@ -221,7 +221,7 @@ def test_a_folder_that_never_was_a_run_stays_as_it_is(go, tmp_path, name):
     path.parent.mkdir(parents=True)
     path.write_text("of someone else")
     for resume in (None, "auto"):
-        with pytest.raises(ValueError, match="[Cc]hoose another --out_dir"):
+        with pytest.raises(ValueError, match=r"[Cc]hoose another --out_dir"):
             go(resume)
     assert content(tmp_path / "run") == {path.relative_to(tmp_path / "run"): b"of someone else"}
 
@@ -240,3 +240,40 @@ def test_a_run_that_was_killed_before_its_first_save_starts_again_with_the_same_
     assert same(result(out_dir), expected)
     assert metrics(out_dir) == rows_
     assert not list(out_dir.glob(".*"))
+
+
+def test_a_save_of_other_training_data_is_refused(go, tmp_path, data_dir):
+    data_dir = shutil.copytree(data_dir, tmp_path / "data")
+    out_dir = go(data_dir=data_dir, save_interval=2)
+    shutil.rmtree(out_dir / "final")
+    before, path = content(out_dir), data_dir / "train.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for other in ([*lines[1:], lines[0]], lines[:12]):
+        path.write_text("".join(other))
+        with pytest.raises(ValueError, match=r"has changed.*trained on 20 examples.*choose another --out_dir"):
+            go("auto", data_dir=data_dir, save_interval=2)
+        assert content(out_dir) == before
+    state = json.loads((out_dir / "step-000004" / "state.json").read_text())
+    assert state.pop("data")["n_examples"] == 20
+    (out_dir / "step-000004" / "state.json").write_text(json.dumps(state))
+    # A save that does not say what it was trained on. Step 4 is beyond the 3 steps of now.
+    go("auto", data_dir=data_dir, save_interval=2)
+    assert (out_dir / "final").is_dir()
+
+
+def test_what_was_saved_after_a_given_save_is_set_aside(go, capsys):
+    """Then the run is killed in its fifth step: it goes on from the fourth, not from the sixth or eighth of the first time."""
+    options = {"epochs": 2, "max_steps": 10, "save_interval": 2}
+    out_dir = go(**options)
+    old = content(out_dir)
+    first = str(out_dir / "step-000002")
+    go(first, **options, keep_last=1)
+    assert [path.name for path in out_dir.glob("step-*")] == ["step-000008"]
+    aside = out_dir / "abandoned-1"
+    assert f"is now in {aside}: final, step-000008, step-000006, step-000004" in capsys.readouterr().err
+    kept = {path: text for path, text in old.items() if path.parts[0] in ("step-000004", "step-000006", "step-000008", "final")}
+    assert content(aside) == kept
+    go(str(out_dir / "step-000008"), **options)
+    assert [path.name for path in (out_dir / "abandoned-2").iterdir()] == ["final"]
+    with pytest.raises(FileNotFoundError, match="must be a save of the run in --out_dir"):
+        go(str(aside / "step-000004"), **options)
