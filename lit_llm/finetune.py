@@ -40,7 +40,7 @@ from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import prompt_style
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of
-from lit_llm.run_folder import as_yaml, find_save, start_run
+from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
@@ -69,6 +69,9 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     assert args.precision
     prompt_style(style, tokenizer)
     resume_dir = find_save(args, out_dir)
+    if is_finished(args, out_dir):
+        _say(f"the run in {out_dir} is already finished: nothing was changed")
+        return
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     examples, n_dropped = _examples("training", train_path, style, tokenizer, args, limit)
     has_val = val_path.is_file()
@@ -82,6 +85,9 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     found = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
+    data = {"n_examples": found.n_examples, "digest": found.digest}
+    if resume_dir is not None:
+        check_same_data(data, data_dir, resume_dir)
     if args.dry_run:
         print(f"\n{show(examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return
@@ -110,8 +116,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         start_run(args, out_dir)
         for logger in loggers:
             logger.log_hyperparams(as_yaml(args))
-    elif rank() == 0:
-        remove_leftovers(out_dir)
+    if rank() == 0:
+        remove_leftovers(out_dir)  # also of a run that was killed before its first save
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     # In parts, the model answers at the end only: what inference mode has made whole cannot train any more.
     with fabric.autocast():
@@ -134,13 +140,13 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     validation = _validation(args, val_examples)
     try:
         if args.train.probe and resume_dir is None:
-            told, above = probe(fabric, objective, plan, examples, schedule.total_steps)
+            told, above = probe(fabric, objective, plan, examples, schedule.total_steps, args.train.compile)
             _say(told)
             if above > ESTIMATE_FROM:
                 _say(terms(estimate_for(args, config, method, plan.max_tokens)))
         state = fit(
             fabric, objective, optimizer, plan, examples, validation, args.train, args.eval, out_dir, write_result, resume_dir,
-            columns,
+            columns, data,
         )  # fmt: skip
     except OutOfMemoryError as error:
         raise ValueError(explain(args, config, method, plan.max_tokens, str(error))) from error

@@ -61,7 +61,8 @@ def make_optimizer(
     if args.optimizer == "sgd":
         return torch.optim.SGD(by_scale, momentum=MOMENTUM, **common)
     if args.optimizer == "adafactor":
-        return torch.optim.Adafactor(by_scale, **common)
+        # By default a step is in proportion to the parameter, at least to 1e-3: what starts at zero, as LoRA's B, would stay.
+        return torch.optim.Adafactor(by_scale, eps=(None, 1.0), **common)
     if args.optimizer == "adamw":
         return torch.optim.AdamW(by_scale, betas=BETAS, fused=device.type in ("cpu", "cuda") and not scaled, **common)
     import bitsandbytes

@@ -24,9 +24,14 @@ ESTIMATE_FROM = 0.25
 
 
 def probe(
-    fabric: Fabric, objective: Objective, plan: Plan, examples: Sequence[Example | Pair], total_steps: int | None
+    fabric: Fabric,
+    objective: Objective,
+    plan: Plan,
+    examples: Sequence[Example | Pair],
+    total_steps: int | None,
+    compiled: bool = False,
 ) -> tuple[str, float]:
-    """Forward and backward pass of the longest micro-batch of the first epoch.
+    """Forward and backward pass of the longest micro-batch of the first epoch; the second one, where the first compiles.
 
     Weights, optimizer, gradients and random numbers are afterwards as before. Returns what to tell, and the GB that the step
     took above the model.
@@ -51,15 +56,23 @@ def probe(
 
     objective.train()
     with torch.random.fork_rng(cuda):
+        if compiled:
+            step()
+            objective.zero_grad()
         above = peak_above(step, fabric.device)
     objective.zero_grad()
     per_step = seconds / batch.ids.size(1) * sum(plan.lengths) / plan.steps_per_epoch / n_ranks()
     in_all = "" if total_steps is None else f", the {total_steps} of the run {timedelta(seconds=round(per_step * total_steps))}"
     text = (
-        f"longest micro-batch: {batch.ids.size(1):,} tokens, {seconds:.2g} s, {max(above, 0):.2f} GB above the model "
-        f"({peak_memory_gb(fabric.device):.2f} GB in all). A step takes about {per_step:.2g} s{in_all}"
+        f"longest micro-batch: {batch.ids.size(1):,} tokens, {_plain(seconds)} s, {max(above, 0):.2f} GB above the model "
+        f"({peak_memory_gb(fabric.device):.2f} GB in all). A step takes about {_plain(per_step)} s{in_all}"
     )
     return text, above
+
+
+def _plain(seconds: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
 def estimate_for(args: FinetuneArgs, config: Config, method: Method, max_tokens: int) -> dict[str, int]:

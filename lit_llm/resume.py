@@ -1,17 +1,20 @@
 """Saves from which a run goes on as if it had never stopped."""
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lit_llm.distributed import n_ranks, of_all, rank, shared_folder
+from lit_llm.distributed import largest, n_ranks, of_all, rank, shared_folder
 from lit_llm.files import read_json_object, remove_folder, write_json
 from lit_llm.optimizers import load_state_tensors, state_tensors
-from lit_llm.sharding import part_like, reshard, write_whole
+from lit_llm.sharding import part_like, part_of, reshard, write_whole
 
 
 @dataclass
@@ -35,6 +38,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+@torch.no_grad()
+def largest_weight(model: nn.Module) -> float:
+    """The largest magnitude among the trained parameters of all ranks; infinite if one is no number."""
+    reshard(model)
+    held = (part_of(p.detach()) for p in trained_parameters(model).values())
+    norms = [torch.linalg.vector_norm(part, math.inf) for part in held if part.numel()]
+    own = torch.stack(norms).max().item() if norms else 0.0  # one wait for the GPU
+    return largest(math.inf if math.isnan(own) else own)[0]  # between ranks, the maximum of NaN and a number is not defined
+
+
 def save_state(
     folder: Path,
     state: State,
@@ -42,8 +55,12 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     write_result: Callable[[Path | None], None],
     scaler: torch.amp.GradScaler | None = None,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part."""
+    """Write all that resuming needs, and the trained model itself, into `folder`, whole or not at all. All ranks take part.
+
+    `data` says what was trained on; whoever resumes compares it.
+    """
     reshard(model)
     tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in state_tensors(optimizer).items()}
@@ -55,7 +72,7 @@ def save_state(
         write_whole(tensors, None if new is None else new / "state.safetensors")
         if new is not None:
             scale = {} if scaler is None else {"scaler": scaler.state_dict()}
-            write_json(new / "state.json", {**asdict(state), **machine(n_ranks()), **scale})
+            write_json(new / "state.json", {**asdict(state), **machine(n_ranks()), **scale, "data": data})
 
 
 def load_state(
@@ -98,6 +115,22 @@ def saves(out_dir: Path) -> list[Path]:
 
 def step_of(save: Path) -> int:
     return int(save.name.removeprefix("step-"))
+
+
+def set_aside_later(out_dir: Path, step: int) -> None:
+    """Move what the run wrote after `step` to `abandoned-1`, or the first number that is free: the run goes on from there.
+
+    The newest first, so that what is left is a run up to some step at every moment.
+    """
+    later = [path for path in [out_dir / "final"] if path.is_dir()]
+    later += [save for save in reversed(saves(out_dir)) if step_of(save) > step]
+    if not later:
+        return
+    aside = next(path for i in count(1) if not (path := out_dir / f"abandoned-{i}").exists())
+    aside.mkdir()
+    for path in later:
+        path.rename(aside / path.name)
+    print(f"what was saved after step {step} is now in {aside}: {', '.join(path.name for path in later)}", file=sys.stderr)
 
 
 def remove_old_saves(out_dir: Path, n_kept: int) -> None:

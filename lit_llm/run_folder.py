@@ -17,29 +17,39 @@ from lit_llm.resume import machine, saves
 
 
 def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
-    """The save to resume from, None for a new run. Raises ValueError if `out_dir` holds a run that is not to be resumed."""
+    """The save to resume from, None for a run from the first step on.
+
+    Raises:
+        ValueError: if `out_dir` holds something else than a run with these options, or one that is not to be resumed.
+        FileNotFoundError: if `args.resume` is not a save of the run in `out_dir`.
+    """
     started = (out_dir / "args.yaml").is_file()
-    if args.resume is None:
-        if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
-            raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
+    if not started and (out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir()))):
+        raise ValueError(f"{out_dir} holds something that is not a run: it has no args.yaml. Choose another --out_dir")
+    if started and args.resume is None:
+        raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
+    given = None if args.resume in (None, "auto") else Path(args.resume)
+    if given is not None and not (given / "state.json").is_file():
+        raise FileNotFoundError(f"--resume {given} is not a save of a run: it has no state.json. Try --resume auto")
+    if given is not None and (not started or given.resolve().parent != out_dir.resolve()):
+        raise FileNotFoundError(f"--resume {given} must be a save of the run in --out_dir, which is {out_dir}")
+    if not started:
         return None
-    if args.resume == "auto":
-        if not started and (results := [p.name for n in ("step-*", "best", "final") for p in out_dir.glob(n)]):
-            raise ValueError(
-                f"{out_dir} holds {results[0]} but no args.yaml: it is no run, and {results[0]} could be replaced. Choose "
-                "another --out_dir"
-            )
-        found = saves(out_dir) if started else []
-        resume_dir = found[-1] if found else None
+    _check_same_run(args, out_dir)
+    if is_finished(args, out_dir):
+        return None
+    resume_dir = given or next(reversed(saves(out_dir)), None)
+    if resume_dir is None:
+        print(f"{out_dir} holds no save yet: the run starts again from its first step", file=sys.stderr)
     else:
-        resume_dir = Path(args.resume)
-        if not (resume_dir / "state.json").is_file():
-            raise FileNotFoundError(f"--resume {resume_dir} is not a save of a run: it has no state.json. Try --resume auto")
-        if not started:
-            raise FileNotFoundError(f"--resume {resume_dir} must be a save of the run in --out_dir: {out_dir} has no args.yaml")
-    if resume_dir is not None:
-        _check_same_run(out_dir, as_yaml(args), resume_dir, args.devices * args.num_nodes)
+        _warn_of_another_machine(resume_dir, args.devices * args.num_nodes)
+        print(f"resuming from {resume_dir}", file=sys.stderr)
     return resume_dir
+
+
+def is_finished(args: FinetuneArgs, out_dir: Path) -> bool:
+    """Whether nothing is left to do for `--resume auto`."""
+    return args.resume == "auto" and (out_dir / "final").is_dir()
 
 
 def start_run(args: FinetuneArgs, out_dir: Path) -> None:
@@ -56,21 +66,41 @@ def as_yaml(args: FinetuneArgs) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))
 
 
-def _check_same_run(out_dir: Path, options: dict[str, Any], resume_dir: Path, n_devices: int) -> None:
-    """Raises ValueError if an option differs that changes what is trained; warns if the machine does."""
-    saved = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
+def _check_same_run(args: FinetuneArgs, out_dir: Path) -> None:
+    """Raises ValueError if an option differs that changes what is trained, or the time of a run that is finished."""
+    options, saved = as_yaml(args), yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
+    if not isinstance(saved, dict) or "train" not in saved:
+        raise ValueError(f"{out_dir}/args.yaml does not hold the options of a run. Choose another --out_dir")
     no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
     if changed:
         raise ValueError(
-            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml"
+            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml, "
+            "or choose another --out_dir"
         )
+    if is_finished(args, out_dir) and options["train"]["max_time"] != saved["train"].get("max_time"):
+        raise ValueError(
+            f"the run in {out_dir} is finished, with another --train.max_time. To go on from one of its saves, give that to "
+            "--resume; or choose another --out_dir"
+        )
+
+
+def check_same_data(data: dict[str, Any], data_dir: Path, resume_dir: Path) -> None:
+    """Raises ValueError if the examples are not those that the save was trained on."""
+    before = read_json_object(resume_dir / "state.json").get("data")  # saves of older versions do not say
+    if before is not None and before != data:
+        raise ValueError(
+            f"{data_dir} has changed: {resume_dir} was trained on {before['n_examples']} examples, of which not all are the "
+            f"same as the {data['n_examples']} of now. Put back the old data or its tokenizer, or choose another --out_dir"
+        )
+
+
+def _warn_of_another_machine(resume_dir: Path, n_devices: int) -> None:
     before = read_json_object(resume_dir / "state.json")
     if different := [name for name, value in machine(n_devices).items() if before.get(name) != value]:
         print(
             f"warning: {' and '.join(different)} differ from the run that saved: the result will not be bit-identical",
             file=sys.stderr,
         )
-    print(f"resuming from {resume_dir}", file=sys.stderr)

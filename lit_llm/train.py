@@ -25,7 +25,7 @@ from lit_llm.distributed import largest, n_ranks, rank, shared_folder, total
 from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress
-from lit_llm.resume import State, load_state, remove_old_saves, save_state, saves
+from lit_llm.resume import State, largest_weight, load_state, remove_old_saves, save_state, saves, set_aside_later
 from lit_llm.sharding import whole
 
 Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -75,6 +75,8 @@ class Schedule:
     total_steps: int | None
     """None where only `max_seconds` ends the run."""
     max_seconds: float
+    warmup_seconds: float = math.inf
+    """The warmup ends here if `warmup_steps` are not made by then."""
 
     @classmethod
     def from_args(cls, args: TrainArgs, steps_per_epoch: int) -> "Schedule":
@@ -82,14 +84,17 @@ class Schedule:
         epochs = 1 if args.epochs is None and args.max_steps is None and args.max_time is None else args.epochs
         limits = [steps for steps in (args.max_steps, epochs and epochs * steps_per_epoch) if steps is not None]
         total = min(limits) if limits else None
-        warmup = args.lr_warmup_steps
-        if warmup is None:
-            warmup = 100 if total is None else min(100, total // 10)
+        seconds = math.inf if args.max_time is None else args.max_time * 3600
+        warmup, warmup_seconds = args.lr_warmup_steps, math.inf
+        if warmup is None and total is None:
+            warmup, warmup_seconds = 100, 0.1 * seconds
+        elif warmup is None:
+            assert total is not None
+            warmup = min(100, total // 10)
         elif total is not None and warmup >= total:
             raise ValueError(f"--train.lr_warmup_steps {warmup} reaches the end of the run, which has {total} steps")
         min_lr = 0.1 * args.learning_rate if args.min_lr is None else args.min_lr
-        seconds = math.inf if args.max_time is None else args.max_time * 3600
-        return cls(args.learning_rate, min_lr, warmup, total, seconds)
+        return cls(args.learning_rate, min_lr, warmup, total, seconds, warmup_seconds)
 
     def at(self, step: int, seconds: float) -> float:
         """Learning rate of a step (0 is the first), `seconds` into the run.
@@ -97,8 +102,9 @@ class Schedule:
         Linear warmup from above 0, then a cosine (https://arxiv.org/abs/1608.03983, eq. 5) to `min_lr` at the last step; over
         the time, where only that is limited.
         """
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        warm = max((step + 1) / (self.warmup_steps + 1), seconds / self.warmup_seconds)
+        if warm < 1:
+            return self.learning_rate * warm
         if self.total_steps is None:
             done = min(seconds / self.max_seconds, 1.0)
         else:
@@ -106,7 +112,8 @@ class Schedule:
         return self.min_lr + (self.learning_rate - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
     def ended(self, state: State) -> bool:
-        return state.step == self.total_steps or state.seconds >= self.max_seconds
+        steps_over = self.total_steps is not None and state.step >= self.total_steps
+        return steps_over or state.seconds >= self.max_seconds
 
 
 def fit(
@@ -122,6 +129,7 @@ def fit(
     write_result: Callable[[Path | None], None],
     resume_dir: Path | None = None,
     columns: Sequence[str] = (),
+    data: dict[str, Any] | None = None,
 ) -> State:
     """Train until the first limit, and return where it ended.
 
@@ -132,20 +140,26 @@ def fit(
             only take part.
         resume_dir: A `step-*` folder of this run to go on from.
         columns: What the loss shows besides its sum.
+        data: What `examples` are, for each save to keep.
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step is made and saved.
-        ValueError: if the loss is not a number any more or rises by more than `args.max_loss_spike`; nothing is saved then.
+        ValueError: if a loss, of training or validation, or a trained weight is not a number any more, or if the loss rises by
+            more than `args.max_loss_spike`; nothing is saved then.
         OutOfMemoryError: if a micro-batch does not fit.
     """
     schedule = Schedule.from_args(args, plan.steps_per_epoch)
     # In float16 a step whose gradient overflows is left out and the scale lowered: no fault then.
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer, scaler)
+    if resume_dir is not None and rank() == 0:
+        set_aside_later(out_dir, state.step)
     path = out_dir / "metrics.csv" if rank() == 0 else None
     metrics = Metrics(path, columns, None if resume_dir is None else state.step, fabric.loggers)
     if resume_dir is None and eval_args.initial and validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, validation, eval_args.max_batches)
+        if not math.isfinite(state.val_loss):
+            raise ValueError(f"the validation loss before the first step is {state.val_loss}: try another --precision or base")
         metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
     progress = Progress("step", schedule.total_steps, state.step)
     start = time.monotonic() - state.seconds
@@ -169,14 +183,17 @@ def fit(
             ended = schedule.ended(state)
             due_eval = eval_args.interval is not None and state.step % eval_args.interval == 0
             due_save = args.save_interval is not None and state.step % args.save_interval == 0
-            row = {}
-            if state.step % args.log_interval == 0 or ended or due_eval or due_save or stop:
+            row, may_write = {}, ended or due_eval or due_save or stop
+            if state.step % args.log_interval == 0 or may_write:
                 row = {name: value.item() for name, value in measured.items()}  # waits for the GPU
                 _check_step(row, state, args.max_loss_spike, scales=scaler is not None, out_dir=out_dir)
+            if may_write:  # the loss is that of the weights before the step
+                _check_finite("the largest trained weight", largest_weight(objective.gpt), state.step, out_dir)
             speed = sum(plan.lengths[i] for i in indices) / (time.monotonic() - step_start)
             memory = peak_memory_gb(fabric.device)
             if validation and ((eval_args.final and ended) or (due_eval and not ended)):
                 state.val_loss = validate(fabric, objective, validation, eval_args.max_batches)
+                _check_finite("the validation loss", state.val_loss, state.step, out_dir)
                 row["val_loss"] = state.val_loss
                 state.n_not_better += 1
                 if state.best_val_loss is None or state.val_loss < state.best_val_loss:
@@ -192,7 +209,7 @@ def fit(
             shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
             if (due_save and not has_ended()) or stop:
-                save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result, scaler)
+                save_state(out_dir / f"step-{state.step:06d}", state, objective.gpt, optimizer, write_result, scaler, data)
                 if args.keep_last is not None and rank() == 0:
                     remove_old_saves(out_dir, args.keep_last)
             if stop:
@@ -258,19 +275,25 @@ def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch]
 def _check_step(row: dict[str, float], state: State, max_loss_spike: float | None, scales: bool, out_dir: Path) -> None:
     """Raises ValueError if the step at hand went wrong, and names the last save, which is from before it."""
     loss, usual = row["train_loss"], state.mean_loss
-    if not math.isfinite(loss):
-        mistake = f"the loss is {loss}"
-    elif not math.isfinite(row["grad_norm"]) and not scales:
-        mistake = f"the norm of the gradient is {row['grad_norm']}"
-    elif max_loss_spike is not None and usual is not None and loss > max_loss_spike * usual:
+    _check_finite("the loss", loss, state.step, out_dir)
+    if not scales:
+        _check_finite("the norm of the gradient", row["grad_norm"], state.step, out_dir)
+    if max_loss_spike is not None and usual is not None and loss > max_loss_spike * usual:
         mistake = f"the loss is {loss:.4g} after a mean of {usual:.4g}, above --train.max_loss_spike {max_loss_spike}"
-    else:
-        state.mean_loss = loss if usual is None else 0.9 * usual + 0.1 * loss
-        return
+        raise _went_wrong(mistake, state.step, out_dir)
+    state.mean_loss = loss if usual is None else 0.9 * usual + 0.1 * loss
+
+
+def _check_finite(what: str, value: float, step: int, out_dir: Path) -> None:
+    if not math.isfinite(value):
+        raise _went_wrong(f"{what} is {value}", step, out_dir)
+
+
+def _went_wrong(mistake: str, step: int, out_dir: Path) -> ValueError:
     good = saves(out_dir)
     kept = f"the last good save is {good[-1]}" if good else "there is no save from before"
-    raise ValueError(
-        f"{mistake} at step {state.step}; nothing was saved since, and {kept}. "
+    return ValueError(
+        f"{mistake} at step {step}; nothing was saved since, and {kept}. "
         "Try a lower --train.learning_rate or a longer --train.lr_warmup_steps, in another --out_dir"
     )
 

@@ -171,6 +171,7 @@ FLAGS = {
     "negative number": (["--train.epochs=-1"], "--train.epochs must be above 0, found -1"),
     "not a number": (["--train.learning_rate=fast"], "--train.learning_rate takes a number"),
     "NaN": (["--train.learning_rate=nan"], "--train.learning_rate takes a number; found nan"),
+    "infinite rate": (["--config=infinite.yaml"], "--train.learning_rate must be finite, found inf"),
     "unknown quantization": (["--quantize=bnb.nf5"], "--quantize takes bnb.nf4, bnb.nf4-dq"),
     "paged state without CUDA": (["--train.optimizer=paged_adamw8bit", "--accelerator=cpu"], "is on cpu. Take adamw8bit"),
     "unknown optimizer": (["--train.optimizer=adamw4bit"], "--train.optimizer takes adamw, adamw8bit"),
@@ -188,6 +189,7 @@ FLAGS = {
 @pytest.mark.parametrize("mistake", FLAGS)
 def test_a_wrong_option_is_told_in_one_line(run_script, base, data, tmp_path, mistake):
     flags, message = FLAGS[mistake]
+    (tmp_path / "infinite.yaml").write_text("train:\n  learning_rate: .inf\n")
     folders = [] if mistake == "half of a pair" else ["--checkpoint_dir", base, "--data_dir", data]
     code, stderr = run_script("finetune/lora.py", *folders, "--out_dir", tmp_path / "out", *flags)
     assert_told(code, stderr, message)

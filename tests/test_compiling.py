@@ -1,6 +1,7 @@
 """torch.compile of the blocks: the same numbers, no new compilation for other lengths, and runs that resume."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lit_llm.finetune import finetune
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.probe import _plain
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -74,6 +76,31 @@ def test_a_compiled_run_with_dropout_resumes_bit_identical(tmp_path, data_dir):
     again = go(str(tmp_path / "run" / "step-000003"))
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     assert expected.keys() == again.keys()
+
+
+def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
+    """On a clock that only the blocks advance: the first one, which compiles, by more."""
+    clock, passes = [0.0], []
+    monkeypatch.setattr("lit_llm.probe.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def compile_slowly(model):
+        run_block = model.run_block
+
+        def compiled(*args, **kwargs):
+            clock[0] += 0.5 if passes else 150.0
+            passes.append(1)
+            return run_block(*args, **kwargs)
+
+        model.run_block = compiled
+
+    monkeypatch.setattr("lit_llm.finetune.compile_blocks", compile_slowly)
+    args = LoRAFinetuneArgs(
+        checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu",
+        train=TrainArgs(compile=True, max_steps=1), eval=EvalArgs(interval=None, samples=0, initial=False),
+    )  # fmt: skip
+    finetune(args, LoRA())
+    assert "tokens, 1 s, " in capsys.readouterr().err  # two blocks
+    assert _plain(150.4) == "150" and _plain(1234.5) == "1,234" and _plain(0.0321) == "0.032"
 
 
 def test_without_a_compiler_the_run_is_refused_in_words(monkeypatch, checkpoint):

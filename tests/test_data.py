@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import rows
 
+from lit_llm.args.finetune import TrainArgs
 from lit_llm.data import Plan, collate, lay_out, read_records, tokenize, tokenize_all
 from lit_llm.prompts import prompt_ids, question
 from lit_llm.tokenizer import Tokenizer
@@ -146,6 +147,19 @@ def test_a_bad_row_is_told_with_file_and_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=message) as error:
         read_records(path)
     assert f"{path}:2:" in str(error.value)
+
+
+def test_the_default_warmup_takes_at_most_a_tenth_of_the_time_where_only_that_is_limited():
+    args = TrainArgs(max_time=1.0, learning_rate=1.0)
+    slow, fast = (
+        [Schedule.from_args(args, 10).at(step, step * seconds) for step in range(int(3600 / seconds))] for seconds in (60, 1)
+    )
+    assert 0 < slow[0] < slow[3] < slow[5] < 1
+    assert slow[6] == max(slow) == pytest.approx(1, abs=0.03)
+    assert slow[6:] == sorted(slow[6:], reverse=True)
+    assert fast[99] < fast[100] == max(fast) == pytest.approx(1, abs=0.03)
+    asked_for = Schedule.from_args(TrainArgs(max_time=1.0, learning_rate=1.0, lr_warmup_steps=50), 10)
+    assert asked_for.at(24, 3000.0) == 25 / 51
 
 
 def test_learning_rate_starts_above_zero_peaks_and_ends_at_the_minimum():

@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import REPOSITORY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 
 from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
@@ -65,6 +66,7 @@ def test_early_stopping_ends_after_patience_and_a_resumed_run_counts_on(run):
     assert losses.index(min(losses)) == len(losses) - 4
     assert (stopped / "final" / "adapter.safetensors").is_file()
     before, expected = rows(stopped), weights(stopped / "final")
+    shutil.rmtree(stopped / "final")
     run("stopped", resume="auto", **options)
     assert [row["val_loss"] for row in rows(stopped)] == [row["val_loss"] for row in before]
     assert same(weights(stopped / "final"), expected)
@@ -86,6 +88,36 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_in_no_save(tmp_path, run)
     with pytest.raises(ValueError, match=r"is (nan|inf)") as told:
         run("wrong", epochs=4, save_interval=1, log_interval=100, learning_rate=1e30, max_norm=None)
     assert_stopped_after_good_saves(tmp_path / "wrong", str(told.value))
+
+
+def test_weights_that_are_no_numbers_are_in_no_save_and_no_result(tmp_path, checkpoint, data_dir):
+    """The loss of the only step is that of the weights before it."""
+    for name, options in {"saved": {"max_steps": 3, "save_interval": 1}, "final": {"max_steps": 1}}.items():
+        train = TrainArgs(learning_rate=3e38, lr_warmup_steps=0, probe=False, **options)
+        args = FullFinetuneArgs(
+            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / name, accelerator="cpu", train=train,
+            eval=EvalArgs(samples=0),
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="the largest trained weight is inf at step 1; nothing was saved"):
+            finetune(args, Full())
+        assert not [path for path in (tmp_path / name).iterdir() if path.is_dir()]
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path, run):
+    """The weights are large, but numbers."""
+    with pytest.raises(ValueError, match=r"the validation loss is nan at step 1; nothing was saved"):
+        run("wrong", max_steps=1, learning_rate=1e30, max_norm=None)
+    assert not (tmp_path / "wrong" / "final").exists()
+
+
+def test_a_base_whose_validation_loss_is_no_number_is_not_trained(tmp_path, checkpoint, data_dir):
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, base / "model.safetensors")
+    args = LoRAFinetuneArgs(checkpoint_dir=base, data_dir=data_dir, out_dir=tmp_path / "run", eval=EvalArgs(samples=0))
+    with pytest.raises(ValueError, match="before the first step is nan"):
+        finetune(args, LoRA())
 
 
 def test_a_loss_above_the_running_mean_stops_the_run(tmp_path, run):

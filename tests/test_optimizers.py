@@ -65,6 +65,18 @@ def test_lion_is_that_of_the_paper(checkpoint):
     torch.testing.assert_close(model.wte.weight.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_adafactor_moves_what_starts_at_zero_as_far_as_adamw_does(checkpoint):
+    """As LoRA's B: a step in proportion to the parameter would leave it there."""
+    moved = {}
+    for name in ("adamw", "adafactor"):
+        model, optimizer = prepared(checkpoint, name)
+        torch.nn.init.zeros_(model.wte.weight)
+        for seed in range(10):
+            step(model, optimizer, seed)
+        moved[name] = model.wte.weight.detach().norm().item()
+    assert moved["adafactor"] == pytest.approx(moved["adamw"], rel=0.5)
+
+
 def test_adamw_with_8_bit_state_stays_close_to_that_with_32(checkpoint):
     """Measured as a part of the way that the weights have gone: an average in 8 bits is off by a few percent."""
     moved = {}

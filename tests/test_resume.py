@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 
@@ -19,6 +20,7 @@ from lit_llm.args.finetune import (
     DPOFinetuneArgs,
     EvalArgs,
     FullFinetuneArgs,
+    LoRAArgs,
     LoRAFinetuneArgs,
     TrainArgs,
 )
@@ -175,3 +177,103 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, ch
     state["random/0/cpu"] = torch.Generator().manual_seed(99).get_state()
     save_file(state, save / "state.safetensors")
     assert not same(go(str(save))[0], weights), "nothing random is in this run: the test shows nothing about its stream"
+
+
+# What is in the folder when a run is to go on
+
+
+@pytest.fixture
+def go(tmp_path, checkpoint, data_dir):
+    """Finetune into `tmp_path`/run: 20 examples in steps of 4."""
+
+    def run(resume=None, r=8, data_dir=data_dir, **train):
+        train = {"global_batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "probe": False, **train}
+        args = LoRAFinetuneArgs(
+            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", train=TrainArgs(**train), accelerator="cpu",
+            resume=resume, eval=EvalArgs(interval=None, samples=0), lora=LoRAArgs(r=r),
+        )  # fmt: skip
+        finetune(args, LoRA(r=r))
+        return tmp_path / "run"
+
+    return run
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("save_interval", [None, 2])
+def test_a_finished_run_is_neither_trained_again_nor_overwritten(go, capsys, save_interval):
+    out_dir = go(save_interval=save_interval)
+    before = content(out_dir)
+    go("auto", save_interval=save_interval)
+    assert "already finished" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"started with another --lora\. .*choose another --out_dir"):
+        go("auto", r=2, save_interval=save_interval)
+    with pytest.raises(ValueError, match=r"is finished, with another --train\.max_time"):
+        go("auto", max_time=1.0, epochs=1, save_interval=save_interval)
+    assert content(out_dir) == before
+
+
+@pytest.mark.parametrize("name", ["final/adapter.safetensors", "notes.txt", "args.yaml"])
+def test_a_folder_that_never_was_a_run_stays_as_it_is(go, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("of someone else")
+    for resume in (None, "auto"):
+        with pytest.raises(ValueError, match=r"[Cc]hoose another --out_dir"):
+            go(resume)
+    assert content(tmp_path / "run") == {path.relative_to(tmp_path / "run"): b"of someone else"}
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts_again_with_the_same_options_only(go, capsys):
+    out_dir = go()
+    expected, rows_ = result(out_dir), metrics(out_dir)
+    shutil.rmtree(out_dir / "final")
+    (out_dir / ".new-final-0").mkdir()
+    before = content(out_dir)
+    with pytest.raises(ValueError, match="started with another --lora"):
+        go("auto", r=2)
+    assert content(out_dir) == before
+    go("auto")
+    assert "starts again from its first step" in capsys.readouterr().err
+    assert same(result(out_dir), expected)
+    assert metrics(out_dir) == rows_
+    assert not list(out_dir.glob(".*"))
+
+
+def test_a_save_of_other_training_data_is_refused(go, tmp_path, data_dir):
+    data_dir = shutil.copytree(data_dir, tmp_path / "data")
+    out_dir = go(data_dir=data_dir, save_interval=2)
+    shutil.rmtree(out_dir / "final")
+    before, path = content(out_dir), data_dir / "train.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for other in ([*lines[1:], lines[0]], lines[:12]):
+        path.write_text("".join(other))
+        with pytest.raises(ValueError, match=r"has changed.*trained on 20 examples.*choose another --out_dir"):
+            go("auto", data_dir=data_dir, save_interval=2)
+        assert content(out_dir) == before
+    state = json.loads((out_dir / "step-000004" / "state.json").read_text())
+    assert state.pop("data")["n_examples"] == 20
+    (out_dir / "step-000004" / "state.json").write_text(json.dumps(state))
+    # A save that does not say what it was trained on. Step 4 is beyond the 3 steps of now.
+    go("auto", data_dir=data_dir, save_interval=2)
+    assert (out_dir / "final").is_dir()
+
+
+def test_what_was_saved_after_a_given_save_is_set_aside(go, capsys):
+    """Then the run is killed in its fifth step: it goes on from the fourth, not from the sixth or eighth of the first time."""
+    options = {"epochs": 2, "max_steps": 10, "save_interval": 2}
+    out_dir = go(**options)
+    old = content(out_dir)
+    first = str(out_dir / "step-000002")
+    go(first, **options, keep_last=1)
+    assert [path.name for path in out_dir.glob("step-*")] == ["step-000008"]
+    aside = out_dir / "abandoned-1"
+    assert f"is now in {aside}: final, step-000008, step-000006, step-000004" in capsys.readouterr().err
+    kept = {path: text for path, text in old.items() if path.parts[0] in ("step-000004", "step-000006", "step-000008", "final")}
+    assert content(aside) == kept
+    go(str(out_dir / "step-000008"), **options)
+    assert [path.name for path in (out_dir / "abandoned-2").iterdir()] == ["final"]
+    with pytest.raises(FileNotFoundError, match="must be a save of the run in --out_dir"):
+        go(str(aside / "step-000004"), **options)

@@ -1,5 +1,6 @@
 """What all options share: their types, and rules that are checked together."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,11 +28,12 @@ class Checked:
         raise NotImplementedError
 
     def below(self, limit: float, *names: str, group: str = "", allow_equal: bool = False) -> list[tuple[bool, str]]:
-        """Rules: each named field, where given, must be above `limit`, or equal to it if allowed."""
+        """Rules: each named field, where given, must be finite and above `limit`, or equal to it if allowed."""
         word = "at least" if allow_equal else "above"
         found = []
         for name in names:
             value = getattr(self, name)
             wrong = value is not None and not (value >= limit if allow_equal else value > limit)  # NaN is wrong too
             found.append((wrong, f"--{group}{name} must be {word} {limit}, found {value}"))
+            found.append((value == math.inf, f"--{group}{name} must be finite, found {value}"))
         return found
