@@ -37,6 +37,8 @@ class Job:
     """Score the tokens of the prompt but the first as well."""
     continues: bool = True
     """The text goes on from the prompt's text, and keeps a leading space."""
+    eos_ids: frozenset[int] | None = None
+    """Tokens that end it; the tokenizer's if not given."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Task(Row):
     """A job under way: a row that emits what becomes certain. `emit` is called in the engine's thread, and must not wait."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, emit: Callable[[Chunk], None], deadline: float) -> None:
-        super().__init__(tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top)
+        super().__init__(
+            tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top, job.eos_ids
+        )
         self.job, self.emit, self.deadline, self.cancelled = job, emit, deadline, False
         before = job.prompt[-WINDOW:] if job.continues else []
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)

@@ -15,7 +15,7 @@ from lit_llm.gate import Refused, openai_error
 from lit_llm.generate import encode_prompt
 from lit_llm.openai_api import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
 from lit_llm.pieces import candidate_text, pieces
-from lit_llm.prompts import check_messages, prompt_ids, stop_strings
+from lit_llm.prompts import check_messages, end_ids, prompt_ids, stop_strings
 from lit_llm.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; an answer in a chat may go on to the limit
@@ -71,6 +71,8 @@ def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: i
     try:
         check_messages([*messages, {"role": "assistant", "content": "an answer"}])
         prompt = prompt_ids(style, engine.tokenizer, messages)
+        stop = [*asked.stop, *stop_strings(style, engine.tokenizer)]
+        eos_ids = end_ids(style, engine.tokenizer)
     except ValueError as error:
         raise Refused(400, str(error), "messages", "invalid_value") from error
     n_new = asked.limit()
@@ -78,8 +80,7 @@ def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: i
         n_new = max(1, min(max_new_tokens, engine.max_length - len(prompt)))
     _check_room(engine, "messages", len(prompt), n_new, max_new_tokens)
     n_top = (asked.top_logprobs or 0) if asked.logprobs else None
-    stop = [*asked.stop, *stop_strings(style, engine.tokenizer)]
-    return [Job(prompt, n_new, sampling, stop, n_top, continues=False) for sampling in asked.samplings()]
+    return [Job(prompt, n_new, sampling, stop, n_top, continues=False, eos_ids=eos_ids) for sampling in asked.samplings()]
 
 
 def _completion_jobs(engine: Engine, asked: CompletionRequest, max_new_tokens: int) -> list[Job]:

@@ -1,6 +1,7 @@
 """OpenAI's own client, unmodified, against the server on the demo model."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError
@@ -8,6 +9,7 @@ from urllib.request import Request, urlopen
 
 import openai
 import pytest
+import tokenizers
 import torch
 from serving import serving, wait_until
 
@@ -75,6 +77,30 @@ def test_a_chat_is_answered_as_the_model_answers_alone(client, demo):
     assert answer.usage.prompt_tokens == len(ids)
     assert answer.usage.completion_tokens == len(expected.ids) + expected.ended
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_the_token_that_closes_a_turn_ends_a_chat_and_no_raw_continuation(checkpoint, tmp_path):
+    """`<|im_end|>` is no EOS of this checkpoint. Its row in the head is made that of the third greedy token."""
+    shutil.copytree(checkpoint, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    trained = tokenizers.Tokenizer.from_file(str(file))
+    trained.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    trained.save(str(file))
+    model, tokenizer = lit_llm.load(tmp_path / "m", device="cpu")
+    ids, closing = prompt_ids("chatml", tokenizer, question("the red")), trained.token_to_id("<|im_end|>")
+    first = alone((model, tokenizer), ids, 3).ids
+    assert len({*first, closing}) == 4
+    with torch.no_grad():
+        rows = model.lm_head.weight[[first[2], closing]]
+        model.lm_head.weight[[closing, first[2]]] = rows
+    with serving(make_app(model, tokenizer, ServeArgs(), name="demo", style="chatml")) as url:
+        messages = [{"role": "user", "content": "the red"}]
+        _, chat = send(url, request_of(prompt=None, messages=messages, temperature=0, max_tokens=9), "/v1/chat/completions")
+        _, raw = send(url, request_of(prompt=ids, temperature=0, max_tokens=9))
+    assert chat["usage"]["completion_tokens"] == 3
+    assert chat["choices"][0]["finish_reason"] == "stop"
+    assert chat["choices"][0]["message"]["content"] == tokenizer.decode(first[:2])
+    assert raw["usage"]["completion_tokens"] == 9
 
 
 def test_system_text_and_history_reach_the_prompt(client, demo):
