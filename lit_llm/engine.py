@@ -142,7 +142,8 @@ class Engine:
         int8: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.max_batch_size, self.max_length, self.max_queue, self.timeout = max_batch_size, max_length, max_queue, timeout
+        self.max_batch_size, self.max_length, self.timeout = max_batch_size, max_length, timeout
+        self.capacity = max_batch_size + max_queue  # jobs that run or wait at most
         self._batch = Batch[Task](model, max_batch_size, max_length, int8)  # only the engine's thread touches it
         self._n_reading = 0  # jobs that are about to join them
         self._waiting: deque[Task] = deque()
@@ -158,16 +159,16 @@ class Engine:
             QueueFullError: if not all of them find a place; none is taken then.
             ClosedError: if the engine was closed.
         """
+        assert all(job.prompt and len(job.prompt) + job.max_new_tokens <= self.max_length for job in jobs)
         deadline = time.monotonic() + self.timeout
-        tasks = []
-        for i, job in enumerate(jobs):
-            assert job.prompt and len(job.prompt) + job.max_new_tokens <= self.max_length
-            tasks.append(Task(job, self.tokenizer, lambda chunk, i=i: emit(i, chunk), deadline))
         with self._changed:
             if self._last_call is not None:
                 raise ClosedError("the server is shutting down")
-            if self._n_open() + len(tasks) > self.max_batch_size + self.max_queue:
+            if self._n_open() + len(jobs) > self.capacity:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already. Try again later")
+            tasks = [
+                Task(job, self.tokenizer, lambda chunk, i=i: emit(i, chunk), deadline) for i, job in enumerate(jobs)
+            ]
             self._waiting.extend(tasks)
             self._changed.notify()
         return tasks

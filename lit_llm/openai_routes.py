@@ -32,10 +32,13 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
     about = {"id": name, "object": "model", "created": created, "owned_by": "lit_llm"}
     text_of = candidate_text(engine.tokenizer)
 
-    def check(asked: Common) -> None:
+    def check(asked: Common, n_prompts: int) -> None:
         asked.check_supported()
         if asked.model != name:
             raise _unknown(asked.model, name)
+        if (n_answers := n_prompts * (asked.n or 1)) > engine.capacity:
+            message = f"{n_answers} answers are more than the {engine.capacity} that this server runs and lets wait"
+            raise Refused(400, message, "n" if n_prompts == 1 else "prompt", "invalid_value")
 
     @router.get("/models")
     async def models() -> Json:
@@ -49,13 +52,13 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
 
     @router.post("/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        check(asked)
+        check(asked, 1)
         jobs = await asyncio.to_thread(_chat_jobs, engine, asked, style, max_new_tokens)
         return await _answer(request, engine, asked, jobs, Chat(text_of, bool(asked.logprobs)))
 
     @router.post("/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        check(asked)
+        check(asked, len(asked.prompt))
         jobs = await asyncio.to_thread(_completion_jobs, engine, asked, max_new_tokens)
         return await _answer(request, engine, asked, jobs, Completion(engine.tokenizer, text_of, asked, jobs))
 

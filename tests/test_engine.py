@@ -156,6 +156,13 @@ def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
     engine.cancel(waiting)
 
 
+def test_jobs_that_find_no_place_are_refused_before_anything_is_made_for_them(make_engine, monkeypatch):
+    engine = make_engine(max_batch_size=1, max_queue=1)
+    monkeypatch.setattr(Sampling, "generator", None)
+    with pytest.raises(QueueFullError):
+        engine.submit([Job([5], 3)] * 3, print)
+
+
 def test_a_job_ends_when_its_time_is_over(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
     endless = copy.copy(demo[1])

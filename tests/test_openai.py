@@ -373,6 +373,16 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, 
     assert set(answers) == {complete(client, max_tokens=200).choices[0].text}
 
 
+def test_more_answers_than_the_server_ever_holds_are_refused_before_any_is_prepared(app, url, monkeypatch):
+    monkeypatch.setattr(app.state.engine.tokenizer, "encode", None)
+    status, answer = send(url, request_of(prompt=["a"] * 7, n=2, max_tokens=1))
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "prompt", "invalid_value")
+    assert answer["error"]["message"] == "14 answers are more than the 12 that this server runs and lets wait"
+    messages = [{"role": "user", "content": "a"}]
+    status, answer = send(url, request_of(prompt=None, messages=messages, n=16), "/v1/chat/completions")
+    assert (status, answer["error"]["param"]) == (400, "n")
+
+
 def test_a_key_is_asked_for(demo):
     with serving(make_app(*demo, ServeArgs(api_key="sesame"), name="demo")) as url:
         clients = {key: openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) for key in ("sesame", "Sesame", "x")}
