@@ -5,11 +5,11 @@ Fields: https://platform.openai.com/docs/api-reference/chat and .../completions.
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lit_llm.decode import TokenScore
 from lit_llm.engine import Token
 from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
 from lit_llm.sampling import Sampling
@@ -144,14 +144,15 @@ def chat_logprobs(tokens: Sequence[Token], text_of: Callable[[int], str]) -> Jso
 
     content = []
     for token in tokens:
-        top = [entry(text_of(i), log_prob) for i, log_prob in token.score.top.items()]
+        top = [entry(text, log_prob) for text, log_prob in token.top(text_of)]
         content.append({**entry(token.text, token.score.log_prob), "top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(texts: Sequence[str], scores: Sequence[TokenScore | None], start: int, text_of: Callable) -> Json:
-    """Parallel lists for tokens of which the first begins at `start` in the text. The first token of a prompt has no score."""
-    offsets = [start + sum(map(len, texts[:i])) for i in range(len(texts))]
-    top = [None if s is None else {text_of(i): max(p, LOWEST) for i, p in reversed(s.top.items())} for s in scores]
-    log_probs = [None if s is None else max(s.log_prob, LOWEST) for s in scores]
-    return {"tokens": list(texts), "token_logprobs": log_probs, "top_logprobs": top, "text_offset": offsets}
+def completion_logprobs(tokens: Sequence[Token], start: int, text_of: Callable[[int], str]) -> Json:
+    """Parallel lists for tokens of which the first begins at `start` in the text."""
+    texts = [token.text for token in tokens]
+    top = [{text: max(log_prob, LOWEST) for text, log_prob in reversed(token.top(text_of))} for token in tokens]
+    log_probs = [max(token.score.log_prob, LOWEST) for token in tokens]
+    offsets = list(accumulate(map(len, texts), initial=start))[:-1]
+    return {"tokens": texts, "token_logprobs": log_probs, "top_logprobs": top, "text_offset": offsets}

@@ -14,7 +14,7 @@ import torch
 from serving import serving, wait_until
 
 import lit_llm
-from lit_llm import serve
+from lit_llm import answers, challenge_routes, gate, openai_routes, serve
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
 from lit_llm.generate import generate
@@ -167,6 +167,7 @@ def test_log_probabilities_of_a_chat_are_the_model_s(client, demo, stream):
         assert token.logprob == pytest.approx(at[new[i]].item(), abs=1e-4)
         assert [top.logprob for top in token.top_logprobs] == pytest.approx(at.topk(3).values.tolist(), abs=1e-4)
         assert bytes(token.bytes).decode() == token.token
+        assert token.top_logprobs[0].bytes == token.bytes  # also of the first, which has lost its leading space
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -174,13 +175,21 @@ def test_an_echoed_prompt_is_scored(client, demo, stream):
     """What lm-eval's `local-completions` asks: token ids, echo, log-probabilities."""
     model, tokenizer = demo
     ids = tokenizer.encode(PROMPT)
-    answer = complete(client, ids, echo=True, logprobs=1, max_tokens=2, stream=stream)
-    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    answer = complete(client, [[5], ids], echo=True, logprobs=1, max_tokens=2, n=2, stream=stream)
+    found = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    parts = [[choice for choice in found if choice.index == i] for i in range(4)]
+    choices = parts[2]
+    all_values = [[x for choice in of_one for x in choice.logprobs.token_logprobs] for of_one in parts]
+    for one, other in ((0, 1), (2, 3)):
+        assert all_values[one][1:] == pytest.approx(all_values[other][1:], abs=1e-5)
+    assert list(map(len, all_values)) == [3, 3, len(ids) + 2, len(ids) + 2]
     text = "".join(choice.text for choice in choices)
-    values, tokens, offsets = (
+    values, tokens, offsets, tops = (
         [x for choice in choices for x in getattr(choice.logprobs, name)]
-        for name in ("token_logprobs", "tokens", "text_offset")
+        for name in ("token_logprobs", "tokens", "text_offset", "top_logprobs")
     )
+    assert [list(top) for top in tops[-2:]] == [[token] for token in tokens[-2:]]  # greedy
+    assert tops[0] is None
     assert text.startswith(PROMPT)
     assert "".join(tokens) == text
     assert [text[o : o + len(t)] for o, t in zip(offsets, tokens, strict=True)] == tokens
@@ -189,6 +198,47 @@ def test_an_echoed_prompt_is_scored(client, demo, stream):
         log_probs = model(torch.tensor([ids]))[0].log_softmax(-1)
     assert values[0] is None
     assert values[1:] == pytest.approx([log_probs[i, ids[i + 1]].item() for i in range(len(ids) - 1)], abs=1e-4)
+
+
+def test_offsets_in_a_stream_are_those_of_the_whole_answer_where_text_is_held_back(client):
+    """What may be the beginning of a stop sequence is held back with its token, whose first characters are out."""
+    whole = complete(client, logprobs=0).choices[0].logprobs
+    inner = next(token for token in whole.tokens[3:] if len(token) > 3)
+    parts = list(complete(client, logprobs=0, stop=inner[1:] + "\x01", stream=True))
+    assert "".join(part.choices[0].text for part in parts) == "".join(whole.tokens)
+    for name in ("tokens", "text_offset"):
+        assert [x for part in parts for x in getattr(part.choices[0].logprobs, name)] == getattr(whole, name)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_are_written_once_and_not_in_the_event_loop(client, url, monkeypatch, stream):
+    """However many answers there are to a prompt. The event loop answers others meanwhile."""
+    threads = []
+
+    def recorded(*arguments):
+        threads.append(threading.current_thread().name)
+        return answers.prompt_tokens(*arguments)
+
+    for routes in (openai_routes, challenge_routes):
+        monkeypatch.setattr(routes, "prompt_tokens", recorded)
+    found = complete(client, [PROMPT, QUESTION], echo=True, logprobs=2, n=3, max_tokens=0, stream=stream)
+    assert len(list(found) if stream else found.choices) == 8 if stream else 6
+    assert send(url, b'{"prompt": "a", "echo_prompt": true, "max_new_tokens": 1}', "/process")[0] == 200
+    assert [name.partition("_")[0] for name in threads] == ["asyncio"] * 3
+
+
+def test_more_log_probabilities_than_one_answer_may_have_are_refused(url, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_LOG_PROBS", 1000)
+    scored, messages = {"logprobs": 4, "max_tokens": 20}, [{"role": "user", "content": "a"}]
+    assert send(url, request_of(**scored, n=10))[0] == 200
+    status, answer = send(url, request_of(**scored, n=10, echo=True))
+    assert (status, answer["error"]["param"]) == (400, "logprobs")
+    assert answer["error"]["message"] == "1100 log-probabilities are above this server's limit of 1000"
+    chat = request_of(prompt=None, messages=messages, logprobs=True, top_logprobs=9, max_tokens=101)
+    status, answer = send(url, chat, "/v1/chat/completions")
+    assert (status, answer["error"]["param"]) == (400, "top_logprobs")
+    status, answer = send(url, b'{"prompt": "a", "max_new_tokens": 50, "top_k_per_token": 20}', "/process")
+    assert (status, answer["detail"][0]["loc"]) == (422, ["body", "top_k_per_token"])
 
 
 def test_several_samples_of_several_prompts_are_those_made_one_by_one(client, demo):
