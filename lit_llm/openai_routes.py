@@ -70,7 +70,7 @@ def _unknown(asked: str, name: str) -> Refused:
 
 
 def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: int) -> list[Job]:
-    messages = [message.as_message() for message in asked.messages]
+    messages = asked.turns()
     try:
         check_messages([*messages, {"role": "assistant", "content": "an answer"}])
         prompt = prompt_ids(style, engine.tokenizer, messages)
@@ -129,7 +129,7 @@ async def _answer(
     head = {"id": f"{writer.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
     n_prompt = sum(len(job.prompt) for job in jobs[:: asked.n or 1])
     if asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        with_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         head = {**head, "object": writer.kind, **({"usage": None} if with_usage else {})}
         return EventStream(_events(answers, len(jobs), writer, head, n_prompt if with_usage else None), answers)
     chunks = await collect(request, answers)

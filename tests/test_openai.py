@@ -120,6 +120,15 @@ def test_system_text_and_history_reach_the_prompt(client, demo):
     assert ask(client, messages=messages, max_tokens=12).choices[0].message.content == expected.text
 
 
+def test_messages_of_one_role_in_a_row_are_joined(client):
+    def say(*turns):
+        answer = ask(client, messages=[{"role": role, "content": content} for role, content in turns])
+        return answer.choices[0].message.content, answer.usage.prompt_tokens
+
+    joined = say(("system", "Be short.\n\nBe kind."), ("user", f"Hello.\n\n{QUESTION}"))
+    assert say(("system", "Be short."), ("developer", "Be kind."), ("user", "Hello."), ("user", QUESTION)) == joined
+
+
 def test_a_streamed_answer_is_the_whole_one_in_pieces(client):
     whole = ask(client)
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
@@ -274,8 +283,26 @@ def test_top_p_0_and_top_k_1_take_the_likeliest_token(client):
 
 
 def test_what_asks_for_nothing_is_accepted(client):
+    expected = ask(client).choices[0].message.content
     answer = ask(client, user="me", frequency_penalty=0, logit_bias={}, response_format={"type": "text"}, tool_choice="none")
-    assert answer.choices[0].message.content == ask(client).choices[0].message.content
+    assert answer.choices[0].message.content == expected
+    answer = ask(
+        client, logprobs=False, top_logprobs=0, reasoning_effort="none", metadata={"a": "b"}, store=True, service_tier="auto",
+        extra_body={"echo": False, "min_tokens": 0, "ignore_eos": None, "unknown": None},
+    )  # fmt: skip
+    assert answer.choices[0].message.content == expected
+    parts = list(ask(client, stream=True, stream_options={"include_usage": None}))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
+
+
+@pytest.mark.parametrize(
+    "field", [{"max_completion_tokens": 2}, {"min_tokens": 5}, {"ignore_eos": True}, {"messages": []}, {"unknown": 0}]
+)
+def test_fields_that_are_not_known_to_completions_are_refused_by_name(client, field):
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, extra_body=field)
+    assert caught.value.body["param"] == next(iter(field))
+    assert caught.value.body["code"] == "unsupported_parameter"
 
 
 def asked(content, role="user"):
@@ -290,6 +317,14 @@ REFUSED = {
     "json": ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
     "logit bias": ({"logit_bias": {"5": 100}}, 400, "logit_bias", "unsupported_parameter"),
     "presence penalty": ({"presence_penalty": 0.5}, 400, "presence_penalty", "unsupported_parameter"),
+    "echo": ({"extra_body": {"echo": True}}, 400, "echo", "unsupported_parameter"),
+    "reasoning": ({"reasoning_effort": "low"}, 400, "reasoning_effort", "unsupported_parameter"),
+    "two answers": (
+        {"messages": [*asked("a")["messages"], *asked("b", "assistant")["messages"] * 2]},
+        400,
+        "messages",
+        "invalid_value",
+    ),
     "negative temperature": ({"temperature": -1}, 400, "temperature", "invalid_value"),
     "top_p": ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
     "n": ({"n": 1000}, 400, "n", "invalid_value"),
