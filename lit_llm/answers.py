@@ -1,14 +1,19 @@
-"""From the engine's thread to the event loop: the chunks of a request, for as long as its client is there."""
+"""From the engine's thread to the event loop and to JSON: the chunks of a request, for as long as its client is there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
-from lit_llm.engine import Chunk, Engine, Job
+from lit_llm.decode import TokenScore
+from lit_llm.engine import Chunk, Engine, Job, Token
 from lit_llm.gate import Refused
+from lit_llm.pieces import pieces
+from lit_llm.tokenizer import Tokenizer
 
 
 class Answers:
@@ -23,7 +28,7 @@ class Answers:
         loop = asyncio.get_running_loop()
 
         def emit(i: int, chunk: Chunk) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the event loop was closed: nobody is there to read it
                 loop.call_soon_threadsafe(self._queue.put_nowait, (i, chunk))
 
         self._tasks = engine.submit(jobs, emit)
@@ -84,3 +89,19 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.answers.cancel()
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: Sequence[int], text: str, scores: Sequence[TokenScore]) -> list[Token]:
+    """The tokens of an echoed prompt. The first, before which nothing stands, has log-probability 0 and none beside it."""
+    parts = zip(prompt, pieces(tokenizer, prompt, text), [TokenScore(0.0, {}), *scores], strict=True)
+    return [Token(i, piece, score) for i, piece, score in parts]
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def json_response(head: Mapping[str, Any], name: str, items: Iterable[Any]) -> Response:
+    """`head` with a list under this name. For a long one, in a thread: the event loop has its turns between the items."""
+    written = ",".join(map(to_json, items))
+    return Response(f'{to_json(head)[:-1]},"{name}":[{written}]}}', media_type="application/json")

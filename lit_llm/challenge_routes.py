@@ -1,21 +1,21 @@
 """The routes of the NeurIPS 2023 LLM Efficiency Challenge: /process, /tokenize and /decode."""
 
 import asyncio
+import functools
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from lit_llm.answers import Answers, collect
-from lit_llm.decode import TokenScore
-from lit_llm.engine import Engine, Job
-from lit_llm.gate import GREEDY, Refused, Stops, Text
+from lit_llm.answers import Answers, collect, json_response, prompt_tokens
+from lit_llm.engine import Engine, Job, Token
+from lit_llm.gate import GREEDY, Refused, Stops, Text, check_scores
 from lit_llm.generate import encode_prompt
-from lit_llm.pieces import candidate_text, pieces
+from lit_llm.pieces import candidate_text
 from lit_llm.sampling import Sampling
 
 LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
@@ -36,7 +36,7 @@ class ProcessRequest(BaseModel):
     stop_sequences: Stops = []
 
 
-class Token(BaseModel):
+class ProcessToken(BaseModel):
     text: str
     logprob: float
     top_logprob: dict[str, float]
@@ -44,7 +44,7 @@ class Token(BaseModel):
 
 class ProcessResponse(BaseModel):
     text: str
-    tokens: list[Token]
+    tokens: list[ProcessToken]
     logprob: float
     request_time: float
 
@@ -72,22 +72,30 @@ class DecodeResponse(BaseModel):
 def challenge_routes(engine: Engine, max_new_tokens: int) -> APIRouter:
     """The routes, which answer through the engine."""
     router, tokenizer = APIRouter(), engine.tokenizer
-    text_of = candidate_text(tokenizer)
+    text_of = functools.cache(candidate_text(tokenizer))
 
-    @router.post("/process")
-    async def process(asked: ProcessRequest, request: Request) -> ProcessResponse:
+    @router.post("/process", response_model=ProcessResponse)
+    async def process(asked: ProcessRequest, request: Request) -> Response:
         start = time.perf_counter()
         job = await asyncio.to_thread(_job, engine, asked, max_new_tokens)
         (chunks,) = await collect(request, Answers(engine, [job]))
-        text, tokens = "".join(chunk.text for chunk in chunks), []
-        if asked.echo_prompt:
-            text = asked.prompt + text
-            scores = [TokenScore(0.0, {}), *chunks[0].prompt_scores]
-            tokens = _tokens(text_of, pieces(tokenizer, job.prompt, asked.prompt), scores)
-        new = [token for chunk in chunks for token in chunk.tokens]
-        tokens += _tokens(text_of, [token.text for token in new], [token.score for token in new])
-        total = sum(token.logprob for token in tokens)
-        return ProcessResponse(text=text, tokens=tokens, logprob=total, request_time=time.perf_counter() - start)
+
+        def write() -> Response:
+            text, tokens = "".join(chunk.text for chunk in chunks), [token for chunk in chunks for token in chunk.tokens]
+            if asked.echo_prompt:
+                text = asked.prompt + text
+                tokens = prompt_tokens(tokenizer, job.prompt, asked.prompt, chunks[0].prompt_scores) + tokens
+            total = sum(max(token.score.log_prob, LOWEST) for token in tokens)
+            head = {"text": text, "logprob": total, "request_time": time.perf_counter() - start}
+            return json_response(head, "tokens", (as_json(token) for token in tokens))
+
+        return await asyncio.to_thread(write)
+
+    def as_json(token: Token) -> dict[str, Any]:
+        top: dict[str, float] = {}
+        for text, log_prob in token.top(text_of):
+            top.setdefault(text, max(log_prob, LOWEST))
+        return ProcessToken(text=token.text, logprob=max(token.score.log_prob, LOWEST), top_logprob=top).model_dump()
 
     @router.post("/tokenize")
     async def tokenize(asked: TokenizeRequest) -> TokenizeResponse:
@@ -120,14 +128,5 @@ def _job(engine: Engine, asked: ProcessRequest, max_new_tokens: int) -> Job:
         seed=random.getrandbits(63) if asked.seed is None else asked.seed,
     )  # fmt: skip
     echo = bool(asked.echo_prompt)
+    check_scores(n_new + len(prompt) * echo, asked.top_k_per_token, "top_k_per_token")
     return Job(prompt, n_new, sampling, asked.stop_sequences, n_top=asked.top_k_per_token, score_prompt=echo)
-
-
-def _tokens(text_of: Callable[[int], str], texts: Sequence[str], scores: Sequence[TokenScore]) -> list[Token]:
-    tokens = []
-    for text, score in zip(texts, scores, strict=True):
-        top: dict[str, float] = {}
-        for token, log_prob in score.top.items():
-            top.setdefault(text_of(token), max(log_prob, LOWEST))
-        tokens.append(Token(text=text, logprob=max(score.log_prob, LOWEST), top_logprob=top))
-    return tokens

@@ -54,6 +54,7 @@ class Row:
     Args:
         continues: The text goes on from the prompt's text, and keeps a leading space.
         n_top: Score the new tokens, each beside this many of the likeliest; None: no scores.
+        eos_ids: Tokens that end it; the tokenizer's if not given.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Row:
         stop: Sequence[str] = (),
         continues: bool = False,
         n_top: int | None = None,
+        eos_ids: frozenset[int] | None = None,
     ) -> None:
         self.ids, self.n_prompt, self.sampling, self.n_top = list(prompt), len(prompt), sampling, n_top
         self.generator = sampling.generator()
         self.scores: list[TokenScore] = []
         self.n_new, self.done, self.ended = 0, max_new_tokens == 0, False
         self.max_new_tokens = max_new_tokens
-        self._eos_ids = tokenizer.eos_ids
+        self._eos_ids = tokenizer.eos_ids if eos_ids is None else eos_ids
         self.stream = TextStream(tokenizer, stop, self.ids[-WINDOW:] if continues else ())
 
     def take(self, token: int, score: TokenScore | None = None) -> str:

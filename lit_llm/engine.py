@@ -6,8 +6,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,14 +37,21 @@ class Job:
     """Score the tokens of the prompt but the first as well."""
     continues: bool = True
     """The text goes on from the prompt's text, and keeps a leading space."""
+    eos_ids: frozenset[int] | None = None
+    """Tokens that end it; the tokenizer's if not given."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A new token: what it contributes to the text, and what the model made of it."""
+    """A token: what it contributes to the text, and what the model made of it."""
 
+    id: int
     text: str
     score: TokenScore
+
+    def top(self, text_of: Callable[[int], str]) -> list[tuple[str, float]]:
+        """Texts and log-probabilities of the likeliest tokens at its place. The token itself is written as in the text."""
+        return [(self.text if i == self.id else text_of(i), log_prob) for i, log_prob in self.score.top.items()]
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,10 @@ class Task(Row):
     """A job under way: a row that emits what becomes certain. `emit` is called in the engine's thread, and must not wait."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, emit: Callable[[Chunk], None], deadline: float) -> None:
-        super().__init__(tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top)
-        self.job, self.emit, self.deadline, self.cancelled = job, emit, deadline, False
+        super().__init__(
+            tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top, job.eos_ids
+        )
+        self.job, self.emit, self.deadline, self.cancelled, self.closed = job, emit, deadline, False, False
         before = job.prompt[-WINDOW:] if job.continues else []
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)
         self._held: deque[Token] = deque()  # tokens whose text is held back
@@ -84,14 +93,15 @@ class Task(Row):
     def take(self, token: int, score: TokenScore | None = None) -> str:
         n_ids, text = len(self.ids), super().take(token, score)
         if self._pieces is not None and score is not None and len(self.ids) > n_ids:
-            self._held.append(Token(self._pieces.feed(token), score))
+            self._held.append(Token(token, self._pieces.feed(token), score))
         if self.done and self._pieces is not None and self._held:
             last = self._held.pop()
-            self._held.append(Token(last.text + self._pieces.close(), last.score))
+            self._held.append(replace(last, text=last.text + self._pieces.close()))
         tokens = self._release()
         finish = ("stop" if self.ended else "length") if self.done else None
         if text or tokens or finish:
             self.emit(Chunk(text, tokens, finish=finish, n_new=self.n_new))
+            self.closed = finish is not None
         return text
 
     def _release(self) -> list[Token]:
@@ -102,7 +112,7 @@ class Task(Row):
             if self.stream.stopped:
                 if self._start >= end:
                     break
-                token = Token(token.text[: end - self._start], token.score)
+                token = replace(token, text=token.text[: end - self._start])
             elif not self.done and self._start + len(token.text) > end:
                 break
             tokens.append(token)
@@ -110,7 +120,11 @@ class Task(Row):
         return tokens
 
     def end(self, finish: Finish) -> None:
-        self.emit(Chunk(finish=finish, n_new=self.n_new))
+        """Emit the last chunk, unless it was."""
+        self.done = True
+        if not self.closed:
+            self.closed = True
+            self.emit(Chunk(finish=finish, n_new=self.n_new))
 
 
 class Engine:
@@ -138,9 +152,10 @@ class Engine:
         int8: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.max_batch_size, self.max_length, self.max_queue, self.timeout = max_batch_size, max_length, max_queue, timeout
+        self.max_batch_size, self.max_length, self.timeout = max_batch_size, max_length, timeout
+        self.capacity = max_batch_size + max_queue  # jobs that run or wait at most
         self._batch = Batch[Task](model, max_batch_size, max_length, int8)  # only the engine's thread touches it
-        self._n_reading = 0  # jobs that are about to join them
+        self._reading: deque[Task] = deque()  # jobs that are about to join them, of which the first is being read
         self._waiting: deque[Task] = deque()
         self._changed = threading.Condition()
         self._last_call: float | None = None  # when jobs still under way are ended, once the engine is closing
@@ -154,22 +169,20 @@ class Engine:
             QueueFullError: if not all of them find a place; none is taken then.
             ClosedError: if the engine was closed.
         """
+        assert all(job.prompt and len(job.prompt) + job.max_new_tokens <= self.max_length for job in jobs)
         deadline = time.monotonic() + self.timeout
-        tasks = []
-        for i, job in enumerate(jobs):
-            assert job.prompt and len(job.prompt) + job.max_new_tokens <= self.max_length
-            tasks.append(Task(job, self.tokenizer, lambda chunk, i=i: emit(i, chunk), deadline))
         with self._changed:
             if self._last_call is not None:
                 raise ClosedError("the server is shutting down")
-            if self._n_open() + len(tasks) > self.max_batch_size + self.max_queue:
+            if self._n_open() + len(jobs) > self.capacity:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already. Try again later")
+            tasks = [Task(job, self.tokenizer, lambda chunk, i=i: emit(i, chunk), deadline) for i, job in enumerate(jobs)]
             self._waiting.extend(tasks)
             self._changed.notify()
         return tasks
 
     def cancel(self, tasks: Sequence[Task]) -> None:
-        """Give up on these: they free their places before the next step, and emit nothing more."""
+        """Give up on these: they free their places before the next step, and emit nothing from then on."""
         with self._changed:
             for task in tasks:
                 task.cancelled = True
@@ -182,7 +195,7 @@ class Engine:
             return self._n_open()
 
     def _n_open(self) -> int:
-        return len(self._batch.rows) + self._n_reading + len(self._waiting)
+        return len({*self._batch.rows, *self._reading}) + len(self._waiting)  # what is being read may be a row already
 
     def close(self, grace: float) -> None:
         """Take no more jobs; end those that are not done after this many seconds. Does not wait: see `join`."""
@@ -196,27 +209,30 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        while (admitted := self._next()) is not None:
-            for task in admitted:
-                self._guarded([task], self._read, task)
-                self._n_reading -= 1
+        while self._next():
+            while self._reading:
+                task = self._reading[0]
+                if not self._is_over(task, time.monotonic()):  # others were read since it was admitted
+                    self._guarded([task], self._read, task)
+                self._reading.popleft()
             if self._batch.rows:
                 self._guarded(self._batch.rows, self._step)
 
-    def _next(self) -> list[Task] | None:
-        """Wait until there is something to do. Returns the jobs that join the batch; None when all is done and closed."""
+    def _next(self) -> bool:
+        """Wait until there is something to do, and admit jobs to the batch. False when all is done and closed."""
         with self._changed:
             while not (self._batch.rows or self._waiting):
                 if self._last_call is not None:
-                    return None
+                    return False
                 self._changed.wait()
             now = time.monotonic()
             for i in reversed(range(len(self._batch.rows))):
                 if self._is_over(self._batch.rows[i], now):
                     self._batch.leave(i)
             self._waiting = deque(task for task in self._waiting if not self._is_over(task, now))
-            self._n_reading = min(self.max_batch_size - len(self._batch.rows), len(self._waiting))
-            return [self._waiting.popleft() for _ in range(self._n_reading)]
+            for _ in range(min(self.max_batch_size - len(self._batch.rows), len(self._waiting))):
+                self._reading.append(self._waiting.popleft())
+            return True
 
     def _is_over(self, task: Task, now: float) -> bool:
         if task.cancelled:
@@ -229,16 +245,15 @@ class Engine:
             return False
         return True
 
-    def _guarded(self, tasks: list[Task], function: Callable[..., None], *arguments: Task) -> None:
+    def _guarded(self, tasks: list[Task], function: Callable[..., object], *arguments: Any) -> None:
         """A fault, as when memory runs out, ends the jobs that it hits and not the server."""
         try:
             function(*arguments)
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            for task in list(tasks):
+            for task in tasks:
                 task.end("error")
-                if task in self._batch.rows:
-                    self._batch.leave(self._batch.rows.index(task))
+            self._batch.drop_done()
 
     def _read(self, task: Task) -> None:
         """Pass a prompt through the model, and its first new token out."""
@@ -255,6 +270,6 @@ class Engine:
 
     def _take(self, tasks: Sequence[Task], hidden: Tensor) -> None:
         """Draw a token for each task from its row of hidden states (B, C); those that are done leave."""
-        for task, (token, score) in zip(tasks, choose(self.model, hidden, tasks), strict=True):
-            task.take(token, score)
+        for task, (token, score) in zip(list(tasks), choose(self.model, hidden, tasks), strict=True):
+            self._guarded([task], task.take, token, score)
         self._batch.drop_done()

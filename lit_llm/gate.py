@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 GREEDY = 1e-5  # at most this temperature takes the likeliest token: HELM sends 1e-7 where it means 0
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
+MAX_LOG_PROBS = 1_000_000  # of an answer's tokens and of the likeliest beside each: some 40 MB of JSON
 OPEN_PATHS = ("/", "/health")  # need no key: the page asks the user for it, and a health check has none
 
 # Of a body that is too long this much is read and thrown away after the refusal was sent. A client that sends all before it
@@ -59,6 +60,12 @@ def _stops(stops: list[str]) -> list[str]:
 
 Text = Annotated[str, AfterValidator(as_unicode)]
 Stops = Annotated[list[Text], AfterValidator(_stops)]
+
+
+def check_scores(n_tokens: int, n_top: int, field: str) -> None:
+    """Raises Refused if so many tokens, each scored beside so many of the likeliest, are too many for one request."""
+    if (n := n_tokens * (n_top + 1)) > MAX_LOG_PROBS:
+        raise Refused(400, f"{n} log-probabilities are above this server's limit of {MAX_LOG_PROBS}", field, "invalid_value")
 
 
 def openai_error(error: Refused) -> dict[str, Any]:

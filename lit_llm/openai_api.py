@@ -5,11 +5,11 @@ Fields: https://platform.openai.com/docs/api-reference/chat and .../completions.
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lit_llm.decode import TokenScore
 from lit_llm.engine import Token
 from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
 from lit_llm.sampling import Sampling
@@ -18,12 +18,16 @@ MAX_N = 16
 MAX_TOP = 20
 LOWEST = -9999.0  # OpenAI's word for a log-probability of minus infinity, which JSON cannot say
 
-# Fields that would change an answer and that this server does not know, with the values that ask for nothing. What is neither
-# here nor below changes no answer, as `user` or `metadata`, and is ignored.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "audio": (), "frequency_penalty": (0,), "function_call": ("none",), "functions": ([],), "logit_bias": ({},),
-    "modalities": (["text"],), "presence_penalty": (0,), "reasoning_effort": (), "response_format": ({"type": "text"},),
-    "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": (), "web_search_options": (),
+# Fields that this server does not know are refused, but for those that change no answer and values that ask for nothing.
+HARMLESS = {
+    "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "service_tier", "store", "user",
+}  # fmt: skip
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",), "functions": ([],),
+    "ignore_eos": (False,), "logit_bias": ({},), "min_tokens": (0,), "modalities": (["text"],), "presence_penalty": (0,),
+    "reasoning_effort": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"),
+    "tools": ([],),
 }  # fmt: skip
 
 Json = dict[str, Any]
@@ -34,7 +38,7 @@ def _one_or_more(value: Any) -> Any:
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Common(BaseModel):
@@ -59,7 +63,7 @@ class Common(BaseModel):
     def check_supported(self) -> None:
         """Raises Refused for a field that asks for what this server cannot do."""
         for name, value in (self.model_extra or {}).items():
-            if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name]:
+            if name not in HARMLESS and value is not None and value not in ASKS_NOTHING.get(name, ()):
                 raise Refused(400, f"{name} is not supported by this server", name, "unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise Refused(400, "stream_options needs stream", "stream_options", "invalid_value")
@@ -123,16 +127,27 @@ class ChatMessage(BaseModel):
 
 class ChatRequest(Common):
     messages: list[ChatMessage] = Field(min_length=1)
+    """Prompt styles know turns of a user and a model alternately: those in a row of one role are joined."""
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
 
     def check_supported(self) -> None:
         super().check_supported()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise Refused(400, "top_logprobs needs logprobs", "top_logprobs", "invalid_value")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise Refused(400, "max_tokens is the old name of max_completion_tokens. Give one of them", "max_tokens")
+
+    def turns(self) -> list[dict[str, str]]:
+        """The messages as the prompt styles know them."""
+        turns: list[dict[str, str]] = []
+        for turn in (message.as_message() for message in self.messages):
+            if turns and turns[-1]["role"] == turn["role"]:
+                turns[-1]["content"] += f"\n\n{turn['content']}"
+            else:
+                turns.append(turn)
+        return turns
 
     def limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -144,14 +159,15 @@ def chat_logprobs(tokens: Sequence[Token], text_of: Callable[[int], str]) -> Jso
 
     content = []
     for token in tokens:
-        top = [entry(text_of(i), log_prob) for i, log_prob in token.score.top.items()]
+        top = [entry(text, log_prob) for text, log_prob in token.top(text_of)]
         content.append({**entry(token.text, token.score.log_prob), "top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(texts: Sequence[str], scores: Sequence[TokenScore | None], start: int, text_of: Callable) -> Json:
-    """Parallel lists for tokens of which the first begins at `start` in the text. The first token of a prompt has no score."""
-    offsets = [start + sum(map(len, texts[:i])) for i in range(len(texts))]
-    top = [None if s is None else {text_of(i): max(p, LOWEST) for i, p in reversed(s.top.items())} for s in scores]
-    log_probs = [None if s is None else max(s.log_prob, LOWEST) for s in scores]
-    return {"tokens": list(texts), "token_logprobs": log_probs, "top_logprobs": top, "text_offset": offsets}
+def completion_logprobs(tokens: Sequence[Token], start: int, text_of: Callable[[int], str]) -> Json:
+    """Parallel lists for tokens of which the first begins at `start` in the text."""
+    texts = [token.text for token in tokens]
+    top = [{text: max(log_prob, LOWEST) for text, log_prob in reversed(token.top(text_of))} for token in tokens]
+    log_probs = [max(token.score.log_prob, LOWEST) for token in tokens]
+    offsets = list(accumulate(map(len, texts), initial=start))[:-1]
+    return {"tokens": texts, "token_logprobs": log_probs, "top_logprobs": top, "text_offset": offsets}

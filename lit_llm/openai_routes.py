@@ -1,21 +1,21 @@
 """OpenAI's routes: /v1/models, /v1/completions and /v1/chat/completions, whole or as server-sent events."""
 
 import asyncio
-import json
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from lit_llm.answers import Answers, EventStream, collect
-from lit_llm.engine import Chunk, Engine, Job
-from lit_llm.gate import Refused, openai_error
+from lit_llm.answers import Answers, EventStream, collect, json_response, prompt_tokens, to_json
+from lit_llm.engine import Chunk, Engine, Job, Token
+from lit_llm.gate import Refused, check_scores, openai_error
 from lit_llm.generate import encode_prompt
 from lit_llm.openai_api import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
-from lit_llm.pieces import candidate_text, pieces
-from lit_llm.prompts import check_messages, prompt_ids, stop_strings
+from lit_llm.pieces import candidate_text
+from lit_llm.prompts import check_messages, end_ids, prompt_ids, stop_strings
 from lit_llm.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; an answer in a chat may go on to the limit
@@ -30,12 +30,15 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
     """
     router, created = APIRouter(prefix="/v1"), int(time.time())
     about = {"id": name, "object": "model", "created": created, "owned_by": "lit_llm"}
-    text_of = candidate_text(engine.tokenizer)
+    text_of = functools.cache(candidate_text(engine.tokenizer))
 
-    def check(asked: Common) -> None:
+    def check(asked: Common, n_prompts: int) -> None:
         asked.check_supported()
         if asked.model != name:
             raise _unknown(asked.model, name)
+        if (n_answers := n_prompts * (asked.n or 1)) > engine.capacity:
+            message = f"{n_answers} answers are more than the {engine.capacity} that this server runs and lets wait"
+            raise Refused(400, message, "n" if n_prompts == 1 else "prompt", "invalid_value")
 
     @router.get("/models")
     async def models() -> Json:
@@ -49,13 +52,13 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
 
     @router.post("/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        check(asked)
+        check(asked, 1)
         jobs = await asyncio.to_thread(_chat_jobs, engine, asked, style, max_new_tokens)
         return await _answer(request, engine, asked, jobs, Chat(text_of, bool(asked.logprobs)))
 
     @router.post("/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        check(asked)
+        check(asked, len(asked.prompt))
         jobs = await asyncio.to_thread(_completion_jobs, engine, asked, max_new_tokens)
         return await _answer(request, engine, asked, jobs, Completion(engine.tokenizer, text_of, asked, jobs))
 
@@ -67,10 +70,12 @@ def _unknown(asked: str, name: str) -> Refused:
 
 
 def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: int) -> list[Job]:
-    messages = [message.as_message() for message in asked.messages]
+    messages = asked.turns()
     try:
         check_messages([*messages, {"role": "assistant", "content": "an answer"}])
         prompt = prompt_ids(style, engine.tokenizer, messages)
+        stop = [*asked.stop, *stop_strings(style, engine.tokenizer)]
+        eos_ids = end_ids(style, engine.tokenizer)
     except ValueError as error:
         raise Refused(400, str(error), "messages", "invalid_value") from error
     n_new = asked.limit()
@@ -78,8 +83,9 @@ def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: i
         n_new = max(1, min(max_new_tokens, engine.max_length - len(prompt)))
     _check_room(engine, "messages", len(prompt), n_new, max_new_tokens)
     n_top = (asked.top_logprobs or 0) if asked.logprobs else None
-    stop = [*asked.stop, *stop_strings(style, engine.tokenizer)]
-    return [Job(prompt, n_new, sampling, stop, n_top, continues=False) for sampling in asked.samplings()]
+    if n_top is not None:
+        check_scores((asked.n or 1) * n_new, n_top, "top_logprobs")
+    return [Job(prompt, n_new, sampling, stop, n_top, continues=False, eos_ids=eos_ids) for sampling in asked.samplings()]
 
 
 def _completion_jobs(engine: Engine, asked: CompletionRequest, max_new_tokens: int) -> list[Job]:
@@ -94,7 +100,12 @@ def _completion_jobs(engine: Engine, asked: CompletionRequest, max_new_tokens: i
         if not ids or any(not 0 <= i < engine.model.config.vocab_size for i in ids):
             raise Refused(400, "the prompt is empty, or one of its tokens does not exist", "prompt", "invalid_value")
         _check_room(engine, "prompt", len(ids), n_new, max_new_tokens)
-        jobs += [Job(ids, n_new, sampling, asked.stop, asked.logprobs, score_prompt) for sampling in asked.samplings()]
+        jobs += [  # a prompt is scored once
+            Job(ids, n_new, sampling, asked.stop, asked.logprobs, score_prompt and i == 0)
+            for i, sampling in enumerate(asked.samplings())
+        ]
+    if asked.logprobs is not None:
+        check_scores(sum(n_new + len(job.prompt) * score_prompt for job in jobs), asked.logprobs, "logprobs")
     return jobs
 
 
@@ -118,13 +129,13 @@ async def _answer(
     head = {"id": f"{writer.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
     n_prompt = sum(len(job.prompt) for job in jobs[:: asked.n or 1])
     if asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        with_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         head = {**head, "object": writer.kind, **({"usage": None} if with_usage else {})}
         return EventStream(_events(answers, len(jobs), writer, head, n_prompt if with_usage else None), answers)
     chunks = await collect(request, answers)
-    choices = [writer.whole(i, of_one) for i, of_one in enumerate(chunks)]
-    usage = _usage(n_prompt, sum(of_one[-1].n_new for of_one in chunks))
-    return JSONResponse({**head, "object": writer.whole_kind, "choices": choices, "usage": usage})
+    head |= {"object": writer.whole_kind, "usage": _usage(n_prompt, sum(of_one[-1].n_new for of_one in chunks))}
+    choices = (writer.whole(i, of_one) for i, of_one in enumerate(chunks))
+    return await asyncio.to_thread(json_response, head, "choices", choices)
 
 
 async def _events(
@@ -134,10 +145,15 @@ async def _events(
     for i in range(n_choices):
         if (opening := writer.opening(i)) is not None:
             yield _event({**head, "choices": [opening]})
-    n_new = 0
+
+    def event(i: int, chunk: Chunk) -> str:
+        return _event({**head, "choices": [writer.part(i, chunk)]})
+
+    n_new, begun = 0, set[int]()
     try:
         async for i, chunk in answers:
-            yield _event({**head, "choices": [writer.part(i, chunk)]})
+            yield event(i, chunk) if i in begun else await asyncio.to_thread(event, i, chunk)  # a prompt may stand in the first
+            begun.add(i)
             n_new += chunk.n_new if chunk.finish else 0
     except Refused as error:  # the status is long sent
         yield _event(openai_error(error))
@@ -148,7 +164,7 @@ async def _events(
 
 
 def _event(data: Json) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {to_json(data)}\n\n"
 
 
 def _usage(n_prompt: int, n_new: int) -> Json:
@@ -188,10 +204,10 @@ class Completion:
     def __init__(
         self, tokenizer: Tokenizer, text_of: Callable[[int], str], asked: CompletionRequest, jobs: Sequence[Job]
     ) -> None:
-        self._tokenizer, self._text_of, self._scored, self._jobs = tokenizer, text_of, asked.logprobs is not None, jobs
-        prompts = [p if isinstance(p, str) else tokenizer.decode(p) for p in asked.prompt for _ in range(asked.n or 1)]
-        self._echo = dict(enumerate(prompts)) if asked.echo else {}  # what is still to stand before each choice
-        self._length = [0] * len(jobs)  # characters of each choice so far
+        self._tokenizer, self._text_of, self._asked, self._jobs = tokenizer, text_of, asked, jobs
+        self._to_echo = set(range(len(jobs))) if asked.echo else set()  # choices that have yet to begin with their prompts
+        self._prompts: dict[int, tuple[str, list[Token]]] = {}  # text and tokens of those that were written
+        self._length = [0] * len(jobs)  # characters of each choice's tokens so far
 
     def opening(self, i: int) -> Json | None:
         return None
@@ -200,13 +216,24 @@ class Completion:
         return self.whole(i, [chunk])
 
     def whole(self, i: int, chunks: Sequence[Chunk]) -> Json:
-        text, prompt = "".join(chunk.text for chunk in chunks), self._echo.pop(i, None)
+        text, scored = "".join(chunk.text for chunk in chunks), self._asked.logprobs is not None
         tokens = [token for chunk in chunks for token in chunk.tokens]
-        texts, scores = [token.text for token in tokens], [token.score for token in tokens]
-        if prompt is not None:
-            text = prompt + text
-            texts = pieces(self._tokenizer, self._jobs[i].prompt, prompt) + texts
-            scores = [None, *chunks[0].prompt_scores, *scores]
-        logprobs = completion_logprobs(texts, scores, self._length[i], self._text_of) if self._scored else None
-        self._length[i] += len(text)
+        if echo := i in self._to_echo:
+            self._to_echo.remove(i)
+            prompt, before = self._prompt(i, chunks[0])
+            text, tokens = prompt + text, before + tokens
+        logprobs = completion_logprobs(tokens, self._length[i], self._text_of) if scored else None
+        if logprobs is not None and echo:
+            logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None  # nothing stands before it
+        self._length[i] += sum(len(token.text) for token in tokens)
         return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": chunks[-1].finish}
+
+    def _prompt(self, i: int, chunk: Chunk) -> tuple[str, list[Token]]:
+        """Text of a choice's prompt, and its tokens if they are scored: by the first of its choices, which begins first."""
+        at = i // (self._asked.n or 1)
+        if at not in self._prompts:
+            prompt, ids = self._asked.prompt[at], self._jobs[i].prompt
+            text = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+            scored = self._asked.logprobs is not None
+            self._prompts[at] = text, prompt_tokens(self._tokenizer, ids, text, chunk.prompt_scores) if scored else []
+        return self._prompts[at]

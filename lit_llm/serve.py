@@ -97,11 +97,20 @@ def _check_memory(model: GPT, max_batch_size: int, max_length: int, int8: bool) 
 
 
 class _Server(uvicorn.Server):
-    """uvicorn waits for requests under way; the engine ends them in time."""
+    """uvicorn waits for requests under way; the engine ends them in time.
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    Args:
+        greeting: What stderr is told once requests are taken.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, greeting: str) -> None:
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.greeting = engine, greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self.greeting, file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.engine.close(GRACE)
@@ -122,9 +131,9 @@ def serve(args: ServeArgs) -> None:
         host, port = listener.getsockname()[:2]
         if args.api_key is None and not ipaddress.ip_address(host).is_loopback:
             print(f"warning: whoever reaches {host} may use this server. Set LIT_LLM_API_KEY to ask for a key", file=sys.stderr)
-        print(f"serving {name} on http://{args.host}:{port}", file=sys.stderr)
+        greeting = f"serving {name} on http://{args.host}:{port}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=math.ceil(2 * GRACE))
-        _Server(config, app.state.engine).run(sockets=[listener])
+        _Server(config, app.state.engine, greeting).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -156,6 +156,13 @@ def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
     engine.cancel(waiting)
 
 
+def test_jobs_that_find_no_place_are_refused_before_anything_is_made_for_them(make_engine, monkeypatch):
+    engine = make_engine(max_batch_size=1, max_queue=1)
+    monkeypatch.setattr(Sampling, "generator", None)
+    with pytest.raises(QueueFullError):
+        engine.submit([Job([5], 3)] * 3, print)
+
+
 def test_a_job_ends_when_its_time_is_over(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
     endless = copy.copy(demo[1])
@@ -164,6 +171,38 @@ def test_a_job_ends_when_its_time_is_over(demo, make_engine):
         make_engine(tokenizer=endless, timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0)) for _ in range(3)]
     )
     assert {chunks[-1].finish for chunks in ends} == {"timeout"}
+
+
+def test_a_job_counts_once_while_its_first_token_comes(demo, make_engine):
+    engine, seen, done = make_engine(), [], threading.Event()
+    (ids,) = prompts(demo[1], 1)
+
+    def emit(i, chunk):
+        seen.append(engine.n_open())
+        if chunk.finish:
+            done.set()
+
+    engine.submit([Job(ids, 1, Sampling(0.0))], emit)
+    assert done.wait(30)
+    assert set(seen) == {1}
+
+
+def test_a_job_that_is_cancelled_while_another_is_read_emits_nothing(demo, make_engine):
+    """Both are admitted at once, as the first one's prompt is scored the second is given up."""
+    engine, chunks, tasks, submitted = make_engine(), queue.Queue(), [], threading.Event()
+    (ids,) = prompts(demo[1], 1)
+
+    def emit(i, chunk):
+        assert submitted.wait(30)
+        if chunk.prompt_scores:
+            engine.cancel(tasks[1:])
+        chunks.put((i, chunk))
+
+    tasks += engine.submit([Job(ids, 5, Sampling(0.0), n_top=0, score_prompt=True), Job(ids, 5, Sampling(0.0))], emit)
+    submitted.set()
+    gather(chunks, 1)
+    wait_until(lambda: engine.n_open() == 0)
+    assert chunks.empty()
 
 
 def test_a_closed_engine_lets_jobs_end_for_a_while_and_takes_no_more(demo, make_engine):
@@ -187,3 +226,21 @@ def test_a_fault_ends_the_jobs_that_it_hits_and_not_the_engine(demo, make_engine
     assert good[-1].finish == "length"
     assert "IndexError" in capfd.readouterr().err
     assert run(engine, [Job(ids, 5, Sampling(0.0))])[0][-1].finish == "length"
+
+
+def test_a_fault_in_writing_one_job_ends_no_other(demo, make_engine, capfd):
+    """A job that had ended is not told of it, and the one that it hits gets one last chunk."""
+    engine, chunks = make_engine(), queue.Queue()
+    (ids,) = prompts(demo[1], 1)
+
+    def emit(i, chunk):
+        if i == 1 and chunk.finish != "error" and chunk.n_new > 1:
+            raise ArithmeticError("as if")
+        chunks.put((i, chunk))
+
+    engine.submit([Job(ids, n, Sampling(0.0)) for n in (2, 8, 8)], emit)
+    ends = [of_one[-1].finish for of_one in gather(chunks, 3)]
+    assert ends == ["length", "error", "length"]
+    wait_until(lambda: engine.n_open() == 0)
+    assert chunks.empty()
+    assert "ArithmeticError" in capfd.readouterr().err

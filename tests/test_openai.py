@@ -1,6 +1,7 @@
 """OpenAI's own client, unmodified, against the server on the demo model."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.error import HTTPError
@@ -8,11 +9,12 @@ from urllib.request import Request, urlopen
 
 import openai
 import pytest
+import tokenizers
 import torch
 from serving import serving, wait_until
 
 import lit_llm
-from lit_llm import serve
+from lit_llm import answers, challenge_routes, gate, openai_routes, serve
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
 from lit_llm.generate import generate
@@ -77,6 +79,30 @@ def test_a_chat_is_answered_as_the_model_answers_alone(client, demo):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_the_token_that_closes_a_turn_ends_a_chat_and_no_raw_continuation(checkpoint, tmp_path):
+    """`<|im_end|>` is no EOS of this checkpoint. Its row in the head is made that of the third greedy token."""
+    shutil.copytree(checkpoint, tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    trained = tokenizers.Tokenizer.from_file(str(file))
+    trained.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    trained.save(str(file))
+    model, tokenizer = lit_llm.load(tmp_path / "m", device="cpu")
+    ids, closing = prompt_ids("chatml", tokenizer, question("the red")), trained.token_to_id("<|im_end|>")
+    first = alone((model, tokenizer), ids, 3).ids
+    assert len({*first, closing}) == 4
+    with torch.no_grad():
+        rows = model.lm_head.weight[[first[2], closing]]
+        model.lm_head.weight[[closing, first[2]]] = rows
+    with serving(make_app(model, tokenizer, ServeArgs(), name="demo", style="chatml")) as url:
+        messages = [{"role": "user", "content": "the red"}]
+        _, chat = send(url, request_of(prompt=None, messages=messages, temperature=0, max_tokens=9), "/v1/chat/completions")
+        _, raw = send(url, request_of(prompt=ids, temperature=0, max_tokens=9))
+    assert chat["usage"]["completion_tokens"] == 3
+    assert chat["choices"][0]["finish_reason"] == "stop"
+    assert chat["choices"][0]["message"]["content"] == tokenizer.decode(first[:2])
+    assert raw["usage"]["completion_tokens"] == 9
+
+
 def test_system_text_and_history_reach_the_prompt(client, demo):
     messages = [
         {"role": "developer", "content": "Be short."},
@@ -92,6 +118,15 @@ def test_system_text_and_history_reach_the_prompt(client, demo):
     ]
     expected = alone(demo, prompt_ids("alpaca", demo[1], turns), 12)
     assert ask(client, messages=messages, max_tokens=12).choices[0].message.content == expected.text
+
+
+def test_messages_of_one_role_in_a_row_are_joined(client):
+    def say(*turns):
+        answer = ask(client, messages=[{"role": role, "content": content} for role, content in turns])
+        return answer.choices[0].message.content, answer.usage.prompt_tokens
+
+    joined = say(("system", "Be short.\n\nBe kind."), ("user", f"Hello.\n\n{QUESTION}"))
+    assert say(("system", "Be short."), ("developer", "Be kind."), ("user", "Hello."), ("user", QUESTION)) == joined
 
 
 def test_a_streamed_answer_is_the_whole_one_in_pieces(client):
@@ -141,6 +176,7 @@ def test_log_probabilities_of_a_chat_are_the_model_s(client, demo, stream):
         assert token.logprob == pytest.approx(at[new[i]].item(), abs=1e-4)
         assert [top.logprob for top in token.top_logprobs] == pytest.approx(at.topk(3).values.tolist(), abs=1e-4)
         assert bytes(token.bytes).decode() == token.token
+        assert token.top_logprobs[0].bytes == token.bytes  # also of the first, which has lost its leading space
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -148,13 +184,21 @@ def test_an_echoed_prompt_is_scored(client, demo, stream):
     """What lm-eval's `local-completions` asks: token ids, echo, log-probabilities."""
     model, tokenizer = demo
     ids = tokenizer.encode(PROMPT)
-    answer = complete(client, ids, echo=True, logprobs=1, max_tokens=2, stream=stream)
-    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    answer = complete(client, [[5], ids], echo=True, logprobs=1, max_tokens=2, n=2, stream=stream)
+    found = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    parts = [[choice for choice in found if choice.index == i] for i in range(4)]
+    choices = parts[2]
+    all_values = [[x for choice in of_one for x in choice.logprobs.token_logprobs] for of_one in parts]
+    for one, other in ((0, 1), (2, 3)):
+        assert all_values[one][1:] == pytest.approx(all_values[other][1:], abs=1e-5)
+    assert list(map(len, all_values)) == [3, 3, len(ids) + 2, len(ids) + 2]
     text = "".join(choice.text for choice in choices)
-    values, tokens, offsets = (
+    values, tokens, offsets, tops = (
         [x for choice in choices for x in getattr(choice.logprobs, name)]
-        for name in ("token_logprobs", "tokens", "text_offset")
+        for name in ("token_logprobs", "tokens", "text_offset", "top_logprobs")
     )
+    assert [list(top) for top in tops[-2:]] == [[token] for token in tokens[-2:]]  # greedy
+    assert tops[0] is None
     assert text.startswith(PROMPT)
     assert "".join(tokens) == text
     assert [text[o : o + len(t)] for o, t in zip(offsets, tokens, strict=True)] == tokens
@@ -163,6 +207,47 @@ def test_an_echoed_prompt_is_scored(client, demo, stream):
         log_probs = model(torch.tensor([ids]))[0].log_softmax(-1)
     assert values[0] is None
     assert values[1:] == pytest.approx([log_probs[i, ids[i + 1]].item() for i in range(len(ids) - 1)], abs=1e-4)
+
+
+def test_offsets_in_a_stream_are_those_of_the_whole_answer_where_text_is_held_back(client):
+    """What may be the beginning of a stop sequence is held back with its token, whose first characters are out."""
+    whole = complete(client, logprobs=0).choices[0].logprobs
+    inner = next(token for token in whole.tokens[3:] if len(token) > 3)
+    parts = list(complete(client, logprobs=0, stop=inner[1:] + "\x01", stream=True))
+    assert "".join(part.choices[0].text for part in parts) == "".join(whole.tokens)
+    for name in ("tokens", "text_offset"):
+        assert [x for part in parts for x in getattr(part.choices[0].logprobs, name)] == getattr(whole, name)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_are_written_once_and_not_in_the_event_loop(client, url, monkeypatch, stream):
+    """However many answers there are to a prompt. The event loop answers others meanwhile."""
+    threads = []
+
+    def recorded(*arguments):
+        threads.append(threading.current_thread().name)
+        return answers.prompt_tokens(*arguments)
+
+    for routes in (openai_routes, challenge_routes):
+        monkeypatch.setattr(routes, "prompt_tokens", recorded)
+    found = complete(client, [PROMPT, QUESTION], echo=True, logprobs=2, n=3, max_tokens=0, stream=stream)
+    assert len(list(found) if stream else found.choices) == 8 if stream else 6
+    assert send(url, b'{"prompt": "a", "echo_prompt": true, "max_new_tokens": 1}', "/process")[0] == 200
+    assert [name.partition("_")[0] for name in threads] == ["asyncio"] * 3
+
+
+def test_more_log_probabilities_than_one_answer_may_have_are_refused(url, monkeypatch):
+    monkeypatch.setattr(gate, "MAX_LOG_PROBS", 1000)
+    scored, messages = {"logprobs": 4, "max_tokens": 20}, [{"role": "user", "content": "a"}]
+    assert send(url, request_of(**scored, n=10))[0] == 200
+    status, answer = send(url, request_of(**scored, n=10, echo=True))
+    assert (status, answer["error"]["param"]) == (400, "logprobs")
+    assert answer["error"]["message"] == "1100 log-probabilities are above this server's limit of 1000"
+    chat = request_of(prompt=None, messages=messages, logprobs=True, top_logprobs=9, max_tokens=101)
+    status, answer = send(url, chat, "/v1/chat/completions")
+    assert (status, answer["error"]["param"]) == (400, "top_logprobs")
+    status, answer = send(url, b'{"prompt": "a", "max_new_tokens": 50, "top_k_per_token": 20}', "/process")
+    assert (status, answer["detail"][0]["loc"]) == (422, ["body", "top_k_per_token"])
 
 
 def test_several_samples_of_several_prompts_are_those_made_one_by_one(client, demo):
@@ -198,8 +283,26 @@ def test_top_p_0_and_top_k_1_take_the_likeliest_token(client):
 
 
 def test_what_asks_for_nothing_is_accepted(client):
+    expected = ask(client).choices[0].message.content
     answer = ask(client, user="me", frequency_penalty=0, logit_bias={}, response_format={"type": "text"}, tool_choice="none")
-    assert answer.choices[0].message.content == ask(client).choices[0].message.content
+    assert answer.choices[0].message.content == expected
+    answer = ask(
+        client, logprobs=False, top_logprobs=0, reasoning_effort="none", metadata={"a": "b"}, store=True, service_tier="auto",
+        extra_body={"echo": False, "min_tokens": 0, "ignore_eos": None, "unknown": None},
+    )  # fmt: skip
+    assert answer.choices[0].message.content == expected
+    parts = list(ask(client, stream=True, stream_options={"include_usage": None}))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
+
+
+@pytest.mark.parametrize(
+    "field", [{"max_completion_tokens": 2}, {"min_tokens": 5}, {"ignore_eos": True}, {"messages": []}, {"unknown": 0}]
+)
+def test_fields_that_are_not_known_to_completions_are_refused_by_name(client, field):
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, extra_body=field)
+    assert caught.value.body["param"] == next(iter(field))
+    assert caught.value.body["code"] == "unsupported_parameter"
 
 
 def asked(content, role="user"):
@@ -214,6 +317,14 @@ REFUSED = {
     "json": ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
     "logit bias": ({"logit_bias": {"5": 100}}, 400, "logit_bias", "unsupported_parameter"),
     "presence penalty": ({"presence_penalty": 0.5}, 400, "presence_penalty", "unsupported_parameter"),
+    "echo": ({"extra_body": {"echo": True}}, 400, "echo", "unsupported_parameter"),
+    "reasoning": ({"reasoning_effort": "low"}, 400, "reasoning_effort", "unsupported_parameter"),
+    "two answers": (
+        {"messages": [*asked("a")["messages"], *asked("b", "assistant")["messages"] * 2]},
+        400,
+        "messages",
+        "invalid_value",
+    ),
     "negative temperature": ({"temperature": -1}, 400, "temperature", "invalid_value"),
     "top_p": ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
     "n": ({"n": 1000}, 400, "n", "invalid_value"),
@@ -345,6 +456,16 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, 
     assert set(refused) == {"queue_full"}
     assert len(answers) >= 12
     assert set(answers) == {complete(client, max_tokens=200).choices[0].text}
+
+
+def test_more_answers_than_the_server_ever_holds_are_refused_before_any_is_prepared(app, url, monkeypatch):
+    monkeypatch.setattr(app.state.engine.tokenizer, "encode", None)
+    status, answer = send(url, request_of(prompt=["a"] * 7, n=2, max_tokens=1))
+    assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "prompt", "invalid_value")
+    assert answer["error"]["message"] == "14 answers are more than the 12 that this server runs and lets wait"
+    messages = [{"role": "user", "content": "a"}]
+    status, answer = send(url, request_of(prompt=None, messages=messages, n=16), "/v1/chat/completions")
+    assert (status, answer["error"]["param"]) == (400, "n")
 
 
 def test_a_key_is_asked_for(demo):

@@ -310,14 +310,9 @@ def test_the_script_serves_the_demo_until_it_is_told_to_stop():
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        deadline, answer = time.monotonic() + 120, None
-        while answer is None and time.monotonic() < deadline and process.poll() is None:
-            try:
-                with urlopen(Request(f"http://127.0.0.1:{port}/health"), timeout=5) as response:
-                    answer = json.loads(response.read())
-            except OSError:
-                time.sleep(0.2)
-        assert answer == {"status": "ok"}
+        assert any(line.startswith("serving ") for line in process.stderr)
+        with urlopen(Request(f"http://127.0.0.1:{port}/health"), timeout=5) as response:  # it takes requests as it says so
+            assert json.loads(response.read()) == {"status": "ok"}
         done = subprocess.run(
             [sys.executable, REPOSITORY / "eval/challenge_check.py", "--url", f"http://127.0.0.1:{port}", "--context", "256"],
             env=environment, capture_output=True, text=True, timeout=240,
