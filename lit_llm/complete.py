@@ -24,13 +24,14 @@ from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
 from lit_llm.packed import lay_out, pack, wide_linears
 from lit_llm.parallel import join, split
-from lit_llm.pieces import WINDOW, candidate_text, pieces
+from lit_llm.pieces import candidate_text
 from lit_llm.placement import choose_strategy
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
 from lit_llm.report import Progress
 from lit_llm.sampling import Sampling
 from lit_llm.speculative import check_draft, continue_drafted
+from lit_llm.text_stream import token_texts
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -125,7 +126,7 @@ def _write(
 
     def tell(i: int, row: Row) -> None:
         if as_lines:
-            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer)}
+            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer, style is None)}
             if file is None:
                 print(json.dumps(line, ensure_ascii=False), flush=True)
             else:
@@ -170,21 +171,20 @@ def _continue(
     return ((row, text) for row in rows for text in continue_drafted(model, draft, row))
 
 
-def _outcome(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+def _outcome(row: Row, tokenizer: Tokenizer, continues: bool) -> dict[str, Any]:
     """What a row came to, for a line of JSON. The last tokens may be those of a stop sequence, which the text lacks."""
     finish = "stop" if row.ended else "length"
     found: dict[str, Any] = {"text": row.stream.text, "finish": finish, "n_tokens": row.n_new}
     if row.n_top is None:
         return found
-    text_of, n_before = candidate_text(tokenizer), min(WINDOW, row.n_prompt)
-    ids = row.ids[row.n_prompt - n_before :]
-    texts = pieces(tokenizer, ids, tokenizer.decode(ids))
+    text_of, prompt, ids = candidate_text(tokenizer), row.ids[: row.n_prompt], row.ids[row.n_prompt :]
+    texts = token_texts(tokenizer, ids, prompt if continues else ())
     found["tokens"] = [
         {
             "id": token, "text": text, "logprob": score.log_prob,
             "top": [{"id": i, "text": text_of(i), "logprob": log_prob} for i, log_prob in score.top.items()],
         }
-        for token, text, score in zip(ids[n_before:], texts[n_before:], row.scores, strict=True)
+        for token, text, score in zip(ids, texts, row.scores, strict=True)
     ]  # fmt: skip
     return found
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lit_llm.cache import KVCache
 from lit_llm.model import GPT
-from lit_llm.pieces import WINDOW
 from lit_llm.sampling import Sampling, sample
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
@@ -72,7 +71,7 @@ class Row:
         self.n_new, self.done, self.ended = 0, max_new_tokens == 0, False
         self.max_new_tokens = max_new_tokens
         self._eos_ids = tokenizer.eos_ids
-        self.stream = TextStream(tokenizer, stop, self.ids[-WINDOW:] if continues else ())
+        self.stream = TextStream(tokenizer, stop, self.ids if continues else ())
 
     def take(self, token: int, score: TokenScore | None = None) -> str:
         """Add a token, and return the text that became certain."""

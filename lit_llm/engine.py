@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.model import GPT
-from lit_llm.pieces import WINDOW
 from lit_llm.sampling import Sampling
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
@@ -76,7 +75,7 @@ class Task(Row):
     def __init__(self, job: Job, tokenizer: Tokenizer, emit: Callable[[Chunk], None], deadline: float) -> None:
         super().__init__(tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top)
         self.job, self.emit, self.deadline, self.cancelled = job, emit, deadline, False
-        before = job.prompt[-WINDOW:] if job.continues else []
+        before = job.prompt if job.continues else []
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)
         self._held: deque[Token] = deque()  # tokens whose text is held back
         self._start = 0  # where the text of the first of them begins
@@ -97,7 +96,8 @@ class Task(Row):
     def _release(self) -> list[Token]:
         """The tokens whose text is out. At the end all, but for what a stop sequence cuts off."""
         end, tokens = len(self.stream.text), []
-        while self._held:
+        within = self._pieces is not None and self._pieces.within and not self.done  # the last is to get the rest, if any
+        while len(self._held) > within:
             token = self._held[0]
             if self.stream.stopped:
                 if self._start >= end:

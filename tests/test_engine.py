@@ -13,7 +13,8 @@ from serving import wait_until
 
 import lit_llm
 from lit_llm.cli import DEMO
-from lit_llm.engine import ClosedError, Engine, Job, QueueFullError
+from lit_llm.decode import TokenScore
+from lit_llm.engine import ClosedError, Engine, Job, QueueFullError, Task
 from lit_llm.generate import generate
 from lit_llm.sampling import Sampling
 
@@ -136,6 +137,19 @@ def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, ma
         for chunk in chunks:  # tokens are never ahead of the text
             sent += chunk.text
             assert sum(len(token.text) for c in chunks[: chunks.index(chunk) + 1] for token in c.tokens) <= len(sent)
+
+
+@pytest.mark.parametrize("stop", [[], ["b\ufffd"], ["c"]])
+@pytest.mark.parametrize("n_bytes", [1, 2, 3])
+def test_tokens_join_to_a_text_that_ends_within_a_character(demo, n_bytes, stop):
+    tokenizer, chunks = demo[1], []
+    task = Task(Job(tokenizer.encode("a"), 20, stop=stop, n_top=0), tokenizer, chunks.append, deadline=1e9)
+    ids = [*tokenizer.encode_more("b🦜")[: 1 + n_bytes], min(tokenizer.eos_ids)]
+    for token in ids:
+        task.take(token, TokenScore(0.0, {}))
+        sent = "".join(token.text for chunk in chunks for token in chunk.tokens)
+        assert text_of(chunks).startswith(sent)
+    assert text_of(chunks) == sent == (" " if stop == ["b\ufffd"] else " b\ufffd")
 
 
 def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
