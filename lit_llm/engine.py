@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.model import GPT
-from lit_llm.sampling import Sampling
+from lit_llm.sampling import NOT_FINITE, Sampling
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
 
@@ -256,5 +256,11 @@ class Engine:
     def _take(self, tasks: Sequence[Task], hidden: Tensor) -> None:
         """Draw a token for each task from its row of hidden states (B, C); those that are done leave."""
         for task, (token, score) in zip(tasks, choose(self.model, hidden, tasks), strict=True):
-            task.take(token, score)
+            if token < 0:
+                print(NOT_FINITE, file=sys.stderr)
+                self._batch.cache.clear(self._batch.rows.index(task))
+                task.done = True
+                task.end("error")
+            else:
+                task.take(token, score)
         self._batch.drop_done()

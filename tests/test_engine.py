@@ -201,3 +201,22 @@ def test_a_fault_ends_the_jobs_that_it_hits_and_not_the_engine(demo, make_engine
     assert good[-1].finish == "length"
     assert "IndexError" in capfd.readouterr().err
     assert run(engine, [Job(ids, 5, Sampling(0.0))])[0][-1].finish == "length"
+
+
+@pytest.mark.parametrize("options", [{}, {"n_top": 2}, {"n_top": 0, "score_prompt": True}])
+def test_a_job_whose_logits_are_not_finite_fails_alone(demo, make_engine, capfd, options):
+    """A token whose embedding is no number stands for what overflows."""
+    model = copy.deepcopy(demo[0])
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    model.wte.weight[1500] = float("nan")
+    ids, more = prompts(demo[1], 2)
+    jobs = [Job(ids[:20], 8, Sampling(0.7), **options), Job((ids + more)[:150], 20, Sampling(0.7), **options)]
+    engine = make_engine(model)
+    expected = [text_of(chunks) for chunks in run(make_engine(), jobs)]
+    for bad in ([1500, *ids], [*ids, *more, 1500]):
+        failed, *found = run(engine, [dataclasses.replace(jobs[0], prompt=bad), *jobs])
+        assert failed[-1].finish == "error"
+        assert [text_of(chunks) for chunks in found] == expected
+    found = run(engine, [jobs[1], jobs[0], jobs[0]])  # what was left in the cache harms none
+    assert [text_of(chunks) for chunks in found] == [expected[1], expected[0], expected[0]]
+    assert "logits are not finite" in capfd.readouterr().err

@@ -215,6 +215,7 @@ REFUSED = {
     "logit bias": ({"logit_bias": {"5": 100}}, 400, "logit_bias", "unsupported_parameter"),
     "presence penalty": ({"presence_penalty": 0.5}, 400, "presence_penalty", "unsupported_parameter"),
     "negative temperature": ({"temperature": -1}, 400, "temperature", "invalid_value"),
+    "tiny penalty": ({"extra_body": {"repetition_penalty": 1e-38}}, 400, "repetition_penalty", "invalid_value"),
     "top_p": ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
     "n": ({"n": 1000}, 400, "n", "invalid_value"),
     "a long prompt": (asked("the red cat " * 500), 400, "messages", TOO_LONG),
