@@ -96,6 +96,11 @@ class KVCache:
         for own, theirs in zip((*self.k, *self.v), (*other.k, *other.v), strict=True):
             own[row, :, : theirs.n_slots] = theirs.read(other_row + 1, theirs.n_slots)[other_row]
 
+    def clear(self, row: int) -> None:
+        """Forget a row that holds what is no number: even where it is masked, it would spoil the sum."""
+        for slots in (*self.k, *self.v):
+            slots[row] = torch.zeros_like(slots.values[row], dtype=slots.dtype)
+
     def stay(self) -> None:
         """Tell the compiler that the slots never move: CUDA graphs cannot write elsewhere."""
         for slots in (*self.k, *self.v):
@@ -115,7 +120,7 @@ class Slots:
         self.values = torch.zeros(shape, device=device, dtype=torch.int8 if int8 else dtype)
         self.scale = torch.zeros((*shape[:3], 1), device=device, dtype=torch.float32) if int8 else None
 
-    def __setitem__(self, index: tuple, new: Tensor) -> None:
+    def __setitem__(self, index: int | tuple, new: Tensor) -> None:
         if self.scale is None:
             self.values[index] = new
             return

@@ -1,5 +1,6 @@
 """A conversation in the terminal: the user types, the model answers, and both remember what was said."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def chat(args: ChatArgs) -> None:
     style = args.prompt_style or trained_style(args.adapter_dir or folder) or default_style(tokenizer, is_text=False)
     tokenizer.eos_ids = end_ids(style, tokenizer)
     conversation = Conversation(model, tokenizer, style, args)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines that were read with the wrong one
     tell(f"prompt style {style}; /help lists the commands")
     while (line := _read_line()) is not None:
         if line.startswith("/") and not line.startswith("//"):
@@ -101,7 +104,11 @@ def _read_line() -> str | None:
         import readline  # noqa: F401
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "").strip()
+            line = input("> " if sys.stdin.isatty() else "").strip()
+            line.encode()  # bytes that are no UTF-8 may come as halves of surrogate pairs, which are no text
+            return line
+        except UnicodeError:
+            tell("the line is not UTF-8 and was left out. Write it again")
         except EOFError:
             return None
         except KeyboardInterrupt:
@@ -147,8 +154,8 @@ def _save(conversation: Conversation, path: str) -> str:
     try:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": conversation.messages()}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        return f"{path} cannot be written: {error.strerror}"
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        return f"{path!r} cannot be written: {getattr(error, 'strerror', error)}"
     return f"added to {path}"
 
 

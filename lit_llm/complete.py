@@ -24,13 +24,14 @@ from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
 from lit_llm.packed import lay_out, pack, wide_linears
 from lit_llm.parallel import join, split
-from lit_llm.pieces import WINDOW, candidate_text, pieces
+from lit_llm.pieces import candidate_text
 from lit_llm.placement import choose_strategy
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
 from lit_llm.report import Progress
 from lit_llm.sampling import Sampling
 from lit_llm.speculative import check_draft, continue_drafted
+from lit_llm.text_stream import token_texts
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -104,14 +105,17 @@ def _write(
     """Answer the prompts in a style, or without one continue them. What is done is written in the order of the prompts."""
     stop = (*args.stop, *(() if style is None else stop_strings(style, tokenizer)))
     n, total = args.num_samples, len(prompts) * args.num_samples
-    file = None
+    draft = None if args.draft_checkpoint_dir is None else _load(args, args.draft_checkpoint_dir, None)
+    file, keys = None, []
     if args.output_file is not None:
-        file = AnswerFile(args.output_file, [_key(args, model, encoded[i // n], i) for i in range(total)])
+        keys = _keys(args, model, None if draft is None else draft[0], encoded)
+        file = AnswerFile(args.output_file, keys)
     first = 0 if file is None else file.n_done
     if first == total:
         print(f"{args.output_file} holds all {total} answers already", file=sys.stderr)
         return
     as_lines = file is not None or args.has_many_prompts()
+    before = "" if as_lines or style is not None else as_text(prompts[0])  # tokens lack what special tokens are written as
     progress = Progress("answers", total, first) if as_lines else None
     places, finished = dict[Row, int](), dict[int, Row]()
 
@@ -126,20 +130,20 @@ def _write(
 
     def tell(i: int, row: Row) -> None:
         if as_lines:
-            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer)}
+            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer, style is None)}
             if file is None:
                 print(json.dumps(line, ensure_ascii=False), flush=True)
             else:
-                file.write({**line, "key": _key(args, model, encoded[i // n], i)})
+                file.write({**line, "key": keys[i]})
         elif args.stream:
             print()
         else:
-            print(("" if style else tokenizer.decode(encoded[0])) + row.stream.text)
+            print(before + row.stream.text)
 
-    continued = _continue(args, model, tokenizer, begin(), min(args.batch_size, total - first), max(map(len, encoded)))
+    continued = _continue(args, model, tokenizer, draft, begin(), min(args.batch_size, total - first), max(map(len, encoded)))
     start, n_new, upcoming = time.perf_counter(), 0, first
-    if args.stream and style is None:
-        print(tokenizer.decode(encoded[0]), end="", flush=True)
+    if args.stream:
+        print(before, end="", flush=True)
     for row, text in continued:
         if args.stream:
             print(text, end="", flush=True)
@@ -159,45 +163,52 @@ def _write(
 
 
 def _continue(
-    args: GenerateArgs, model: GPT, tokenizer: Tokenizer, rows: Iterable[Row], size: int, longest: int
+    args: GenerateArgs,
+    model: GPT,
+    tokenizer: Tokenizer,
+    draft: tuple[GPT, Tokenizer] | None,
+    rows: Iterable[Row],
+    size: int,
+    longest: int,
 ) -> Iterator[tuple[Row, str]]:
     """As `continue_rows`, for prompts of so many tokens at most, side by side or with a draft."""
-    if args.draft_checkpoint_dir is None:
+    if draft is None:
         batch = Batch[Row](model, size, longest + args.max_new_tokens, args.kv_cache == "int8", args.compile)
         return continue_rows(batch, rows)
-    draft, draft_tokenizer = _load(args, args.draft_checkpoint_dir, None)
-    check_draft(model, tokenizer, draft, draft_tokenizer)
-    check_context(draft, longest, args.max_new_tokens)
-    return ((row, text) for row in rows for text in continue_drafted(model, draft, row))
+    check_draft(model, tokenizer, *draft)
+    check_context(draft[0], longest, args.max_new_tokens)
+    return ((row, text) for row in rows for text in continue_drafted(model, draft[0], row))
 
 
-def _outcome(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+def _outcome(row: Row, tokenizer: Tokenizer, continues: bool) -> dict[str, Any]:
     """What a row came to, for a line of JSON. The last tokens may be those of a stop sequence, which the text lacks."""
     finish = "stop" if row.ended else "length"
     found: dict[str, Any] = {"text": row.stream.text, "finish": finish, "n_tokens": row.n_new}
     if row.n_top is None:
         return found
-    text_of, n_before = candidate_text(tokenizer), min(WINDOW, row.n_prompt)
-    ids = row.ids[row.n_prompt - n_before :]
-    texts = pieces(tokenizer, ids, tokenizer.decode(ids))
+    text_of, prompt, ids = candidate_text(tokenizer), row.ids[: row.n_prompt], row.ids[row.n_prompt :]
+    texts = token_texts(tokenizer, ids, prompt if continues else ())
     found["tokens"] = [
         {
             "id": token, "text": text, "logprob": score.log_prob,
             "top": [{"id": i, "text": text_of(i), "logprob": log_prob} for i, log_prob in score.top.items()],
         }
-        for token, text, score in zip(ids[n_before:], texts[n_before:], row.scores, strict=True)
+        for token, text, score in zip(ids, texts, row.scores, strict=True)
     ]  # fmt: skip
     return found
 
 
-def _key(args: GenerateArgs, model: GPT, ids: list[int], i: int) -> str:
-    """Stands for all that an answer follows from."""
+def _keys(args: GenerateArgs, model: GPT, draft: GPT | None, encoded: Sequence[list[int]]) -> list[str]:
+    """For each answer to each prompt, what stands for all that it follows from."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "logprobs", "precision",
              "quantize", "cpu_weights", "kv_cache")  # fmt: skip
-    folders = [getattr(args, "adapter_dir", None), args.draft_checkpoint_dir]
-    others = [folder and str(folder.resolve()) for folder in folders]
-    told = [ids, args.seed + i, model.fingerprint, *others, *[getattr(args, name) for name in names]]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    folder: Path | None = getattr(args, "adapter_dir", None)
+    files = [] if folder is None else [folder / "adapter.json", folder / "adapter.safetensors"]
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    models = [model.fingerprint, None if draft is None else draft.fingerprint]
+    told = [*models, *sums, *[getattr(args, name) for name in names]]
+    everything = ([ids, *told] for ids in encoded for _ in range(args.num_samples))
+    return [hashlib.sha256(json.dumps([args.seed + i, *x]).encode()).hexdigest()[:16] for i, x in enumerate(everything)]
 
 
 def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:

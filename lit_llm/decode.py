@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lit_llm.cache import KVCache
 from lit_llm.model import GPT
-from lit_llm.pieces import WINDOW
-from lit_llm.sampling import Sampling, sample
+from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, sample
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
 
@@ -74,7 +73,7 @@ class Row:
         self.n_new, self.done, self.ended = 0, max_new_tokens == 0, False
         self.max_new_tokens = max_new_tokens
         self._eos_ids = tokenizer.eos_ids if eos_ids is None else eos_ids
-        self.stream = TextStream(tokenizer, stop, self.ids[-WINDOW:] if continues else ())
+        self.stream = TextStream(tokenizer, stop, self.ids if continues else ())
 
     def take(self, token: int, score: TokenScore | None = None) -> str:
         """Add a token, and return the text that became certain."""
@@ -164,7 +163,11 @@ class Batch(Generic[R]):
 
 
 def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]:
-    """Bring all rows to their ends, and yield each piece of text as it becomes certain. Rows that find no place wait."""
+    """Bring all rows to their ends, and yield each piece of text as it becomes certain. Rows that find no place wait.
+
+    Raises:
+        ValueError: if the model's logits are not finite.
+    """
     waiting = (row for row in rows if not row.done)
     while True:
         joining = list(islice(waiting, batch.size - len(batch.rows)))
@@ -173,6 +176,8 @@ def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]
         hidden = batch.join(joining) if joining else batch.step()
         taking = joining or list(batch.rows)
         for row, (token, score) in zip(taking, choose(batch.model, hidden, taking), strict=True):
+            if token < 0:
+                raise ValueError(NOT_FINITE)
             yield row, row.take(token, score)
         batch.drop_done()
 
@@ -224,15 +229,19 @@ def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
 
 @torch.inference_mode()
 def choose(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[int, TokenScore | None]]:
-    """The next token of each row, drawn as the row says, and its score if the row asks for it, from hidden states (B, C)."""
+    """The next token of each row, drawn as the row says, and its score if the row asks for it, from hidden states (B, C).
+
+    The token is -1 where the logits of the row are not finite.
+    """
     logits = model.head(hidden)  # (B, V)
     tokens = sample(logits, [r.sampling for r in rows], [r.generator for r in rows], [r.ids for r in rows])  # (B,)
     scores: list[TokenScore | None] = [None] * len(rows)
-    if scored := [i for i, row in enumerate(rows) if row.n_top is not None]:
+    drawn = tokens.tolist()
+    if scored := [i for i, row in enumerate(rows) if row.n_top is not None and drawn[i] >= 0]:
         n_top = [rows[i].n_top or 0 for i in scored]
         for i, n, score in zip(scored, n_top, token_scores(logits[scored], tokens[scored], max(n_top)), strict=True):
             scores[i] = TokenScore(score.log_prob, dict(list(score.top.items())[:n]))
-    return list(zip(tokens.tolist(), scores, strict=True))
+    return list(zip(drawn, scores, strict=True))
 
 
 def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]:
@@ -245,10 +254,16 @@ def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]
 
 @torch.inference_mode()
 def prompt_scores(model: GPT, ids: Sequence[int], n_top: int) -> list[TokenScore]:
-    """Scores of all tokens of a prompt but the first, each given those before it."""
+    """Scores of all tokens of a prompt but the first, each given those before it. Raises ValueError as `continue_rows`."""
     row = torch.tensor([list(ids)], device=model.device)
     if row.size(1) < 2:
         return []
     hidden, targets = model.hidden(row[:, :-1])[0], row[0, 1:]
     parts = zip(hidden.split(256), targets.split(256), strict=True)  # to hold few logits at once
-    return [score for h, t in parts for score in token_scores(model.head(h), t, n_top)]
+    scores = []
+    for h, t in parts:
+        logits = model.head(h)
+        if not are_finite(logits).all():
+            raise ValueError(NOT_FINITE)
+        scores += token_scores(logits, t, n_top)
+    return scores

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.model import GPT
-from lit_llm.pieces import WINDOW
-from lit_llm.sampling import Sampling
+from lit_llm.sampling import NOT_FINITE, Sampling
 from lit_llm.text_stream import TextStream
 from lit_llm.tokenizer import Tokenizer
 
@@ -85,7 +84,7 @@ class Task(Row):
             tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top, job.eos_ids
         )
         self.job, self.emit, self.deadline, self.cancelled, self.closed = job, emit, deadline, False, False
-        before = job.prompt[-WINDOW:] if job.continues else []
+        before = job.prompt if job.continues else []
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)
         self._held: deque[Token] = deque()  # tokens whose text is held back
         self._start = 0  # where the text of the first of them begins
@@ -107,7 +106,8 @@ class Task(Row):
     def _release(self) -> list[Token]:
         """The tokens whose text is out. At the end all, but for what a stop sequence cuts off."""
         end, tokens = len(self.stream.text), []
-        while self._held:
+        within = self._pieces is not None and self._pieces.within and not self.done  # the last is to get the rest, if any
+        while len(self._held) > within:
             token = self._held[0]
             if self.stream.stopped:
                 if self._start >= end:
@@ -271,5 +271,11 @@ class Engine:
     def _take(self, tasks: Sequence[Task], hidden: Tensor) -> None:
         """Draw a token for each task from its row of hidden states (B, C); those that are done leave."""
         for task, (token, score) in zip(list(tasks), choose(self.model, hidden, tasks), strict=True):
-            self._guarded([task], task.take, token, score)
+            if token < 0:
+                print(NOT_FINITE, file=sys.stderr)
+                self._batch.cache.clear(self._batch.rows.index(task))
+                task.done = True
+                task.end("error")
+            else:
+                self._guarded([task], task.take, token, score)
         self._batch.drop_done()

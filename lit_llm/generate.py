@@ -34,12 +34,22 @@ def generate(
         n_top: Score the tokens, each beside this many of the likeliest.
 
     Raises:
-        ValueError: if a prompt has no tokens, or a prompt and `max_new_tokens` do not fit into the context.
+        ValueError: if a prompt has no tokens or one that does not exist, a prompt and `max_new_tokens` do not fit into the
+            context, another argument makes no sense, or the model's logits are not finite.
     """
+    if isinstance(prompts, str) or isinstance(stop, str):
+        raise ValueError("prompts and stop are lists of texts, not a text")
+    if max_new_tokens < 0 or (n_top is not None and n_top < 0):
+        raise ValueError(f"max_new_tokens and n_top must be at least 0, found {max_new_tokens} and {n_top}")
+    how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if not prompts:
+        return []
     encoded = [encode_prompt(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    for n, ids in enumerate(encoded):
+        if not ids or not all(0 <= i < model.config.vocab_size for i in ids):
+            raise ValueError(f"prompts[{n}] has no tokens, or one that the model does not have")
     longest = max(map(len, encoded))
     check_context(model, longest, max_new_tokens)
-    how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     rows = [
         Row(tokenizer, ids, max_new_tokens, replace(how, seed=seed + i), stop, n_top=n_top) for i, ids in enumerate(encoded)
     ]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lit_llm.args.base import PENALTIES
 from lit_llm.engine import Token
 from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
 from lit_llm.sampling import Sampling
@@ -58,7 +59,7 @@ class Common(BaseModel):
     # Not of OpenAI's API; its Python client sends them as `extra_body`.
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=PENALTIES[0], le=PENALTIES[1])
 
     def check_supported(self) -> None:
         """Raises Refused for a field that asks for what this server cannot do."""

@@ -69,6 +69,9 @@ def as_messages(prompt: Prompt, input: str = "") -> list[Message]:
     return question(*parts)
 
 
+OPENING = b'{"row": 0, "sample": 0, "prompt": '  # of the first line, which a run may not have finished
+
+
 class AnswerFile:
     """JSON lines, of which each bears the key of what was asked.
 
@@ -79,16 +82,17 @@ class AnswerFile:
         keys: Of all lines, in their order.
 
     Raises:
-        ValueError: if the file holds other lines than the first of these.
+        ValueError: if the file holds anything else than the first of these lines and the beginning of one more.
     """
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         self._file.seek(0)
-        whole, _, _ = self._file.read().rpartition(b"\n")
+        whole, _, begun = self._file.read().rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []
-        if [_key(line) for line in lines] != list(keys[: len(lines)]):
+        ours = bool(lines) or begun[: len(OPENING)] == OPENING[: len(begun)]
+        if not ours or [_key(line) for line in lines] != list(keys[: len(lines)]):
             self._file.close()
             raise ValueError(
                 f"{path} holds answers to other prompts, or of another model or other options. Give another --output_file"

@@ -9,10 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_llm.args.base import sampling_rules
+
+NOT_FINITE = "the model's logits are not finite, as when float16 overflows: try another --precision"
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one row; they apply in the order of transformers: penalty, temperature, top_k, top_p, min_p."""
+    """Settings of one row; they apply in the order of transformers: penalty, temperature, top_k, top_p, min_p.
+
+    Raises:
+        ValueError: for a setting with which finite logits may become infinite, or nothing could be drawn.
+    """
 
     temperature: float = 0.8
     """Divides the logits; 0 takes the likeliest token."""
@@ -26,6 +34,10 @@ class Sampling:
     """Divides positive and multiplies negative logits of tokens that were there (https://arxiv.org/abs/1909.05858, 4.1)."""
     seed: int = 1337
 
+    def __post_init__(self) -> None:
+        if mistakes := [text for wrong, text in sampling_rules(self, dashes="") if wrong]:
+            raise ValueError("\n".join(mistakes))
+
     def generator(self) -> torch.Generator:
         """The random stream of a row. It lives on the CPU, so that a sample does not depend on the device."""
         return torch.Generator().manual_seed(self.seed)
@@ -37,11 +49,12 @@ def sample(
     generators: Sequence[torch.Generator],
     seen: Sequence[Sequence[int]],
 ) -> Tensor:
-    """One token per row, (B,), from logits (B, V).
+    """One token per row, (B,), from logits (B, V); -1 for a row whose logits are not finite.
 
     Row i draws once from `generators[i]` and from nothing else, so that it does not depend on the other rows. `seen[i]` are its
     tokens so far, the prompt included, for the repetition penalty.
     """
+    finite = are_finite(logits)
     logits = penalize(logits.float(), settings, seen)
     tokens = logits.argmax(dim=-1)
     groups: dict[tuple, list[int]] = {}
@@ -51,7 +64,12 @@ def sample(
     for rows in groups.values():
         probabilities = distribution(logits[rows], settings[rows[0]])
         tokens[rows] = draw(probabilities, [generators[i] for i in rows])
-    return tokens
+    return tokens.where(finite, -1)
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether a token can be drawn from logits (..., V): they have a largest, which is a number. (...)"""
+    return logits.amax(dim=-1).isfinite()
 
 
 def penalize(logits: Tensor, settings: Sequence[Sampling], seen: Sequence[Sequence[int]]) -> Tensor:
@@ -62,13 +80,15 @@ def penalize(logits: Tensor, settings: Sequence[Sampling], seen: Sequence[Sequen
     for row, s, ids in zip(logits, settings, seen, strict=True):
         where = torch.tensor(sorted(set(ids)), device=row.device)
         found = row[where]
-        row[where] = torch.where(found < 0, found * s.repetition_penalty, found / s.repetition_penalty)
+        found = torch.where(found < 0, found * s.repetition_penalty, found / s.repetition_penalty)
+        row[where] = found.clamp(max=torch.finfo(row.dtype).max)
     return logits
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (B, V) that are sampled from, given logits (B, V) after the penalty, at a temperature above 0."""
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(sampling.temperature, 1e30)  # 1e39 is no float32
     if sampling.top_k is not None and sampling.top_k < logits.size(-1):
         last = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < last, -torch.inf)
@@ -90,4 +110,4 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
     total = cumulative[:, -1:]
     target = torch.cat([torch.rand(1, generator=g) for g in generators])[:, None].to(total.device) * total
     target = target.minimum(total.nextafter(torch.zeros_like(total)))  # rounded up to the total, it would hit no token
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=probabilities.size(-1) - 1)  # of NaN it is V

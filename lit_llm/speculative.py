@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_llm.decode import Row
 from lit_llm.model import GPT
-from lit_llm.sampling import Sampling, distribution, draw, penalize
+from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, distribution, draw, penalize
 from lit_llm.tokenizer import Tokenizer
 
 N_DRAFTED = 4
@@ -66,7 +66,13 @@ def judge(p: Tensor, q: Sequence[Tensor], guesses: Sequence[int], generator: tor
 
 
 def probabilities(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]]) -> Tensor:
-    """What tokens are drawn from, (n, V), at n places with logits (n, V), each behind the tokens `seen`."""
+    """What tokens are drawn from, (n, V), at n places with logits (n, V), each behind the tokens `seen`.
+
+    Raises:
+        ValueError: if the logits are not finite.
+    """
+    if not are_finite(logits).all():
+        raise ValueError(NOT_FINITE)
     logits = penalize(logits.float(), [sampling] * len(seen), seen)
     if sampling.temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.size(-1)).float()

@@ -1,8 +1,12 @@
 """Tokens to text as they come."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
+from itertools import islice
 
 from lit_llm.tokenizer import Tokenizer
+
+N_BEFORE = 4  # tokens with text that decide how the next is written: those of a character, of which each may be a byte
 
 
 class TextStream:
@@ -16,7 +20,8 @@ class TextStream:
         text: All that was returned so far.
 
     Args:
-        before: Tokens that the text continues. With some tokenizers a text that continues nothing loses its leading space.
+        before: Tokens that the text continues. With some tokenizers a text that continues nothing loses its leading space. If
+            they end within a character, the next tokens may complete it.
 
     Raises:
         ValueError: if a stop sequence is empty.
@@ -27,29 +32,37 @@ class TextStream:
             raise ValueError("a stop sequence must not be empty")
         self.tokenizer, self.stop = tokenizer, list(stop)
         self.stopped, self.text = False, ""
-        self._ids = list(before)  # what decides how the next tokens are written, then those not yet written
-        self._known = len(self._ids)  # tokens of `_ids` whose text is out
         self._held = ""  # decoded, and possibly the beginning of a stop sequence
+        with_text = (i for i in reversed(before) if tokenizer.decode_more([i]))
+        self._before = list(islice(with_text, N_BEFORE))[::-1]
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        for i in self._before:
+            self._decoder.decode(tokenizer.token_bytes(i))
+        self._completes = self.within  # the text before ends with a part of a character, which it shows as U+FFFD
+
+    @property
+    def within(self) -> bool:
+        """Whether the last token ended within a character."""
+        return bool(self._decoder.getstate()[0])
 
     def feed(self, token: int) -> str:
         """Text that became certain with this token; it may be empty."""
-        self._ids.append(token)
-        return "" if self.stopped else self._release(self._decode(final=False), final=False)
+        if self.stopped:
+            return ""
+        data = self.tokenizer.token_bytes(token, self._before)
+        if self.tokenizer.decode_more([token]):
+            self._before = [*self._before, token][-N_BEFORE:]
+        return self._release(self._decode(data), final=False)
 
     def close(self) -> str:
         """What was held back, once no more tokens come."""
-        return "" if self.stopped else self._release(self._decode(final=True), final=True)
+        return "" if self.stopped else self._release(self._decode(b"", final=True), final=True)
 
-    def _decode(self, final: bool) -> str:
-        """Text of the tokens that were not written yet, unless it ends within a character."""
-        text = self.tokenizer.decode(self._ids)
-        old = self.tokenizer.decode(self._ids[: self._known])
-        if len(text) <= len(old) or (text.endswith("\ufffd") and not final):
-            return ""
-        # The tokens just written suffice as context: they have text, so that a leading space is taken from them alone.
-        del self._ids[: self._known]
-        self._known = len(self._ids)
-        return text[len(old) :]
+    def _decode(self, data: bytes, final: bool = False) -> str:
+        text = self._decoder.decode(data, final)
+        if text and self._completes:
+            self._completes, text = False, text.removeprefix("\ufffd")
+        return text
 
     def _release(self, text: str, final: bool) -> str:
         held = self._held + text
@@ -61,6 +74,15 @@ class TextStream:
             self._held, text = held[len(held) - n :], held[: len(held) - n]
         self.text += text
         return text
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+    """What each token contributes to the text behind `before`. A character of several tokens belongs to its last."""
+    stream = TextStream(tokenizer, before=before)
+    texts = [stream.feed(i) for i in ids]
+    if texts:
+        texts[-1] += stream.close()
+    return texts
 
 
 def earliest(text: str, stop: Sequence[str]) -> int | None:

@@ -7,6 +7,7 @@ is lost (" a" gets the ids of "a"). We run the file: it agrees with sentencepiec
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from lit_llm.files import read_json_object
 # Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
+# How byte-level pipelines spell bytes, after GPT-2: by their Latin-1 character, or if that is not printable by one from 256 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_SPELLED = {chr(b): b for b in _PRINTABLE} | {chr(256 + n): b for n, b in enumerate(sorted({*range(256)} - {*_PRINTABLE}))}
 
 FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -68,6 +72,8 @@ class Tokenizer:
                 f"python scripts/download.py --repo_id {folder.parent.name}/{folder.name} --tokenizer_only"
             )
         self.vocab_size = self._backend.vocab_size
+        self._anchor = self._backend.encode("a")  # behind it a space is kept
+        self._n_skipped = len(self.decode(self._anchor))
 
         generation, model = (_read_json(folder / name) for name in ("generation_config.json", "config.json"))
         listed = {name: _id_list(generation, name) or _id_list(model, name) for name in ("bos_token_id", "eos_token_id")}
@@ -121,6 +127,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens and ids beyond the vocabulary (padding rows of the embedding) are left out."""
         return self._backend.decode(list(ids))
+
+    def decode_more(self, ids: Sequence[int]) -> str:
+        """Text of `ids` that continue another text: it keeps a leading space."""
+        return self.decode([*self._anchor, *ids])[self._n_skipped :]
+
+    def token_bytes(self, i: int, before: Sequence[int] = ()) -> bytes:
+        """UTF-8 that a token adds, be it a part of a character, to the text of some tokens before it."""
+        token, alone = self._backend.token(i), self.decode_more([i])
+        if (byte := re.fullmatch("<0x([0-9A-F]{2})>", token)) and alone != token:
+            return bytes.fromhex(byte[1])
+        if "\ufffd" in alone and _SPELLED.keys() >= set(token):
+            return bytes(_SPELLED[c] for c in token)
+        return self.decode([*before, i])[len(self.decode(before)) :].encode()
 
     def decode_visibly(self, ids: Sequence[int]) -> str:
         """Text of `ids` in which special tokens stand as they are written, to show to a person."""

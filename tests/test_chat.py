@@ -97,6 +97,25 @@ def test_commands(demo, monkeypatch, capsys, tmp_path):
         assert told in err
 
 
+def test_a_line_that_is_not_utf_8_and_a_name_that_cannot_be_leave_the_conversation_whole(tmp_path):
+    save = f"/save {tmp_path}/talk.jsonl"
+    lines = [b"Where does Frida live?", b"not \xff utf-8", b"/save a\0b", b"/save " + bytes(tmp_path), save.encode()]
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "generate/chat.py", "--temperature=0", "--max_new_tokens=8"],
+        input=b"\n".join(lines),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+    )
+    told = done.stderr.decode()
+    assert done.returncode == 0, told
+    assert "the line is not UTF-8" in told
+    assert "'a\\x00b' cannot be written" in told
+    assert told.count("cannot be written") == 2
+    (record,) = read_records(tmp_path / "talk.jsonl")
+    assert record["messages"][0]["content"] == "Where does Frida live?"
+    assert len(record["messages"]) == 2
+
+
 def test_an_adapter_is_asked_in_the_style_that_it_was_trained_with(tmp_path, monkeypatch, capsys, checkpoint):
     model, _ = lit_llm.load(checkpoint)
     method, folder = LoRA(), tmp_path / "adapter"

@@ -13,7 +13,8 @@ from serving import wait_until
 
 import lit_llm
 from lit_llm.cli import DEMO
-from lit_llm.engine import ClosedError, Engine, Job, QueueFullError
+from lit_llm.decode import TokenScore
+from lit_llm.engine import ClosedError, Engine, Job, QueueFullError, Task
 from lit_llm.generate import generate
 from lit_llm.sampling import Sampling
 
@@ -138,6 +139,19 @@ def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, ma
             assert sum(len(token.text) for c in chunks[: chunks.index(chunk) + 1] for token in c.tokens) <= len(sent)
 
 
+@pytest.mark.parametrize("stop", [[], ["b\ufffd"], ["c"]])
+@pytest.mark.parametrize("n_bytes", [1, 2, 3])
+def test_tokens_join_to_a_text_that_ends_within_a_character(demo, n_bytes, stop):
+    tokenizer, chunks = demo[1], []
+    task = Task(Job(tokenizer.encode("a"), 20, stop=stop, n_top=0), tokenizer, chunks.append, deadline=1e9)
+    ids = [*tokenizer.encode_more("b🦜")[: 1 + n_bytes], min(tokenizer.eos_ids)]
+    for token in ids:
+        task.take(token, TokenScore(0.0, {}))
+        sent = "".join(token.text for chunk in chunks for token in chunk.tokens)
+        assert text_of(chunks).startswith(sent)
+    assert text_of(chunks) == sent == (" " if stop == ["b\ufffd"] else " b\ufffd")
+
+
 def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
     engine = make_engine(max_batch_size=1, max_queue=1)
     (ids,) = prompts(demo[1], 1)
@@ -244,3 +258,22 @@ def test_a_fault_in_writing_one_job_ends_no_other(demo, make_engine, capfd):
     wait_until(lambda: engine.n_open() == 0)
     assert chunks.empty()
     assert "ArithmeticError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"n_top": 2}, {"n_top": 0, "score_prompt": True}])
+def test_a_job_whose_logits_are_not_finite_fails_alone(demo, make_engine, capfd, options):
+    """A token whose embedding is no number stands for what overflows."""
+    model = copy.deepcopy(demo[0])
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    model.wte.weight[1500] = float("nan")
+    ids, more = prompts(demo[1], 2)
+    jobs = [Job(ids[:20], 8, Sampling(0.7), **options), Job((ids + more)[:150], 20, Sampling(0.7), **options)]
+    engine = make_engine(model)
+    expected = [text_of(chunks) for chunks in run(make_engine(), jobs)]
+    for bad in ([1500, *ids], [*ids, *more, 1500]):
+        failed, *found = run(engine, [dataclasses.replace(jobs[0], prompt=bad), *jobs])
+        assert failed[-1].finish == "error"
+        assert [text_of(chunks) for chunks in found] == expected
+    found = run(engine, [jobs[1], jobs[0], jobs[0]])  # what was left in the cache harms none
+    assert [text_of(chunks) for chunks in found] == [expected[1], expected[0], expected[0]]
+    assert "logits are not finite" in capfd.readouterr().err

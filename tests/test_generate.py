@@ -92,6 +92,35 @@ def test_a_prompt_beyond_the_context_is_refused(checkpoint):
         generate(model, tokenizer, [[5] * 250], max_new_tokens=10)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        (["a"], {"max_new_tokens": -1}, "max_new_tokens and n_top must be at least 0, found -1"),
+        (["a"], {"temperature": float("nan")}, "temperature must be 0 or"),
+        ([[]], {}, r"prompts\[0\] has no tokens"),
+        (["a", []], {}, r"prompts\[1\] has no tokens"),
+        ([[5, 10**6]], {}, r"prompts\[0\] has no tokens, or one that the model does not have"),
+        ("abc", {}, "are lists of texts, not a text"),
+        (["a"], {"stop": "\n"}, "are lists of texts, not a text"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(checkpoint, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(*lit_llm.load(checkpoint), prompts, **{"max_new_tokens": 3, **options})
+
+
+def test_no_prompts_have_no_completions(checkpoint):
+    assert generate(*lit_llm.load(checkpoint), [], max_new_tokens=3) == []
+
+
+def test_logits_that_are_not_finite_are_told(checkpoint):
+    model, tokenizer = lit_llm.load(checkpoint)
+    model.lm_head.weight[7] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match=r"logits are not finite.*--precision"):
+            generate(model, tokenizer, ["a"], max_new_tokens=3, temperature=temperature)
+
+
 def test_base_prints_prompt_and_continuation_and_nothing_else(checkpoint, script):
     done = script(
         "generate/base.py", "--checkpoint_dir", checkpoint, "--prompt", "the red cat", "--max_new_tokens=5", "--temperature=0"

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from tiny import make_checkpoint
 
 import lit_llm
 from lit_llm import complete
@@ -13,7 +14,7 @@ from lit_llm.adapters import write_adapter
 from lit_llm.args.generate import GenerateArgs, LoRAGenerateArgs, ModelArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.cli import DEMO
-from lit_llm.generate import generate
+from lit_llm.generate import encode_prompt, generate
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.lora import LoRA
 
@@ -102,23 +103,24 @@ def test_an_output_file_of_other_prompts_or_options_is_refused_and_stays(run, pr
     other.write_text('"In the village"\n"another"\n')
     with pytest.raises(ValueError, match="Give another --output_file"):
         run(prompt_file=other, output_file=path)
-    path.write_text("my notes\n")
-    with pytest.raises(ValueError, match="Give another --output_file"):
-        run(prompt_file=prompt_file, output_file=path)
-    assert path.read_text() == "my notes\n"
+    for notes in ("my notes\n", "my notes", '"In the village"', '{"row": 1, "sam'):
+        path.write_text(notes)
+        with pytest.raises(ValueError, match="Give another --output_file"):
+            run(prompt_file=prompt_file, output_file=path)
+        assert path.read_text() == notes
     path.write_bytes(whole)
     run(prompt_file=prompt_file, output_file=path)
 
 
-def make_adapter(folder, method, base):
+def make_adapter(folder, method, base, seed=0):
     model = load_model(base, dtype=torch.float32)
     method.attach(model)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if method.trainable(name):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_adapter(folder, model, method, base, "alpaca")
     return folder
 
@@ -137,6 +139,41 @@ def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, ca
     assert json.loads(found[0].splitlines()[0])["text"] == capsys.readouterr().out[:-1]
     model, _, _ = complete.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_answers_of_an_adapter_that_was_trained_again_are_refused_in_the_same_file(checkpoint, prompt_file, tmp_path):
+    def answer():
+        files = {"prompt_file": tmp_path / "p.jsonl", "output_file": tmp_path / "a.jsonl"}
+        complete.answer(LoRAGenerateArgs(**files, adapter_dir=folder, max_new_tokens=2, accelerator="cpu"))
+
+    (tmp_path / "p.jsonl").write_text('"the red cat"\n"a dog"\n')
+    folder = make_adapter(tmp_path / "lora", LoRA(targets="all-linear"), checkpoint)
+    answer()
+    answer()
+    make_adapter(folder, LoRA(targets="all-linear"), checkpoint, seed=1)
+    with pytest.raises(ValueError, match="of another model"):
+        answer()
+
+
+def test_answers_with_another_draft_are_refused_in_the_same_file(run, checkpoint, tmp_path):
+    draft = shutil.copytree(checkpoint, tmp_path / "draft")
+    options = {"prompt": "a", "checkpoint_dir": checkpoint, "draft_checkpoint_dir": draft, "output_file": tmp_path / "a.jsonl"}
+    run(**options)
+    run(**options)
+    make_checkpoint(draft, seed=1)
+    with pytest.raises(ValueError, match="of another model"):
+        run(**options)
+
+
+def test_a_prompt_is_printed_as_it_was_given(run, demo, shared_data):
+    for folder in (None, shared_data / "stories260K"):
+        for prompt in ("a </s> b <s> c", " Once", "Once ", "Once\u00a0upon", ""):
+            model, tokenizer = demo if folder is None else lit_llm.load(folder, device="cpu")
+            options = {"checkpoint_dir": folder, "prompt": prompt, "temperature": 0.0, "max_new_tokens": 5}
+            ids = encode_prompt(tokenizer, prompt)
+            (new,) = generate(model, tokenizer, [ids], max_new_tokens=5, temperature=0)
+            more = tokenizer.decode([*ids, *new.ids])[len(tokenizer.decode(ids)) :]
+            assert run(**options).out == run(**options, stream=True).out == f"{prompt}{more}\n"
 
 
 def test_what_is_not_lora_cannot_be_merged(checkpoint, tmp_path):
@@ -164,9 +201,12 @@ def test_packed_weights_and_an_8_bit_cache_continue_a_trained_model_as_float32_d
 MISTAKES = {
     "no prompt": ({}, "give either --prompt TEXT or --prompt_file FILE"),
     "two prompts": ({"prompt": "a", "prompt_file": "p.txt"}, "give either --prompt TEXT or --prompt_file FILE"),
-    "nan temperature": ({"prompt": "a", "temperature": float("nan")}, "--temperature must be at least 0"),
-    "negative temperature": ({"prompt": "a", "temperature": -1.0}, "--temperature must be at least 0"),
-    "nan penalty": ({"prompt": "a", "repetition_penalty": float("nan")}, "--repetition_penalty must be above 0"),
+    "nan temperature": ({"prompt": "a", "temperature": float("nan")}, "--temperature must be 0 or at least 0.0001"),
+    "negative temperature": ({"prompt": "a", "temperature": -1.0}, "--temperature must be 0 or at least 0.0001"),
+    "nan penalty": ({"prompt": "a", "repetition_penalty": float("nan")}, "--repetition_penalty must be from 0.01"),
+    "tiny temperature": ({"prompt": "a", "temperature": 1e-40}, "--temperature must be 0 or at least 0.0001"),
+    "tiny penalty": ({"prompt": "a", "repetition_penalty": 1e-38}, "--repetition_penalty must be from 0.01"),
+    "one file": ({"prompt_file": b"a", "output_file": "p.jsonl"}, "--output_file is the --prompt_file"),
     "min_p": ({"prompt": "a", "min_p": 1.5}, "--min_p must be from 0 to 1"),
     "greedy min_p": ({"prompt": "a", "temperature": 0.0, "min_p": 0.5}, "--top_p and --min_p cannot act"),
     "empty stop": ({"prompt": "a", "stop": [""]}, "--stop must not be empty"),
@@ -195,6 +235,8 @@ def test_what_cannot_be_done_is_refused(run, checkpoint, tmp_path, mistake):
         options = {**options, "prompt_file": tmp_path / "p.jsonl"}
     elif "prompt_file" in options:
         options = {**options, "prompt_file": tmp_path / options["prompt_file"]}
+    if "output_file" in options:
+        options["output_file"] = tmp_path / "x" / ".." / options["output_file"]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(checkpoint_dir=checkpoint, **options)
 

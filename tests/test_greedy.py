@@ -23,8 +23,11 @@ class NoText:
 
     eos_ids = frozenset()
 
-    def decode(self, ids):
+    def decode_more(self, ids):
         return ""
+
+    def token_bytes(self, i, before):
+        return b""
 
 
 def theirs(reference, prompts):

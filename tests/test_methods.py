@@ -123,8 +123,11 @@ def train_two_steps(model, method, examples, out_dir):
 class NoEnd:
     eos_ids = frozenset()
 
-    def decode(self, ids):
+    def decode_more(self, ids):
         return ""
+
+    def token_bytes(self, i, before):
+        return b""
 
 
 def continue_greedily(model, ids, n):

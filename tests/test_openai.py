@@ -326,6 +326,7 @@ REFUSED = {
         "invalid_value",
     ),
     "negative temperature": ({"temperature": -1}, 400, "temperature", "invalid_value"),
+    "tiny penalty": ({"extra_body": {"repetition_penalty": 1e-38}}, 400, "repetition_penalty", "invalid_value"),
     "top_p": ({"top_p": 1.5}, 400, "top_p", "invalid_value"),
     "n": ({"n": 1000}, 400, "n", "invalid_value"),
     "a long prompt": (asked("the red cat " * 500), 400, "messages", TOO_LONG),

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lit_llm.sampling import Sampling, distribution, penalize, sample
+from lit_llm.sampling import Sampling, distribution, draw, penalize, sample
 
 SETTINGS = [
     Sampling(temperature=1.0),
@@ -77,3 +77,37 @@ def test_a_draw_depends_on_its_own_row_alone():
         found = sample(logits, rows, together, [[]] * len(rows)).tolist()
         assert found == [int(sample(logits[i : i + 1], rows[i : i + 1], alone[i : i + 1], [[]])) for i in range(len(rows))]
         assert found[-1] == int(logits[-1].argmax())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 3e38])
+@pytest.mark.parametrize("temperature", [1e-4, 1.0, 1e300])
+@pytest.mark.parametrize("penalty", [0.01, 100])
+def test_finite_logits_give_probabilities(scale, temperature, penalty):
+    logits = torch.tensor([[1.0, -1.0, 0.5, 0.0, -0.25]]) * scale
+    settings = Sampling(temperature, repetition_penalty=penalty)
+    found = distribution(penalize(logits, [settings], [[0, 1, 2]]), settings)
+    assert found.isfinite().all()
+    assert found.sum() == pytest.approx(1)
+
+
+def test_rows_whose_logits_are_not_finite_are_told_and_the_others_drawn():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    expected = sample(logits, [Sampling()] * 5, [torch.Generator().manual_seed(i) for i in range(5)], [[]] * 5)
+    logits[1, 3], logits[3, 7], logits[4] = torch.nan, torch.inf, -torch.inf
+    for settings in (Sampling(), Sampling(top_k=5, top_p=0.5), Sampling(0)):
+        found = sample(logits, [settings] * 5, [torch.Generator().manual_seed(i) for i in range(5)], [[]] * 5)
+        assert (found[[1, 3, 4]] == -1).all()
+        assert (found[[0, 2]] >= 0).all()
+        assert settings != Sampling() or (found[[0, 2]] == expected[[0, 2]]).all()
+    assert draw(torch.full((1, 5), torch.nan), [torch.Generator()]).item() < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", v) for v in (float("nan"), -1, 1e-40, float("inf"))]
+    + [("top_k", 0), ("top_p", 0), ("top_p", float("nan")), ("min_p", 2)]
+    + [("repetition_penalty", v) for v in (0, 1e-38, 1e38, float("nan"))],
+)
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, found "):
+        Sampling(**{name: value})

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
@@ -13,6 +13,26 @@ Optimizer = Literal[
 ]  # fmt: skip
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 InferenceStrategy = Literal["auto", "tensor", "layers"]
+
+MIN_TEMPERATURE = 1e-4  # but for 0
+PENALTIES = 0.01, 100.0
+
+
+def sampling_rules(settings: Any, dashes: str = "--") -> list[tuple[bool, str]]:
+    """Rules as of `Checked` for how a token is drawn, of options or of what has some of their names."""
+    temperature, top_k = settings.temperature, settings.top_k
+    min_p, penalty = (getattr(settings, name, default) for name, default in (("min_p", 0.0), ("repetition_penalty", 1.0)))
+    low, high = PENALTIES
+    return [  # NaN is wrong everywhere
+        (
+            not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf),
+            f"{dashes}temperature must be 0 or at least {MIN_TEMPERATURE}, found {temperature}",
+        ),
+        (top_k is not None and not top_k > 0, f"{dashes}top_k must be above 0, found {top_k}"),
+        (not 0 < settings.top_p <= 1, f"{dashes}top_p must be above 0 and at most 1, found {settings.top_p}"),
+        (not 0 <= min_p <= 1, f"{dashes}min_p must be from 0 to 1, found {min_p}"),
+        (not low <= penalty <= high, f"{dashes}repetition_penalty must be from {low} to {high}, found {penalty}"),
+    ]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.args.base import Accelerator, Checked, CpuWeights, InferenceStrategy, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, CpuWeights, InferenceStrategy, Precision, Quantization, sampling_rules
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class GenerateArgs(Checked):
         undrafted = [] if self.draft_checkpoint_dir is None else [n for n, d in defaults.items() if getattr(self, n) != d]
         return [
             ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
-            *self.below(0, "num_samples", "batch_size", "max_new_tokens", "top_k", "repetition_penalty", "devices"),
+            *self.below(0, "num_samples", "batch_size", "max_new_tokens", "devices"),
+            *sampling_rules(self),
             *[
                 (
                     self.devices > 1 and bool(getattr(self, name)),
@@ -83,9 +84,13 @@ class GenerateArgs(Checked):
                 f"--devices {self.devices} does not go with --output_file. Leave it out, or take --strategy layers on GPUs",
             ),
             (self.devices == 1 and self.strategy != "auto", f"--strategy {self.strategy} needs --devices above 1"),
-            *self.below(0, "temperature", "seed", "logprobs", allow_equal=True),
-            (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
-            (not 0 <= self.min_p <= 1, f"--min_p must be from 0 to 1, found {self.min_p}"),
+            *self.below(0, "seed", "logprobs", allow_equal=True),
+            (
+                self.output_file is not None
+                and self.prompt_file is not None
+                and self.output_file.resolve() == self.prompt_file.resolve(),
+                "--output_file is the --prompt_file. Give another",
+            ),
             ("" in self.stop, "--stop must not be empty"),
             (
                 self.temperature == 0 and (self.top_k is not None or self.top_p < 1 or self.min_p > 0),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_llm.args.base import sampling_rules
 from lit_llm.args.generate import ModelArgs
 
 
@@ -68,9 +69,9 @@ class ChatArgs(ModelArgs):
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *super().rules(),
-            *self.below(0, "max_new_tokens", "top_k"),
-            *self.below(0, "temperature", "seed", allow_equal=True),
-            (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, found {self.top_p}"),
+            *self.below(0, "max_new_tokens"),
+            *self.below(0, "seed", allow_equal=True),
+            *sampling_rules(self),
             (
                 self.temperature == 0 and (self.top_k is not None or self.top_p < 1),
                 "--temperature 0 takes the likeliest token: --top_k and --top_p cannot act. Leave them out",

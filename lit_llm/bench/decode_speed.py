@@ -51,8 +51,11 @@ class _NoText:
 
     eos_ids: frozenset[int] = frozenset()
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode_more(self, ids: Sequence[int]) -> str:
         return ""
+
+    def token_bytes(self, i: int, before: Sequence[int]) -> bytes:
+        return b""
 
 
 def _ours(folder: Path, prepare: Callable[[GPT], None]) -> Decode:
