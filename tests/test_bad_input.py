@@ -158,8 +158,8 @@ def test_results_and_data_of_others_are_not_replaced(script, run_script, base, d
     (tmp_path / "prepared" / "test.jsonl").write_text("mine")
     before = contents(tmp_path)
     train = ("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", "mine", "--resume=auto")
-    assert_told(*run_script(*train), "mine holds final but no args.yaml")
-    assert_told(*run_script(*prepare, "--seed=1"), "prepared also holds test.jsonl")
+    assert_told(*run_script(*train), "mine holds something that is not a run: it has no args.yaml")
+    assert_told(*run_script(*prepare, "--seed=1"), "would be lost: test.jsonl")
     assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are no demo")
     assert contents(tmp_path) == before
 
