@@ -37,12 +37,12 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def unused_folder(target: Path, flag: str, sources: Iterable[Path] = ()) -> Path:
-    """`target`, resolved. Raises ValueError, naming the `flag` that gave it, if files are there, or if it is, holds or lies in
-    one of the folders that are read."""
+    """`target`, resolved. Raises ValueError, naming the `flag` that gave it, if files are there, or if it is or holds one
+    of the folders that are read."""
     folder = target.resolve()
     for source in (source.resolve() for source in sources):
-        if folder == source or folder in source.parents or source in folder.parents:
-            relation = "is" if folder == source else "holds" if folder in source.parents else "lies in"
+        if folder == source or folder in source.parents:
+            relation = "is" if folder == source else "holds"
             raise ValueError(f"{flag} {target} {relation} {source}, which is read. Choose another {flag}")
     if folder == Path.cwd():
         raise ValueError(f"{flag} {target} is the folder that this runs in. Name a new one")

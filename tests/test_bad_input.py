@@ -112,7 +112,6 @@ def contents(folder):
 OUTPUTS = {
     "the base": ("base", "is {tmp}/base, which is read"),
     "the base, by another way": ("link/../base/", "is {tmp}/base, which is read"),
-    "a folder in the base": ("base/merged", "lies in {tmp}/base, which is read"),
     "the adapter": ("run/final", "is {tmp}/run/final, which is read"),
     "the run": ("run", "holds {tmp}/run/final, which is read"),
     "a folder with all in it": (".", "holds {tmp}/"),
