@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_llm.model import GPT
+from lit_llm.model import GPT, Documents
 
 
 def compile_blocks(model: GPT) -> None:
@@ -20,4 +20,6 @@ def compile_blocks(model: GPT) -> None:
         raise ValueError(
             f"--train.compile: torch.compile does not work here on {device.type} ({reason}). Install {needed}, or leave it out"
         ) from error
+    # Here, and not where it is defined: importing the compiler takes a second.
+    Documents.attend = torch.compiler.disable(Documents.attend)  # type: ignore[method-assign]
     model.run_block = torch.compile(model.run_block, dynamic=True)

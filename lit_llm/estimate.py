@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -98,6 +97,8 @@ def estimate(
         precision: A `*-mixed` one holds float32 and multiplies in half precision, as `bf16-true` does where the base trains.
         quantize: Linears of the blocks are held in the bits that it names.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
     held = half if precision.endswith("-true") and precision != "32-true" else torch.float32
     multiplied = half if precision.endswith("-mixed") or (held == half and isinstance(method, Full)) else None

@@ -2,8 +2,10 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.fabric.loggers.logger import Logger
+if TYPE_CHECKING:
+    from lightning.fabric.loggers.logger import Logger
 
 
 def check_logger(name: str) -> None:
@@ -12,7 +14,7 @@ def check_logger(name: str) -> None:
         raise ValueError(f"--logger {name} needs a package that is not installed: pip install {name}")
 
 
-def make_loggers(name: str, out_dir: Path, resume_step: int | None) -> list[Logger]:
+def make_loggers(name: str, out_dir: Path, resume_step: int | None) -> "list[Logger]":
     """Loggers besides `metrics.csv`, which is always written: none or one. What they keep on disk lies in `out_dir`.
 
     Args:

@@ -248,9 +248,7 @@ def _attend(
     """Attention (B, nh, T, hs): causal within `window`, or within each of `documents`; or by a `mask` (..., T, S), true where
     to attend, or added to the scores; or of one query to all keys."""
     if documents is not None:
-        if softcap is None and _runs_varlen(q):
-            return _attend_varlen(q, k, v, documents, window, scale)
-        return _attend_by_document(q, k, v, documents, window, scale, softcap)
+        return documents.attend(q, k, v, window, scale, softcap)
     if mask is None and window is not None and q.size(2) > window:
         return _attend_in_window(q, k, v, window, scale, softcap)
     if softcap is not None:
@@ -270,8 +268,13 @@ class Documents:
     def to(self, device: torch.device) -> "Documents":
         return Documents(self.lengths, device)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, softcap: float | None) -> Tensor:
+        """Causal attention within each document. `compiling.py` keeps it out of what is compiled."""
+        if softcap is None and _runs_varlen(q):
+            return _attend_varlen(q, k, v, self, window, scale)
+        return _attend_by_document(q, k, v, self, window, scale, softcap)
 
-@torch.compiler.disable()
+
 def _attend_by_document(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None, softcap: float | None
 ) -> Tensor:
@@ -286,7 +289,6 @@ def _runs_varlen(q: Tensor) -> bool:
     return fits and torch.__version__ >= "2.13" and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
-@torch.compiler.disable()
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None) -> Tensor:
     """All documents in one kernel, which takes (T, heads, hs)."""
     from torch.nn.attention.varlen import varlen_attn

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.config import Config
@@ -19,12 +19,15 @@ from lit_llm.methods.inject import Method
 from lit_llm.optimizers import STATE_BYTES
 from lit_llm.train import Objective
 
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
 ESTIMATE_FROM = 0.25
 """GB above the model: below that a step has no question of memory, and an estimate takes seconds."""
 
 
 def probe(
-    fabric: Fabric,
+    fabric: "Fabric",
     objective: Objective,
     plan: Plan,
     examples: Sequence[Example | Pair],

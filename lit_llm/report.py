@@ -5,10 +5,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from lightning.fabric.loggers.logger import Logger
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from lightning.fabric.loggers.logger import Logger
 
 COLUMNS: tuple[str, ...] = (
     "step", "epoch", "train_loss", "val_loss", "learning_rate", "grad_norm", "trained_tokens", "tokens_per_second",
@@ -20,7 +22,7 @@ class Metrics:
     """Rows of `metrics.csv`, and of the loggers asked for; a cell is empty where nothing was measured."""
 
     def __init__(
-        self, path: Path | None, more_columns: Sequence[str], resume_step: int | None, loggers: Sequence[Logger] = ()
+        self, path: Path | None, more_columns: Sequence[str], resume_step: int | None, loggers: "Sequence[Logger]" = ()
     ) -> None:
         """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again.
 

@@ -4,13 +4,9 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.strategies.ddp import DDPStrategy
-from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
@@ -19,6 +15,12 @@ from lit_llm.config import Config
 from lit_llm.distributed import BACKENDS, n_started, start_others, started_elsewhere
 from lit_llm.optimizers import STATE_BYTES
 from lit_llm.sharding import shard
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers.logger import Logger
+    from lightning.fabric.strategies.ddp import DDPStrategy
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 
 Strategy = Literal["one", "ddp", "fsdp"]
 
@@ -107,14 +109,16 @@ def _memory_gb(device: torch.device, n_devices: int) -> float:
 
 
 def launch(
-    args: FinetuneArgs, strategy: Strategy, device: torch.device, trains_base: bool, loggers: Sequence[Logger] = ()
-) -> Fabric:
+    args: FinetuneArgs, strategy: Strategy, device: torch.device, trains_base: bool, loggers: "Sequence[Logger]" = ()
+) -> "Fabric":
     """Fabric that never casts weights, on all devices: the other processes of this machine are started here.
 
     Frozen weights are loaded in the dtype of a `*-true` precision by us, while trained ones stay float32: Fabric's own
     `bf16-true` would cast both, and bfloat16 loses small updates. A method that trains the base's own weights then needs
     autocast to multiply them in bfloat16.
     """
+    from lightning.fabric import Fabric
+
     assert args.precision is not None
     precision = "bf16-mixed" if args.precision == "bf16-true" and trains_base else args.precision
     fabric = Fabric(
@@ -131,12 +135,16 @@ def launch(
     return fabric
 
 
-def _ddp(args: FinetuneArgs, device: torch.device, precision: str) -> DDPStrategy:
+def _ddp(args: FinetuneArgs, device: torch.device, precision: str) -> "DDPStrategy":
     """All ranks have read the same weights and drawn the same adapter: to send them would copy what lies in a mapped file."""
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
     return DDPStrategy(process_group_backend=BACKENDS[device.type], init_sync=False, gradient_as_bucket_view=True)
 
 
-def _fsdp(args: FinetuneArgs, device: torch.device, precision: str) -> ModelParallelStrategy:
+def _fsdp(args: FinetuneArgs, device: torch.device, precision: str) -> "ModelParallelStrategy":
+    from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+
     multiplied = torch.bfloat16 if precision == "bf16-mixed" and args.quantize is None else None
 
     def parallelize(objective: nn.Module, mesh: Any) -> nn.Module:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
@@ -27,6 +25,9 @@ from lit_llm.model import GPT
 from lit_llm.report import Metrics, Progress
 from lit_llm.resume import State, largest_weight, load_state, remove_old_saves, save_state, saves, set_aside_later
 from lit_llm.sharding import whole
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 """Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
@@ -117,7 +118,7 @@ class Schedule:
 
 
 def fit(
-    fabric: Fabric,
+    fabric: "Fabric",
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
@@ -220,7 +221,7 @@ def fit(
 
 
 def optimizer_step(
-    fabric: Fabric,
+    fabric: "Fabric",
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Sequence[int]],
@@ -233,6 +234,8 @@ def optimizer_step(
     Returns what `metrics.csv` shows of it: means per target over all ranks, and the gradient norm before clipping.
     """
     n_targets = total(torch.tensor(sum(examples[i].n_targets for group in groups for i in group))).item()
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
     waits = isinstance(fabric.strategy, DDPStrategy)  # with FSDP gradients would be whole until the end of the step
     shown: dict[str, Tensor] = {}
     for i, group in enumerate(groups):
@@ -258,7 +261,7 @@ def optimizer_step(
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, objective: Objective, batches: Sequence[MicroBatch], max_batches: int | None) -> float:
+def validate(fabric: "Fabric", objective: Objective, batches: Sequence[MicroBatch], max_batches: int | None) -> float:
     """Mean loss per target of the first `max_batches` micro-batches; independent of how they are cut and dealt to ranks."""
     was_training = objective.training
     objective.eval()

@@ -28,6 +28,16 @@ def test_help_comes_without_torch(path):
     assert "options:" in done.stdout
 
 
+def test_scripts_start_without_what_they_may_not_need():
+    """Mistakes in the data, and answers on a CPU, need neither Lightning nor a compiler, which take seconds to import."""
+    code = (
+        "import sys, lit_llm.finetune, lit_llm.complete, lit_llm.chat, lit_llm.serve, lit_llm.perplexity\n"
+        "heavy = {'lightning', 'torch._dynamo', 'sympy', 'transformers', 'bitsandbytes'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True)
+
+
 def test_help_of_finetuning_costs_less_than_a_second_of_cpu():
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     start = sum(os.times()[2:4])
