@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.cache import KVCache
 from lit_llm.config import Config
+from lit_llm.recompute import recipes_for_results, recomputed
 from lit_llm.rope import Rope, rotate
 
 ACTIVATIONS = {
@@ -103,20 +103,21 @@ class GPT(nn.Module):
         documents = None if lengths is None else Documents(lengths, ids.device)
         no_rope_layers = self.config.no_rope_layers or ()
         x = self.embed(ids, where)
-        for i, block in enumerate(self.h):
-            if self.placement is not None and self.placement[i] != x.device:
-                x, rope, local_rope, documents, mask, window_mask, positions, ends = _moved(
-                    (x, rope, local_rope, documents, mask, window_mask, positions, ends), self.placement[i]
-                )
-            sliding = self.config.is_sliding(i)
-            layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
-            store = None
-            if cache is not None:
-                store = partial(cache.fill, i, ends) if positions is None else partial(cache.write, i, positions)
-            inputs = (x, layer_rope, documents, store, window_mask if sliding else mask)
-            recompute = self.activation_checkpointing and torch.is_grad_enabled()
-            run = self.run_block if cache is None else _run_block
-            x = checkpoint(run, block, *inputs, use_reentrant=False) if recompute else run(block, *inputs)
+        with recipes_for_results():
+            for i, block in enumerate(self.h):
+                if self.placement is not None and self.placement[i] != x.device:
+                    x, rope, local_rope, documents, mask, window_mask, positions, ends = _moved(
+                        (x, rope, local_rope, documents, mask, window_mask, positions, ends), self.placement[i]
+                    )
+                sliding = self.config.is_sliding(i)
+                layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
+                store = None
+                if cache is not None:
+                    store = partial(cache.fill, i, ends) if positions is None else partial(cache.write, i, positions)
+                inputs = (x, layer_rope, documents, store, window_mask if sliding else mask)
+                recompute = self.activation_checkpointing and torch.is_grad_enabled()
+                run = self.run_block if cache is None else _run_block
+                x = checkpoint(run, block, *inputs, use_reentrant=False) if recompute else run(block, *inputs)
         return self.norm(x if self.placement is None else x.to(self.device))
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -341,31 +342,10 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate(x), self.up(x)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a compiler decides by itself what to make again
-            return self.down(_Gated.apply(gate, up, self.activation))
-        return self.down(self.activation(gate) * up)
+        return self.down(recomputed(self.gated, self.gate(x), self.up(x)))
 
-
-class _Gated(torch.autograd.Function):
-    """activation(gate) * up, which keeps its inputs alone for the backward pass: the activation is cheaper to make again than
-    to hold (a fifth of what a block of a Llama with LoRA holds)."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        return activation(gate) * up
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            activated = ctx.activation(gate)
-        (grad_gate,) = torch.autograd.grad(activated, gate, grad_outputs[0] * up)
-        return grad_gate, grad_outputs[0] * activated.detach(), None
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.activation(gate) * up
 
 
 class PlainMLP(nn.Module):
@@ -376,7 +356,7 @@ class PlainMLP(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        return self.down(recomputed(self.activation, self.up(x)))
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
@@ -419,8 +399,11 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
+        return recomputed(self.normalized, x, self.weight, self.bias)
+
+    def normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        weight = None if weight is None else weight.float()
+        bias = None if bias is None else bias.float()
         if self.kind in ("layer", "layer_fixed"):
             return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
         if weight is not None and self.kind == "rms_plus_one":

@@ -59,7 +59,7 @@ def test_every_option_has_help():
 LAYERS = [
     ["args", "files", "fetch", "challenge", "distributed"],
     ["hf_keys", "families", "config", "tokenizer", "prompts"],
-    ["rope", "cache"],
+    ["rope", "cache", "recompute"],
     ["model"],
     ["weights", "sharding", "data", "loss", "compiling", "quantize", "parallel", "placement"],
     ["packed", "sampling", "text_stream"],

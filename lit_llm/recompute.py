@@ -1,0 +1,68 @@
+"""Results that the backward pass makes again from their inputs, because that is cheaper than to hold them until then."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
+
+
+def recomputed(make: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`make(*inputs)`, of which autograd holds the inputs alone, and nothing that `make` would keep.
+
+    Within `recipes_for_results` those who keep the result for their own backward pass do not hold it either.
+    """
+    return _Recomputed.apply(make, *inputs) if _records() else make(*inputs)
+
+
+def _records() -> bool:
+    """Whether there will be a backward pass whose graph is ours: a compiler decides by itself what to make again."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, make: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.make, ctx.made = make, None
+        return make(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, result = _make_again(ctx)
+        ctx.made, result = None, get_gradient_edge(result)  # its values are not needed to derive it
+        wanted = [x for x in inputs if x is not None and x.requires_grad]
+        grads = iter(torch.autograd.grad(result, wanted, grad_outputs))
+        return None, *(next(grads) if x is not None and x.requires_grad else None for x in inputs)
+
+
+def _make_again(node: Any) -> tuple[list[Tensor | None], Tensor]:
+    """Inputs and result of a node of the graph, once for all who ask before its own backward pass, which is the last."""
+    if node.made is None:
+        with torch.enable_grad():
+            inputs = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in node.saved_tensors]
+            node.made = inputs, node.make(*inputs)
+    return node.made
+
+
+def recipes_for_results() -> AbstractContextManager[None]:
+    """While this lasts, autograd keeps the recipe of a `recomputed` result, or of a view of it, in its place."""
+    return torch.autograd.graph.saved_tensors_hooks(_pack, _unpack) if _records() else nullcontext()
+
+
+def _pack(x: Tensor) -> Any:
+    source = x if x._base is None else x._base
+    if source.grad_fn is None or not isinstance(source.grad_fn, _Recomputed._backward_cls):  # type: ignore[attr-defined]
+        return x.detach()  # the tensor itself may belong to the node that keeps it: a cycle
+    return source.grad_fn, (x.size(), x.stride(), x.storage_offset())
+
+
+def _unpack(packed: Any) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    node, geometry = packed
+    return _make_again(node)[1].detach().as_strided(*geometry)
