@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.files import read_json_object, write_json
 from lit_llm.model import GPT
+from lit_llm.packed import Layout, by_columns, check_layout, lay_out, linears, replace
 from lit_llm.placement import place
 from lit_llm.sharding import whole
 from lit_llm.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ COMPANION_FILES = (
 
 # Pages of a mapped file count as memory of the process from when they are read to when nothing refers to the mapping: one
 # mapping for all tensors of a file would hold the file beside what is cast or quantized from it.
-_MAPPED_ELEMENTS = 2**26
+_MAPPED_ELEMENTS = 2**24
 
 _SECONDS_BEFORE_PROGRESS = 3
 
@@ -44,6 +45,7 @@ def load(
     precision: str | None = None,
     quantize: str | None = None,
     mapped: bool = False,
+    layout: Layout | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Model in eval mode, weights frozen, and its tokenizer.
 
@@ -55,6 +57,7 @@ def load(
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
         quantize: One of `lit_llm.quantize.QUANTIZATIONS`; applies to the linears inside the blocks.
         mapped: Leave the weights on the CPU, where they may lie in the file, in the dtype that they would have on `device`.
+        layout: How linears are laid out for decoding on a CPU in float32.
 
     Raises:
         FileNotFoundError: if files are missing.
@@ -62,12 +65,15 @@ def load(
     """
     devices = [resolve_device(name) for name in ([device] if isinstance(device, str) else device)]
     dtype = weights_dtype(precision, devices[0])
-    model = load_model(Path(checkpoint_dir), "cpu" if mapped else devices, dtype, quantize)
+    at_once = layout if adapter_dir is None else None  # an adapter attaches to plain linears
+    model = load_model(Path(checkpoint_dir), "cpu" if mapped else devices, dtype, quantize, layout=at_once)
     tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
     if adapter_dir is not None:
         from lit_llm.adapters import attach_adapter
 
         attach_adapter(model, Path(adapter_dir))
+        if layout is not None:
+            lay_out(model, layout)
     return model.eval(), tokenizer
 
 
@@ -106,6 +112,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     in_parts: bool = False,
+    layout: Layout | None = None,
 ) -> GPT:
     """GPT with all weights loaded and frozen, on a device or with its blocks spread over several; `fingerprint` is set. Peak
     memory is the model plus one tensor.
@@ -115,6 +122,10 @@ def load_model(
     Args:
         in_parts: Load for `sharding.shard`, which moves and casts what a rank holds: weights stay in the mapped file, unless
             `dtype` makes them smaller, and each rank quantizes its own rows onto `device`.
+        layout: Lay out the linears, each as it is read.
+
+    Raises:
+        ValueError: as `check_layout`.
     """
     config = read_config(checkpoint_dir)
     with torch.device("meta"):
@@ -124,15 +135,22 @@ def load_model(
 
         quantize_linears(model, quantize, in_parts)
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
+    if layout is not None:
+        check_layout(layout, devices[0], dtype, quantize is not None)
+    if layout is not None and layout != "columns":
+        for name in linears(model):
+            replace(model, name, layout)
     if len(devices) > 1:
         model.placement = place(model, devices, dtype)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
     if not native:
         tensors = to_lit(config, tensors)
-    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir, in_parts)
-    if config.tie_embeddings:
+    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir, in_parts, layout == "columns")
+    if config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.wte.weight
+    elif config.tie_embeddings:
+        model.lm_head.load_weight(model.wte.weight)  # type: ignore[operator]
     for rope in (model.rope, model.local_rope):
         if rope is not None:
             rope.to("cpu" if in_parts else devices[0])
@@ -151,13 +169,13 @@ def read_config(checkpoint_dir: Path) -> Config:
 
 def _fill(
     model: GPT, tensors: Iterable[tuple[str, Reader]], first: torch.device, dtype: torch.dtype | None, folder: Path,
-    in_parts: bool,
+    in_parts: bool, columns: bool,
 ) -> str:  # fmt: skip
     """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
-    fingerprint. Tells how far it is when quantizing takes long."""
+    fingerprint. Tells how far it is when that takes long."""
     plain_dtype = None if in_parts and dtype == torch.float32 else dtype
-    rows = {}
-    quantized = any(hasattr(module, "load_weight") for module in model.modules())
+    rows, tied = {}, "wte.weight" if model.config.tie_embeddings else None
+    copies = columns or any(hasattr(module, "load_weight") for module in model.modules())
     n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
     for done, (name, tensor) in enumerate(checked(model.config, tensors, folder)):
         if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
@@ -168,14 +186,16 @@ def _fill(
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, device, dtype)  # type: ignore[operator]
         else:
-            # Left in the mapped file, it would hold there the pages of its neighbours that were cast or quantized.
-            copy = (quantized and not in_parts) or tensor.dim() < 2
-            tensor = tensor.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy)
+            # Left in the mapped file, it would hold there the pages of its neighbours that were cast, quantized or copied.
+            copy = (copies and not in_parts) or tensor.dim() < 2
+            is_linear = leaf == "weight" and (isinstance(module, nn.Linear) or name == tied)
+            turned = by_columns(tensor) if columns and is_linear else tensor
+            tensor = turned.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and turned is tensor)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        if quantized and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
+        if copies and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
             from lit_llm.report import Progress
 
-            progress = Progress("quantizing: tensor", n_tensors, done)
+            progress = Progress("loading: tensor", n_tensors, done)
         if progress is not None:
             progress.update()
     if progress is not None:

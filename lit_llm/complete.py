@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +14,9 @@ import torch
 from lit_llm.adapters import read_adapter
 from lit_llm.args.base import InferenceStrategy
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
-from lit_llm.checkpoint import load, read_config, resolve_device
+from lit_llm.checkpoint import expected_shapes, load, read_config, resolve_device, weights_dtype
 from lit_llm.cli import DEMO
+from lit_llm.config import Config
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.distributed import naming_lost_ranks
 from lit_llm.files import read_json_object
@@ -22,7 +24,7 @@ from lit_llm.generate import check_context, encode_prompt
 from lit_llm.memory import available_bytes, peak_memory_gb
 from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
-from lit_llm.packed import lay_out, pack, wide_linears
+from lit_llm.packed import Layout, lay_out
 from lit_llm.parallel import join, split
 from lit_llm.pieces import candidate_text
 from lit_llm.placement import choose_strategy
@@ -236,18 +238,28 @@ def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Pat
     elif strategy == "layers":
         devices = [torch.device(device.type, i) for i in range(args.devices)]
     names = [str(device) for device in devices]
-    model, tokenizer = load(checkpoint_dir, adapter_dir, names, args.precision, args.quantize, mapped=strategy == "tensor")
+    layout, at_once = _layout(args, read_config(checkpoint_dir), device) if strategy is None else None, not merging
+    model, tokenizer = load(
+        checkpoint_dir, adapter_dir, names, args.precision, args.quantize, strategy == "tensor", layout if at_once else None
+    )
     if merging:
         merge(model)
     if strategy == "tensor":
         split(model, device)
-    elif args.cpu_weights is not None:
-        pack(model, args.cpu_weights)
-    else:
-        copied, available = sum(linear.weight.nbytes for linear in wide_linears(model)), available_bytes(device)
-        if available is None or copied < available / 2:  # a weight that is mapped from a file is copied out of it
-            lay_out(model)
-        elif copied:
-            print("too little memory is free to lay weights out by columns: decoding is slower", file=sys.stderr)
+    elif layout is not None and not at_once:
+        lay_out(model, layout)
     print(f"loaded {checkpoint_dir} on {', '.join(names)} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return model, tokenizer
+
+
+def _layout(args: GenerateArgs | ModelArgs, config: Config, device: torch.device) -> Layout | None:
+    """What was asked for; else, for float32 on a CPU, by columns, if what lies in a mapped file can be copied out of it."""
+    if args.cpu_weights is not None or device.type != "cpu" or weights_dtype(args.precision, device) != torch.float32:
+        return args.cpu_weights
+    width = 1 if args.quantize is not None else 4  # bytes of a weight within the blocks, at most
+    needed = sum(math.prod(shape) * (width if name.startswith("h.") else 4) for name, shape in expected_shapes(config).items())
+    available = available_bytes(device)
+    if available is not None and needed > 0.8 * available:
+        print("too little memory is free to lay weights out by columns: decoding is slower", file=sys.stderr)
+        return None
+    return "columns"

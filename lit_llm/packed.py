@@ -4,82 +4,94 @@ Measured in `tutorials/benchmarks.md`, section "Decoding beside peers".
 """
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_llm.model import GPT
 
-KINDS = ("fp16", "int8")
+Layout = Literal["columns", "fp16", "int8"]
+"""Of the linears of a float32 model on a CPU, for inference.
+
+`columns` holds weights by columns where that is read faster; results differ by the rounding of float32. `fp16` rounds weights
+to float16. `int8` rounds them to 8 bits with a scale per row, and the input of each product to 7 bits with a scale per token.
+Logits of a small trained model (stories260K) then differ by up to 0.05 % and 4.2 % of the largest one; its loss is 0.18037 and
+0.18000 instead of 0.18036. A test holds both to twice that.
+"""
 
 
-def wide_linears(model: GPT) -> list[nn.Linear]:
-    """The float32 linears on a CPU that have more outputs than inputs."""
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features > m.in_features]
-    return [m for m in found if m.weight.device.type == "cpu" and m.weight.dtype == torch.float32]
+def check_layout(layout: Layout, device: torch.device, dtype: torch.dtype | None, quantized: bool) -> None:
+    """Raises ValueError unless the linears of such a model can be laid out."""
+    if device.type != "cpu" or dtype != torch.float32:
+        raise ValueError(f"--cpu_weights {layout} is for a CPU in 32-true, not for {device.type} and {dtype}")
+    if quantized and layout != "columns":
+        raise ValueError(f"--cpu_weights {layout} packs float32 weights: leave out --quantize")
 
 
 @torch.no_grad()
-def lay_out(model: GPT) -> None:
-    """Hold wide float32 weights by columns: one row of input times them then reads memory faster.
-
-    Shapes, values and the modules stay as they are; results differ by the rounding of float32. A weight is copied, one at a
-    time, out of the file that it was mapped from.
-    """
-    for linear in wide_linears(model):
-        linear.weight.data = linear.weight.data.t().contiguous().t()
-
-
-@torch.no_grad()
-def pack(model: GPT, kind: str) -> None:
-    """Replace the linears, head included and routers excepted, by ones in 16 or 8 bits that multiply float32, for inference.
-
-    `fp16` rounds the weights to float16. `int8` rounds them to 8 bits with a scale per row, and the input of each product to 7
-    bits with a scale per token. Logits of a small trained model (stories260K) differ from those of float32 by up to 0.05 % and
-    4.2 % of the largest one; its loss is 0.18037 and 0.18000 instead of 0.18036. A test holds both to twice that.
+def lay_out(model: GPT, layout: Layout) -> None:
+    """Lay out the linears of a model, head included, one by one. `load_model` does it while it loads, in less memory.
 
     Raises:
-        ValueError: if the model is not in float32 on a CPU, is quantized, or has an adapter that changes its linears.
+        ValueError: as `check_layout`, and if linears are to be packed that an adapter changes.
     """
-    assert kind in KINDS
-    weight = model.wte.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        raise ValueError(f"--cpu_weights {kind} is for a CPU in 32-true, not for {weight.device.type} and {weight.dtype}")
-    for name, linear in list(model.named_modules()):
-        if hasattr(linear, "load_weight"):
-            raise ValueError(f"--cpu_weights {kind} packs float32 weights: leave out --quantize")
-        if not isinstance(linear, nn.Linear) or name.endswith("router"):
+    check_layout(layout, model.device, model.wte.weight.dtype, any(hasattr(m, "load_weight") for m in model.modules()))
+    for name, linear in linears(model).items():
+        if layout == "columns":
+            linear.weight.data = by_columns(linear.weight.data)
             continue
         if linear._forward_hooks:
             raise ValueError(
-                f"--cpu_weights {kind} needs plain linears, but an adapter changes {name}. Add --merge if it is LoRA"
+                f"--cpu_weights {layout} needs plain linears, but an adapter changes {name}. Add --merge if it is LoRA"
             )
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, PackedLinear(linear, kind))
+        replace(model, name, layout).load_weight(linear.weight)
+
+
+def linears(model: GPT) -> dict[str, nn.Linear]:
+    """Those that are laid out: all but routers."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and not name.endswith("router")}
+
+
+def by_columns(weight: Tensor) -> Tensor:
+    """A weight (C_out, C_in) with more outputs than inputs held by columns: one row of input times it reads memory faster."""
+    return weight.t().contiguous().t() if weight.size(0) > weight.size(1) else weight
+
+
+def replace(model: GPT, name: str, kind: Literal["fp16", "int8"]) -> "PackedLinear":
+    """Put an empty packed linear in the place of the linear of this name, with its bias."""
+    linear = model.get_submodule(name)
+    parent, _, child = name.rpartition(".")
+    packed = PackedLinear(linear.in_features, linear.out_features, linear.bias, kind)  # type: ignore[arg-type]
+    setattr(model.get_submodule(parent), child, packed)
+    return packed
 
 
 class PackedLinear(nn.Module):
-    """Computes what `linear` computes, with its weight in fewer bits, by the kernels of fbgemm."""
+    """Multiplies float32 by a weight in fewer bits, by the kernels of fbgemm. It is empty until `load_weight`."""
 
-    def __init__(self, linear: nn.Linear, kind: str) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, kind: Literal["fp16", "int8"]) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, self.bias, self.kind = linear.weight.detach(), linear.bias, kind
-        self.packed: Any
-        if kind == "fp16":
-            self.packed = torch.ops.quantized.linear_prepack_fp16(weight, linear.bias)
-        else:
-            scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-            zero = torch.zeros(self.out_features, dtype=torch.long)
-            with warnings.catch_warnings():  # torch 2.13 announces the end of quantized tensors, which fbgemm still needs
-                warnings.simplefilter("ignore", UserWarning)
-                rounded = torch.quantize_per_channel(weight.contiguous(), scale.double(), zero, 0, torch.qint8)
-            self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+        self.in_features, self.out_features, self.bias, self.kind = in_features, out_features, bias, kind
+        self.packed: Any = None
+
+    def load_weight(self, weight: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """Pack a weight (out_features, in_features) of any floating dtype; device and dtype of the products are given."""
+        weight = weight.detach().float()
+        if self.kind == "fp16":
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+            return
+        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        zero = torch.zeros(self.out_features, dtype=torch.long)
+        with warnings.catch_warnings():  # torch 2.13 announces the end of quantized tensors, which fbgemm still needs
+            warnings.simplefilter("ignore", UserWarning)
+            rounded = torch.quantize_per_channel(weight.contiguous(), scale.double(), zero, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "fp16":
-            return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-        scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # the kernel has one for all rows
-        y = torch.ops.quantized.linear_dynamic(x / scale, self.packed, True) * scale  # 7 bits: 8 overflow without VNNI
+            y = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        else:
+            scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # the kernel has one for all
+            y = torch.ops.quantized.linear_dynamic(x / scale, self.packed, True) * scale  # 7 bits: 8 overflow without VNNI
         return y if self.bias is None else y + self.bias

@@ -6,7 +6,7 @@ from families import CASES, make_reference, random_ids, relative_difference
 
 import lit_llm
 from lit_llm.checkpoint import load_model
-from lit_llm.packed import lay_out, pack
+from lit_llm.packed import lay_out
 
 TIED = [case for case in CASES if case.name in ("gpt2", "gemma2", "mixtral", "falcon-40b")]
 
@@ -17,7 +17,7 @@ def test_weights_by_columns_change_neither_logits_nor_names(case, tmp_path):
     reference = make_reference(case, tmp_path)
     model = load_model(tmp_path, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lay_out(model)
+    lay_out(model, "columns")
     assert any(not tensor.is_contiguous() for tensor in model.state_dict().values())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -33,15 +33,33 @@ def test_packed_weights_change_logits_and_loss_of_a_trained_model_by_no_more_tha
     model, tokenizer = lit_llm.load(shared_data / "stories260K", device="cpu")
     ids = torch.tensor([tokenizer.encode(text)])
     expected = model(ids)
-    pack(model, kind)
+    lay_out(model, kind)
     logits = model(ids)
     assert 0 < relative_difference(logits, expected) < limit
     loss, expected_loss = (torch.nn.functional.cross_entropy(x[0, :-1], ids[0, 1:]) for x in (logits, expected))
     assert abs(loss - expected_loss) < 1e-3
 
 
+@pytest.mark.parametrize("layout", ["columns", "fp16", "int8"])
+@pytest.mark.parametrize("case", TIED, ids=str)
+@torch.inference_mode()
+def test_weights_laid_out_while_they_are_loaded_are_those_laid_out_afterwards(case, layout, tmp_path):
+    make_reference(case, tmp_path)
+    afterwards, at_once = load_model(tmp_path, dtype=torch.float32), load_model(tmp_path, dtype=torch.float32, layout=layout)
+    lay_out(afterwards, layout)
+    strides = [{name: tensor.stride() for name, tensor in model.state_dict().items()} for model in (afterwards, at_once)]
+    assert strides[0] == strides[1]
+    assert at_once.fingerprint == afterwards.fingerprint
+    ids = random_ids(case, 2, 12)
+    assert torch.equal(at_once(ids), afterwards(ids))
+
+
 def test_what_cannot_be_packed_is_refused(checkpoint):
     with pytest.raises(ValueError, match="for a CPU in 32-true, not for cpu and torch"):
-        pack(lit_llm.load(checkpoint, device="cpu", precision="bf16-true")[0], "fp16")
+        lay_out(lit_llm.load(checkpoint, device="cpu", precision="bf16-true")[0], "fp16")
     with pytest.raises(ValueError, match="leave out --quantize"):
-        pack(lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8")[0], "fp16")
+        lay_out(lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8")[0], "fp16")
+    with pytest.raises(ValueError, match="leave out --quantize"):
+        lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8", layout="int8")
+    with pytest.raises(ValueError, match="for a CPU in 32-true"):
+        lit_llm.load(checkpoint, device="cpu", precision="bf16-true", layout="fp16")

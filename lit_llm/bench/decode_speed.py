@@ -25,7 +25,7 @@ from lit_llm.config import Config
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.memory import peak_above
 from lit_llm.model import GPT
-from lit_llm.packed import lay_out, pack
+from lit_llm.packed import Layout
 from lit_llm.sampling import Sampling
 
 N_PROMPT, N_NEW = 128, 64
@@ -58,9 +58,8 @@ class _NoText:
         return b""
 
 
-def _ours(folder: Path, prepare: Callable[[GPT], None]) -> Decode:
-    model = load_model(folder, dtype=torch.float32)
-    prepare(model)
+def _ours(folder: Path, layout: Layout) -> Decode:
+    model = load_model(folder, dtype=torch.float32, layout=layout)
     return lambda prompts, n_new: decode(model, prompts.tolist(), n_new)
 
 
@@ -115,9 +114,9 @@ def _litgpt(folder: Path) -> Decode:
 def contenders() -> dict[str, Callable[[Path], Decode]]:
     """This package, with weights in 32, 16 and 8 bits, and the peers that are installed."""
     found: dict[str, Callable[[Path], Decode]] = {
-        "lit_llm": lambda folder: _ours(folder, lay_out),
-        "lit_llm fp16": lambda folder: _ours(folder, lambda model: pack(model, "fp16")),
-        "lit_llm int8": lambda folder: _ours(folder, lambda model: pack(model, "int8")),
+        "lit_llm": lambda folder: _ours(folder, "columns"),
+        "lit_llm fp16": lambda folder: _ours(folder, "fp16"),
+        "lit_llm int8": lambda folder: _ours(folder, "int8"),
     }
     if importlib.util.find_spec("transformers"):
         found["transformers"] = _transformers
