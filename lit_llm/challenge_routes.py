@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field
 
 from lit_llm.answers import Answers, collect, json_response, prompt_tokens
 from lit_llm.engine import Engine, Job, Token
-from lit_llm.gate import GREEDY, Refused, Stops, Text, check_scores
+from lit_llm.gate import Refused, Stops, Text, check_scores
 from lit_llm.generate import encode_prompt
 from lit_llm.pieces import candidate_text
-from lit_llm.sampling import Sampling
+from lit_llm.sampling import Sampling, usable
 
 LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
 
@@ -124,7 +124,7 @@ def _job(engine: Engine, asked: ProcessRequest, max_new_tokens: int) -> Job:
     if len(prompt) + n_new > room:
         raise Refused(400, f"{len(prompt)} tokens and {n_new} new ones exceed the context of {room}", "prompt")
     sampling = Sampling(
-        temperature=0.0 if asked.temperature <= GREEDY else asked.temperature, top_k=asked.top_k, top_p=asked.top_p,
+        temperature=usable(asked.temperature), top_k=asked.top_k, top_p=asked.top_p,
         seed=random.getrandbits(63) if asked.seed is None else asked.seed,
     )  # fmt: skip
     echo = bool(asked.echo_prompt)

@@ -208,7 +208,7 @@ def _keys(args: GenerateArgs, model: GPT, draft: GPT | None, encoded: Sequence[l
     files = [] if folder is None else [folder / "adapter.json", folder / "adapter.safetensors"]
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     models = [model.fingerprint, None if draft is None else draft.fingerprint]
-    told = [*models, *sums, *[getattr(args, name) for name in names]]
+    told = [*models, *sums, getattr(args, "merge", False), *[getattr(args, name) for name in names]]
     everything = ([ids, *told] for ids in encoded for _ in range(args.num_samples))
     return [hashlib.sha256(json.dumps([args.seed + i, *x]).encode()).hexdigest()[:16] for i, x in enumerate(everything)]
 

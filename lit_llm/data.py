@@ -135,6 +135,8 @@ def check_record(record: Any) -> None:
     if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
         check_trained(record["messages"])
+        if all(turn.get("weight") == 0 for turn in record["messages"] if turn["role"] == "assistant"):
+            raise ValueError("every answer has weight 0: nothing would be trained")
         _check_beside(record, "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
@@ -160,8 +162,8 @@ def check_record(record: Any) -> None:
 def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
     """Raises ValueError for a turn that is not to be trained as it stands, as the chat format of OpenAI can say."""
     for turn in turns:
-        if turn.get("weight") == 0:
-            raise ValueError("a turn has weight 0, and would be trained all the same")
+        if turn.get("weight") not in (None, 0, 1):
+            raise ValueError(f"a turn has weight {json.dumps(turn['weight'])[:40]}: 0 and 1 are known")
         if turn.get("tool_calls") or turn.get("function_call"):
             raise ValueError("a turn calls a tool, which would be left out")
 
@@ -214,7 +216,7 @@ def tokenize(
         documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
         chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
         return Pair(chosen, rejected)
-    messages = [*asked(record), {"role": "assistant", "content": answer_of(record)}]
+    messages = record.get("messages") or [*asked(record), {"role": "assistant", "content": answer_of(record)}]
     return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
 
 

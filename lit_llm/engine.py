@@ -274,7 +274,6 @@ class Engine:
             if token < 0:
                 print(NOT_FINITE, file=sys.stderr)
                 self._batch.cache.clear(self._batch.rows.index(task))
-                task.done = True
                 task.end("error")
             else:
                 self._guarded([task], task.take, token, score)

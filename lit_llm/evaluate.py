@@ -20,6 +20,7 @@ from lit_llm.distributed import naming_lost_ranks
 from lit_llm.generate import generate
 from lit_llm.model import GPT
 from lit_llm.prompts import Style, default_style, prompt_style
+from lit_llm.sampling import usable
 from lit_llm.score import Span, score
 from lit_llm.tokenizer import Tokenizer
 
@@ -110,6 +111,7 @@ class HarnessModel(TemplateLM):
             raise ValueError(f"the task asks for {n_new} new tokens, but the context has {self.max_length}")
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
         how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
+        how["temperature"] = usable(how["temperature"])
         found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
         return [c.text for c in found]  # the harness cuts at one stop sequence after the other: the earliest is the same place
 

@@ -44,13 +44,19 @@ def unused_folder(target: Path, flag: str, sources: Iterable[Path] = ()) -> Path
         if folder == source or folder in source.parents:
             relation = "is" if folder == source else "holds"
             raise ValueError(f"{flag} {target} {relation} {source}, which is read. Choose another {flag}")
+    check_replaceable(target, flag)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{flag} {target} holds files already. Choose another {flag}, or remove it")
+    return folder
+
+
+def check_replaceable(target: Path, flag: str) -> None:
+    """Raises ValueError, naming the `flag` that gave it, if a new folder cannot take the place of `target`."""
+    folder = target.resolve()
     if folder == Path.cwd():
         raise ValueError(f"{flag} {target} is the folder that this runs in. Name a new one")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{flag} {target} is a file. Choose another {flag}")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{flag} {target} holds files already. Choose another {flag}, or remove it")
-    return folder
 
 
 def remove_folder(folder: Path) -> None:

@@ -40,7 +40,7 @@ from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import prompt_style
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of
-from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run
+from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run, write_options
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
 from lit_llm.tokenizer import Tokenizer
@@ -116,6 +116,8 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         start_run(args, out_dir)
         for logger in loggers:
             logger.log_hyperparams(as_yaml(args))
+    elif rank() == 0:
+        write_options(args, out_dir)
     if rank() == 0:
         remove_leftovers(out_dir)  # also of a run that was killed before its first save
     answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)

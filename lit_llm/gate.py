@@ -13,9 +13,6 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 
-from lit_llm.args.base import MIN_TEMPERATURE
-
-GREEDY = MIN_TEMPERATURE  # at most this temperature takes the likeliest token: HELM sends 1e-7 where it means 0
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_LOG_PROBS = 1_000_000  # of an answer's tokens and of the likeliest beside each: some 40 MB of JSON

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lit_llm.args.base import PENALTIES
 from lit_llm.engine import Token
-from lit_llm.gate import GREEDY, Refused, Stops, Text, as_unicode
-from lit_llm.sampling import Sampling
+from lit_llm.gate import Refused, Stops, Text, as_unicode
+from lit_llm.sampling import Sampling, usable
 
 MAX_N = 16
 MAX_TOP = 20
@@ -72,11 +72,11 @@ class Common(BaseModel):
     def samplings(self) -> list[Sampling]:
         """Settings of the `n` answers to a prompt. OpenAI's default temperature is 1."""
         temperature, top_p = (1.0 if x is None else x for x in (self.temperature, self.top_p))
-        greedy = temperature <= GREEDY or top_p == 0
+        temperature = usable(temperature) if top_p > 0 else 0.0
         seed = random.getrandbits(62) if self.seed is None else self.seed
         return [
             Sampling(
-                temperature=0.0 if greedy else temperature, top_k=self.top_k, top_p=top_p or 1.0, min_p=self.min_p or 0.0,
+                temperature=temperature, top_k=self.top_k, top_p=top_p or 1.0, min_p=self.min_p or 0.0,
                 repetition_penalty=self.repetition_penalty or 1.0, seed=(seed + i) % 2**63,
             )
             for i in range(self.n or 1)

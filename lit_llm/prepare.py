@@ -15,7 +15,7 @@ from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.curate import Curation, share
 from lit_llm.data import Record
 from lit_llm.fetch import digest_of
-from lit_llm.files import new_folder, read_json_object, write_json
+from lit_llm.files import check_replaceable, new_folder, read_json_object, write_json
 from lit_llm.report import Progress
 from lit_llm.sources import csv_columns, rows_of, to_record
 from lit_llm.tokenizer import Tokenizer
@@ -38,6 +38,7 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
+    check_replaceable(destination, "--destination_path")
     if destination.is_dir() and any(destination.iterdir()) and not (destination / "meta.json").is_file():
         raise ValueError(f"{destination} holds files that are not a data folder. Choose another --destination_path")
     checksum = digest_of(path, "0" * 64)
@@ -52,7 +53,8 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
         if by_hand := [file.name for file in _contents(destination) if not _is_as_written(file, files)]:
             raise ValueError(
                 f"{destination} holds what was written or changed by hand, and would be lost: {', '.join(by_hand)}. Train on "
-                f"it as it is (--data_dir {destination}), remove it, or prepare into another folder (--destination_path)"
+                f"it as it is (--data_dir {destination}), remove it, or prepare into another folder (--destination_path of the "
+                "prepare scripts)"
             )
         _write(args, source, path, checksum, options, rows, to_record)
         if meta:
@@ -121,8 +123,8 @@ def _write(
 
 
 def _contents(folder: Path) -> list[Path]:
-    """Files of a data folder, but for what can be made again: the caches of tokens, and what a killed program left of them."""
-    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+")
+    """Files of a data folder, but for hidden ones and what can be made again: the caches of tokens."""
+    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\..*")
     return [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
 
 

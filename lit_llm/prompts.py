@@ -290,10 +290,11 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, str])
 
 
 def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str, str], train_on: TrainOn) -> list[Segment]:
-    """A conversation that ends in an answer, cut where an answer begins or ends.
+    """A conversation that ends in an answer, cut where an answer begins or ends. An answer with a `weight` of 0 is not trained.
 
     Raises:
-        ValueError: if the style renders an answer otherwise than behind the prompt that it is generated from.
+        ValueError: if nothing is trained, or the style renders an answer otherwise than behind the prompt that it is generated
+            from.
     """
     *history, last = messages
     segments = prompt(style, history, tokens)
@@ -315,10 +316,15 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
     if train_on == "all" and len(segments) == 1 and any(m["role"] == "assistant" for m in history):
         raise ValueError("the prompt style writes earlier turns anew with each further one. Train with --train_on last")
     segments = [*segments, Segment(_close(answered[len(asked) :], last["content"], tokens)[0], True)]
-    answers = [m["content"] for m in messages if m["role"] == "assistant"] if len(segments) > 2 else [last["content"]]
-    for answer, segment in zip(answers, segments[1::2], strict=True):
+    answers = [message for message in messages if message["role"] == "assistant"] if len(segments) > 2 else [last]
+    for i, message in enumerate(answers):
+        answer, segment = message["content"], segments[2 * i + 1]
         if segment.trained and _squeezed(answer) not in _squeezed(segment.text):
             raise ValueError(f"the prompt style leaves out a part of the answer {answer[:40]!r}. Choose another --prompt_style")
+        if message.get("weight") == 0:
+            segments[2 * i + 1] = Segment(segment.text, False)
+    if not any(segment.trained for segment in segments):
+        raise ValueError("the last answer has weight 0: nothing would be trained. Train with --train_on all")
     return segments
 
 

@@ -1,6 +1,8 @@
 """Saves from which a run goes on as if it had never stopped."""
 
+import csv
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -117,20 +119,34 @@ def step_of(save: Path) -> int:
     return int(save.name.removeprefix("step-"))
 
 
-def set_aside_later(out_dir: Path, step: int) -> None:
-    """Move what the run wrote after `step` to `abandoned-1`, or the first number that is free: the run goes on from there.
+def set_aside_later(out_dir: Path, state: State) -> None:
+    """Move what the run wrote after `state` to `abandoned-1`, or the first number that is free: the run goes on from there.
 
-    The newest first, so that what is left is a run up to some step at every moment.
+    The newest save first, so that what is left is a run up to some step at every moment. Without later saves nothing moves: the
+    run only makes again what it was making.
     """
     later = [path for path in [out_dir / "final"] if path.is_dir()]
-    later += [save for save in reversed(saves(out_dir)) if step_of(save) > step]
+    later += [save for save in reversed(saves(out_dir)) if step_of(save) > state.step]
     if not later:
         return
+    about = [path for path in (out_dir / "report.html", out_dir / "loss.png") if path.is_file()]
+    if (out_dir / "best").is_dir() and _best_is_later(out_dir / "metrics.csv", state):
+        about.append(out_dir / "best")
     aside = next(path for i in count(1) if not (path := out_dir / f"abandoned-{i}").exists())
     aside.mkdir()
-    for path in later:
+    if (out_dir / "metrics.csv").is_file():
+        shutil.copy(out_dir / "metrics.csv", aside)
+    for path in [*about, *later]:
         path.rename(aside / path.name)
-    print(f"what was saved after step {step} is now in {aside}: {', '.join(path.name for path in later)}", file=sys.stderr)
+    told = ", ".join(path.name for path in [*later, *about])
+    print(f"what was written after step {state.step} is now in {aside}: {told}", file=sys.stderr)
+
+
+def _best_is_later(metrics: Path, state: State) -> bool:
+    """Whether the lowest validation loss was found after `state`."""
+    with metrics.open(newline="", encoding="utf-8") as file:
+        later = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"] and int(row["step"]) > state.step]
+    return bool(later) and (state.best_val_loss is None or min(later) < state.best_val_loss)
 
 
 def remove_old_saves(out_dir: Path, n_kept: int) -> None:

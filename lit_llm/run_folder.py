@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,50 +36,66 @@ def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
         raise FileNotFoundError(f"--resume {given} must be a save of the run in --out_dir, which is {out_dir}")
     if not started:
         return None
-    _check_same_run(args, out_dir)
+    options = _read_options(out_dir)
+    resume_dir = given or next(reversed(saves(out_dir)), None)
+    if resume_dir is None and not (out_dir / "final").is_dir():  # nothing is lost if other options are tried
+        print(f"{out_dir} holds no save yet: the run starts again from its first step", file=sys.stderr)
+        return None
+    _check_same_run(args, options, out_dir)
     if is_finished(args, out_dir):
         return None
-    resume_dir = given or next(reversed(saves(out_dir)), None)
-    if resume_dir is None:
-        print(f"{out_dir} holds no save yet: the run starts again from its first step", file=sys.stderr)
-    else:
+    if resume_dir is not None:
         _warn_of_another_machine(resume_dir, args.devices * args.num_nodes)
         print(f"resuming from {resume_dir}", file=sys.stderr)
     return resume_dir
 
 
 def is_finished(args: FinetuneArgs, out_dir: Path) -> bool:
-    """Whether nothing is left to do for `--resume auto`."""
-    return args.resume == "auto" and (out_dir / "final").is_dir()
+    """Whether nothing is left to do for `--resume auto`. The report is written last."""
+    return args.resume == "auto" and (out_dir / "final").is_dir() and (out_dir / "report.html").is_file()
 
 
 def start_run(args: FinetuneArgs, out_dir: Path) -> None:
     """Make the run folder and write what describes the run."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    options = yaml.safe_dump(as_yaml(args), sort_keys=False, allow_unicode=True)
-    (out_dir / "args.yaml").write_text(options, encoding="utf-8")
+    write_options(args, out_dir)
     versions = {name: version(name) for name in ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")}
     about = {"python": platform.python_version(), "platform": platform.platform(), **machine(n_ranks()), "versions": versions}
     write_json(out_dir / "environment.json", about)
+
+
+def write_options(args: FinetuneArgs, out_dir: Path) -> None:
+    """Write `args.yaml`, for a run that begins or goes on."""
+    options = {**as_yaml(args), "resume": None}
+    (out_dir / "args.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def as_yaml(args: FinetuneArgs) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))
 
 
-def _check_same_run(args: FinetuneArgs, out_dir: Path) -> None:
-    """Raises ValueError if an option differs that changes what is trained, or the time of a run that is finished."""
-    options, saved = as_yaml(args), yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    if not isinstance(saved, dict) or "train" not in saved:
+def _read_options(out_dir: Path) -> dict[str, Any]:
+    options = None
+    with suppress(yaml.YAMLError, UnicodeDecodeError):
+        options = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
+    if not isinstance(options, dict) or not isinstance(options.get("train"), dict):
         raise ValueError(f"{out_dir}/args.yaml does not hold the options of a run. Choose another --out_dir")
-    no_matter = ("resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
+    return options
+
+
+def _check_same_run(args: FinetuneArgs, saved: dict[str, Any], out_dir: Path) -> None:
+    """Raises ValueError if an option differs that changes what is trained, or the time of a run that is finished."""
+    options = as_yaml(args)
+    for given in (options, saved):
+        given.update({name: str(Path(given[name]).resolve()) for name in ("checkpoint_dir", "data_dir") if given.get(name)})
+    no_matter = ("out_dir", "resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
     changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
     free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
     changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
     if changed:
         raise ValueError(
-            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml, "
-            "or choose another --out_dir"
+            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml "
+            f"--out_dir {out_dir}, or choose another --out_dir"
         )
     if is_finished(args, out_dir) and options["train"]["max_time"] != saved["train"].get("max_time"):
         raise ValueError(

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_llm.args.base import sampling_rules
+from lit_llm.args.base import MIN_TEMPERATURE, sampling_rules
 
 NOT_FINITE = "the model's logits are not finite, as when float16 overflows: try another --precision"
+
+
+def usable(temperature: float) -> float:
+    """0 in the place of a temperature that is too small to divide by: HELM sends 1e-7 where it means 0."""
+    return 0.0 if 0 <= temperature < MIN_TEMPERATURE else temperature
 
 
 @dataclass(frozen=True)

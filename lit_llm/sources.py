@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,11 +152,15 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 def csv_columns(path: Path) -> list[str]:
+    """Names in the header of a CSV file."""
+    csv.field_size_limit(sys.maxsize)
     with open_text(path) as file:
         try:
-            return next(csv.reader(file), [])
+            return next(csv.reader(file, strict=True), [])
         except UnicodeDecodeError as error:
             raise _not_utf8(path, error) from error
+        except csv.Error as error:
+            raise ValueError(f"{path}:1: not CSV ({error})") from error
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -243,18 +248,24 @@ def to_record(row: Any, columns: dict[str, str]) -> Record:
                 record.pop(name, None)
         if "instruction" in record and "output" in record:
             record.setdefault("input", "")
-        if row.get("history"):
+        if earlier := _history(row):
             check_record(record)
             question = {"role": "user", "content": _joined(record["instruction"], record["input"])}
-            turns = [*_history(row), question, {"role": "assistant", "content": record["output"]}]
+            turns = [*earlier, question, {"role": "assistant", "content": record["output"]}]
             record = {"messages": _messages(turns, record.get("system"))}
     check_record(record)
     return record
 
 
 def _history(row: Row) -> list[dict[str, Any]]:
-    """Turns before the row's own, which it holds as pairs of question and answer."""
+    """Turns before the row's own, which it holds as pairs of question and answer; as JSON, if a table holds it. A column of
+    that name which holds other text means something else."""
     pairs = row.get("history") or []
+    if isinstance(pairs, str):
+        if not pairs.lstrip().startswith("["):
+            return []
+        with suppress(json.JSONDecodeError):
+            pairs = json.loads(pairs)
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError("'history' must be a list of questions, each with its answer")
     return _messages([text for pair in pairs for text in pair], None)
@@ -322,6 +333,9 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
     for message in messages:
         if isinstance(message["role"], str):
             message["role"] = ROLES.get(message["role"], message["role"])
+    for message, turn in zip(messages, turns, strict=True):
+        if message["role"] == "assistant" and turn.get("weight") == 0:
+            message["weight"] = 0
     if not system or (messages and messages[0] == {"role": "system", "content": system}):
         return messages
     if messages and messages[0]["role"] == "system":

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -152,12 +153,18 @@ class Terminal:
     def __init__(self, *options):
         self.end, theirs = pty.openpty()
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+        def take_terminal():
+            """So that its Ctrl-C is a signal, which shells let the programs that they start in the background ignore."""
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
         self.process = subprocess.Popen(
             [sys.executable, REPOSITORY / "generate/chat.py", *options],
             env=environment,
             **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that its Ctrl-C is a signal
+            preexec_fn=take_terminal,
         )
         os.close(theirs)
         self.seen = ""

@@ -132,7 +132,7 @@ def test_packing_uses_fewer_micro_batches():
         ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' would be left out"),
         (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
-            "a turn has weight 0",
+            "every answer has weight 0",
         ),
         ('["a"]', "must be a JSON object"),
         ('{"instruction": "a",', "not JSON"),

@@ -137,6 +137,10 @@ def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, ca
     complete.answer(LoRAGenerateArgs(prompt="the red cat", input="a dog", adapter_dir=folder, **options))
     assert found[0] == found[1]
     assert json.loads(found[0].splitlines()[0])["text"] == capsys.readouterr().out[:-1]
+    options |= {"prompt_file": tmp_path / "p.jsonl", "output_file": tmp_path / "a.jsonl"}
+    complete.answer(LoRAGenerateArgs(adapter_dir=folder, **options))
+    with pytest.raises(ValueError, match="other options"):  # rounded otherwise
+        complete.answer(LoRAGenerateArgs(adapter_dir=folder, **{**options, "merge": False}))
     model, _, _ = complete.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
     assert not any(module._forward_hooks for module in model.modules())
 

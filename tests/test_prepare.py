@@ -189,6 +189,10 @@ SHAPES = {
         {"prompt": [*CHAT, {"role": "user", "content": "x\n\ni"}], "chosen": "y", "rejected": "z"},
     ),
     "weight 1": ({"messages": [CHAT[0], {**CHAT[1], "weight": 1, "tool_calls": None}]}, {"messages": CHAT}),
+    "weights": (
+        {"messages": [{**CHAT[0], "weight": 0}, {**CHAT[1], "weight": 0}, *CHAT]},
+        {"messages": [CHAT[0], {**CHAT[1], "weight": 0}, *CHAT]},
+    ),
     "text": ({"text": "a"}, {"text": "a"}),
     "null input": ({"instruction": "a", "input": None, "output": "b"}, {"instruction": "a", "output": "b", "input": ""}),
     "system": (
@@ -286,7 +290,8 @@ BAD_ROWS = {
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
     "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
     "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "a system text stands beside turns that begin"),
-    "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "a turn has weight 0"),
+    "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has weight 0"),
+    "weight 2": ({"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, "a turn has weight 2: 0 and 1 are known"),
     "tool call": ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": "1"}]}]}, "a turn calls a tool"),
     "broken history": ({"instruction": "a", "output": "b", "history": ["c", "d"]}, "'history' must be a list of questions"),
     "role that is a list": ({"messages": [{**CHAT[0], "role": ["user"]}, CHAT[1]]}, "a turn must have a 'role'"),
@@ -338,6 +343,7 @@ BAD_FILES = {
     "wrong delimiter": ("csv", b"instruction;output\na;b\n", "Is the delimiter a comma?"),
     "open quote": ("csv", b'instruction,output\n"a,b\n', ":2: not CSV"),
     "wrong quote": ("csv", b'instruction,output\na,b\n"c\nd"e,f\n', ":3: not CSV"),
+    "open quote in the header": ("csv", b'"instruction,output\n' + b"a,b\n" * 50_000, ":1: not CSV"),
     "missing": ("csv", None, "does not exist"),
 }
 
@@ -363,6 +369,32 @@ def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_p
     assert code == 0, told
     assert kept(folder) == [{"instruction": "a,\nb", "output": "c" * 200_000, "input": ""}]
     assert sorted(meta(folder)["dropped"]) == ["'output' must be a text", "the row has more cells than there are columns"]
+
+
+def test_a_table_holds_a_history_as_json_or_means_something_else_by_the_name(prepare, tmp_path):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        histories = ["", "[]", "modern", json.dumps([["q", "r"]]), "[['q', 'r']]"]
+        table = csv.writer(file)
+        table.writerow(["instruction", "output", "history"])
+        table.writerows([f"a{i}", "b", history] for i, history in enumerate(histories))
+    code, told, folder = prepare("csv", "--csv_path", "a.csv", "--val_split_fraction=0")
+    assert code == 0, told
+    *plain, turns = kept(folder)
+    assert plain == [{"instruction": f"a{i}", "output": "b", "input": ""} for i in range(3)]
+    assert [turn["content"] for turn in turns["messages"]] == ["q", "r", "a3", "b"]
+    assert meta(folder)["dropped"] == {"'history' must be a list of questions, each with its answer": 1}
+
+
+def test_a_file_and_the_folder_that_it_runs_in_are_not_replaced(prepare, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
+    (tmp_path / "notes.txt").write_text("precious")
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--destination_path", "notes.txt")
+    assert code == 2
+    assert "--destination_path notes.txt is a file" in told
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+    code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--destination_path", ".")
+    assert code == 2
+    assert "is the folder that this runs in" in told
 
 
 def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path):
@@ -427,6 +459,7 @@ def test_caches_of_tokens_are_replaced(prepare, tmp_path):
     _, _, folder = prepare("json", "--json_path", "rows.jsonl")
     change(folder, "train-tokens-0123456789abcdef.safetensors")
     (folder / ".train-x1_y").mkdir()
+    (folder / ".DS_Store").touch()
     code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--seed=1")
     assert code == 0, told
     assert len(kept(folder)) == 5

@@ -202,6 +202,24 @@ def test_only_the_last_answer_is_trained_if_asked(checkpoint):
     assert every.n_labels > last.n_labels
 
 
+def test_an_answer_of_weight_0_is_read_and_not_trained(checkpoint):
+    tokenizer = Tokenizer(checkpoint)
+    every = tokenize({"messages": CHAT}, "alpaca", tokenizer, True)
+    last = tokenize({"messages": CHAT}, "alpaca", tokenizer, True, "last")
+    n = next(i for i, message in enumerate(CHAT) if message["role"] == "assistant")
+    first_off = [{**message, "weight": 0} if i == n else message for i, message in enumerate(CHAT)]
+    found = tokenize({"messages": first_off}, "alpaca", tokenizer, True)
+    assert found.ids.tolist() == every.ids.tolist()
+    assert last.n_labels <= found.n_labels < every.n_labels
+    assert sum(m["role"] == "assistant" for m in CHAT) == 2
+    assert found.trained.tolist() == last.trained.tolist()
+    last_off = [*CHAT[:-1], {**CHAT[-1], "weight": 0}]
+    both = tokenize({"messages": last_off}, "alpaca", tokenizer, True).trained | last.trained
+    assert both.tolist() == every.trained.tolist()
+    with pytest.raises(ValueError, match="Train with --train_on all"):
+        tokenize({"messages": last_off}, "alpaca", tokenizer, True, "last")
+
+
 REWRITES = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content | upper if m.role == 'assistant' and not loop.last else m.content }}|{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny import make_data, rows
 
@@ -186,14 +187,14 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, ch
 def go(tmp_path, checkpoint, data_dir):
     """Finetune into `tmp_path`/run: 20 examples in steps of 4."""
 
-    def run(resume=None, r=8, data_dir=data_dir, **train):
+    def run(resume=None, r=8, data_dir=data_dir, interval=None, name="run", **train):
         train = {"global_batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-2, "probe": False, **train}
         args = LoRAFinetuneArgs(
-            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", train=TrainArgs(**train), accelerator="cpu",
-            resume=resume, eval=EvalArgs(interval=None, samples=0), lora=LoRAArgs(r=r),
+            checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / name, train=TrainArgs(**train), accelerator="cpu",
+            resume=resume, eval=EvalArgs(interval=interval, final=False, samples=0), lora=LoRAArgs(r=r),
         )  # fmt: skip
         finetune(args, LoRA(r=r))
-        return tmp_path / "run"
+        return tmp_path / name
 
     return run
 
@@ -226,17 +227,26 @@ def test_a_folder_that_never_was_a_run_stays_as_it_is(go, tmp_path, name):
     assert content(tmp_path / "run") == {path.relative_to(tmp_path / "run"): b"of someone else"}
 
 
-def test_a_run_that_was_killed_before_its_first_save_starts_again_with_the_same_options_only(go, capsys):
+def test_a_run_that_was_killed_before_its_report_gets_one(go):
+    out_dir = go(save_interval=2)
+    expected = result(out_dir)
+    (out_dir / "report.html").unlink()
+    go("auto", save_interval=2)
+    assert (out_dir / "report.html").is_file()
+    assert same(result(out_dir), expected)
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts_again(go, capsys):
+    """With other options, too, as when memory ran out: nothing is lost."""
     out_dir = go()
     expected, rows_ = result(out_dir), metrics(out_dir)
     shutil.rmtree(out_dir / "final")
     (out_dir / ".new-final-0").mkdir()
-    before = content(out_dir)
-    with pytest.raises(ValueError, match="started with another --lora"):
-        go("auto", r=2)
-    assert content(out_dir) == before
-    go("auto")
+    go("auto", r=2)
     assert "starts again from its first step" in capsys.readouterr().err
+    assert yaml.safe_load((out_dir / "args.yaml").read_text())["lora"]["r"] == 2
+    shutil.rmtree(out_dir / "final")
+    go("auto")
     assert same(result(out_dir), expected)
     assert metrics(out_dir) == rows_
     assert not list(out_dir.glob(".*"))
@@ -270,10 +280,45 @@ def test_what_was_saved_after_a_given_save_is_set_aside(go, capsys):
     go(first, **options, keep_last=1)
     assert [path.name for path in out_dir.glob("step-*")] == ["step-000008"]
     aside = out_dir / "abandoned-1"
-    assert f"is now in {aside}: final, step-000008, step-000006, step-000004" in capsys.readouterr().err
-    kept = {path: text for path, text in old.items() if path.parts[0] in ("step-000004", "step-000006", "step-000008", "final")}
-    assert content(aside) == kept
+    assert f"is now in {aside}: final, step-000008, step-000006, step-000004, report.html, loss.png" in capsys.readouterr().err
+    moved = ("step-000004", "step-000006", "step-000008", "final", "report.html", "loss.png", "metrics.csv")
+    assert content(aside) == {path: text for path, text in old.items() if path.parts[0] in moved}
     go(str(out_dir / "step-000008"), **options)
-    assert [path.name for path in (out_dir / "abandoned-2").iterdir()] == ["final"]
+    assert not list((out_dir / "abandoned-2").glob("step-*"))
     with pytest.raises(FileNotFoundError, match="must be a save of the run in --out_dir"):
         go(str(aside / "step-000004"), **options)
+
+
+def test_best_is_set_aside_with_the_steps_that_found_it(go):
+    """A run that goes on from a save, and ends there, has no better model than it had then; the next that it validates is."""
+    options = {"epochs": 2, "max_steps": 10, "save_interval": 2, "interval": 2}
+    out_dir = go(**options)
+    losses = [(float(row["val_loss"]), int(row["step"])) for row in metrics(out_dir) if row["val_loss"]]
+    assert min(losses)[1] > 2
+    best, first = content(out_dir / "best"), str(out_dir / "step-000002")
+    go(first, **options, max_time=1e-9)
+    assert content(out_dir / "abandoned-1" / "best") == best
+    assert not (out_dir / "best").exists()
+    assert metrics(out_dir)[-1]["step"] == "2"
+    assert metrics(out_dir / "abandoned-1")[-1]["step"] == "10"
+    with pytest.raises(ValueError, match=r"is finished, with another --train\.max_time"):  # than this time
+        go("auto", **options)
+    go("auto", **options, max_time=1e-9)
+    go(first, **options)
+    assert content(out_dir / "best") == best
+
+
+def test_a_run_may_be_moved(go, tmp_path):
+    out_dir = go(save_interval=2)
+    expected = result(out_dir)
+    shutil.rmtree(out_dir / "final")
+    out_dir.rename(tmp_path / "moved")
+    assert same(result(go("auto", save_interval=2, name="moved")), expected)
+
+
+@pytest.mark.parametrize("text", [": : [", "train: 3", "a list", "\x00"])
+def test_options_that_cannot_be_read_are_refused(go, text):
+    out_dir = go(save_interval=2)
+    (out_dir / "args.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"args\.yaml does not hold the options of a run"):
+        go("auto", save_interval=2)
