@@ -147,6 +147,14 @@ def test_texts_that_share_a_beginning_cost_it_once(shared_data):
         assert a.greedy == b.greedy
 
 
+def test_a_task_that_samples_at_next_to_no_temperature_gets_the_likeliest_tokens(shared_data):
+    model = ours(shared_data / "stories260K")
+    prompt, how = [model.tokenizer.encode("Once upon a time")], {"until": ["."], "max_gen_toks": 20}
+    greedy = model._generate(prompt, {**how, "do_sample": False})
+    assert model._generate(prompt, {**how, "do_sample": True, "temperature": 1e-7}) == greedy
+    assert model._generate(prompt, {**how, "do_sample": True, "temperature": 5.0}) != greedy
+
+
 def test_nothing_is_shared_where_keys_depend_on_the_length(tmp_path):
     from tiny import hf_model, make_checkpoint
 

@@ -18,14 +18,17 @@ from lit_llm.checkpoint import load_model, write_shards
 from lit_llm.config import Config
 from lit_llm.files import write_json
 from lit_llm.model import GPT
+from lit_llm.packed import PackedLinear
 from lit_llm.weights import to_hf
 
 SHARD_BYTES = 500 * 10**6
-# dtype, quantization, and the aim: at most this factor of the loaded weights, and so many MB.
-CASES: dict[str, tuple[str | None, str | None, float, int]] = {
-    "as stored": (None, None, 1.1, 0),
-    "float32": ("float32", None, 1.1, 0),
-    "bnb.nf4": ("bfloat16", "bnb.nf4", 1.3, 100),
+# What `load_model` is asked for, and the aim: at most this factor of the loaded weights, and so many MB.
+CASES: dict[str, tuple[dict[str, Any], float, int]] = {
+    "as stored": ({}, 1.1, 0),
+    "float32": ({"dtype": torch.float32}, 1.1, 0),
+    "bnb.nf4": ({"dtype": torch.bfloat16, "quantize": "bnb.nf4"}, 1.3, 100),
+    "fp16 for a CPU": ({"dtype": torch.float32, "layout": "fp16"}, 1.3, 100),
+    "int8 for a CPU": ({"dtype": torch.float32, "layout": "int8"}, 1.3, 100),
 }
 
 
@@ -94,18 +97,20 @@ def _memory() -> dict[str, float]:
 
 def _measure(folder: Path, name: str) -> dict[str, Any]:
     """Load in this process, which has done nothing else."""
-    dtype, quantize, factor, more = CASES[name]
-    if quantize is not None:
+    options, factor, more = CASES[name]
+    if "quantize" in options:
         import bitsandbytes  # noqa: F401  (its own size is not that of the model)
     peak, start = _Peak(), time.perf_counter()
     peak.start()
-    model = load_model(folder, dtype=None if dtype is None else getattr(torch, dtype), quantize=quantize)
+    model = load_model(folder, **options)
     seconds = time.perf_counter() - start
     for parameter in model.parameters():
         parameter.view(torch.uint8).view(-1)[::4096].sum()  # weights that are mapped come into memory on use
     peak.stopped.set()
     peak.join()
-    weights = sum(parameter.nbytes for parameter in model.parameters()) / 1e6
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    n_bytes = sum(m.in_features * m.out_features * (2 if m.kind == "fp16" else 1) for m in packed)
+    weights = (n_bytes + sum(parameter.nbytes for parameter in model.parameters())) / 1e6
     aim = factor * weights + more
     return {
         "weights_mb": weights,
