@@ -43,8 +43,6 @@ class Preflight:
     longest: int
     packing_efficiency: float
     """Tokens over the room of the micro-batches of the first epoch."""
-    digest: str
-    """Of tokens and labels of all examples, in their order."""
 
     def text(self) -> str:
         """Lines for a person to read."""
@@ -148,14 +146,12 @@ def inspect(
 ) -> Preflight:
     """Counts over examples. Beside them only a checksum of each is held."""
     seen = [_digest(example) for example in examples]
-    of_all = hashlib.blake2b(b"".join(seen), digest_size=16)
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
     n = dict.fromkeys(("tokens", "trained", "documents", "bos", "double_bos", "eos", "double_eos", "closed", "open"), 0)
     longest = 0
     for document in (document for example in examples for document in example.documents):
         start = document.ids[:2].tolist()
-        of_all.update(document.trained.numpy().tobytes())
         n["documents"] += 1
         n["tokens"] += len(document)
         n["trained"] += document.n_labels
@@ -177,9 +173,16 @@ def inspect(
         n_leaks=sum(_digest(example) in known for example in val_examples),
         longest=longest,
         packing_efficiency=_efficiency(plan),
-        digest=of_all.hexdigest(),
         **{f"n_{name}": count for name, count in n.items()},
     )
+
+
+def digest_of(examples: Sequence[Example | Pair]) -> str:
+    """Of tokens and labels of all examples, in their order."""
+    digest = hashlib.blake2b(b"".join(map(_digest, examples)), digest_size=16)
+    for document in (document for example in examples for document in example.documents):
+        digest.update(document.trained.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digest(example: Example | Pair) -> bytes:

@@ -105,13 +105,18 @@ def _check_same_run(args: FinetuneArgs, saved: dict[str, Any], out_dir: Path) ->
 
 
 def check_same_data(data: dict[str, Any], data_dir: Path, resume_dir: Path) -> None:
-    """Raises ValueError if the examples are not those that the save was trained on."""
-    before = read_json_object(resume_dir / "state.json").get("data")  # saves of older versions do not say
-    if before is not None and before != data:
-        raise ValueError(
-            f"{data_dir} has changed: {resume_dir} was trained on {before['n_examples']} examples, of which not all are the "
-            f"same as the {data['n_examples']} of now. Put back the old data or its tokenizer, or choose another --out_dir"
+    """Raises ValueError if the examples are not those that the save was trained on, or validated on."""
+    before = read_json_object(resume_dir / "state.json").get("data") or {}  # saves of older versions say less
+    changed = [name for name, value in before.items() if value != data[name]]
+    if changed == ["validation"]:
+        what = f"{resume_dir} was validated on other examples"
+    else:
+        what = (
+            f"{resume_dir} was trained on {before.get('n_examples')} examples, of which not all are the same as the "
+            f"{data['n_examples']} of now"
         )
+    if changed:
+        raise ValueError(f"{data_dir} has changed: {what}. Put back the old data or its tokenizer, or choose another --out_dir")
 
 
 def _warn_of_another_machine(resume_dir: Path, n_devices: int) -> None:

@@ -263,6 +263,12 @@ def test_a_save_of_other_training_data_is_refused(go, tmp_path, data_dir):
         with pytest.raises(ValueError, match=r"has changed.*trained on 20 examples.*choose another --out_dir"):
             go("auto", data_dir=data_dir, save_interval=2)
         assert content(out_dir) == before
+    path.write_text("".join(lines))
+    validation = data_dir / "val.jsonl"
+    validation.write_text("".join(validation.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match=r"has changed.*was validated on other examples.*choose another --out_dir"):
+        go("auto", data_dir=data_dir, save_interval=2)
+    path.write_text("".join(lines[:12]))
     state = json.loads((out_dir / "step-000004" / "state.json").read_text())
     assert state.pop("data")["n_examples"] == 20
     (out_dir / "step-000004" / "state.json").write_text(json.dumps(state))
