@@ -174,7 +174,9 @@ def _fill(
     """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
     fingerprint. Tells how far it is when that takes long."""
     plain_dtype = None if in_parts and dtype == torch.float32 else dtype
-    rows, tied = {}, "wte.weight" if model.config.tie_embeddings else None
+    rows, turned = {}, {f"{name}.weight" for name in linears(model)} if columns else set()
+    if columns and model.config.tie_embeddings:
+        turned.add("wte.weight")
     copies = columns or any(hasattr(module, "load_weight") for module in model.modules())
     n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
     for done, (name, tensor) in enumerate(checked(model.config, tensors, folder)):
@@ -188,9 +190,8 @@ def _fill(
         else:
             # Left in the mapped file, it would hold there the pages of its neighbours that were cast, quantized or copied.
             copy = (copies and not in_parts) or tensor.dim() < 2
-            is_linear = leaf == "weight" and (isinstance(module, nn.Linear) or name == tied)
-            turned = by_columns(tensor) if columns and is_linear else tensor
-            tensor = turned.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and turned is tensor)
+            laid_out = by_columns(tensor) if name in turned else tensor
+            tensor = laid_out.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and laid_out is tensor)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         if copies and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
             from lit_llm.report import Progress

@@ -216,6 +216,8 @@ def tokenize(
         documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
         chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
         return Pair(chosen, rejected)
+    if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
+        raise ValueError("an answer has weight 0, which --mask_prompt false would train. Leave that out")
     messages = record.get("messages") or [*asked(record), {"role": "assistant", "content": answer_of(record)}]
     return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
 

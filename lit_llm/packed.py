@@ -77,15 +77,16 @@ class PackedLinear(nn.Module):
 
     def load_weight(self, weight: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
         """Pack a weight (out_features, in_features) of any floating dtype; device and dtype of the products are given."""
-        weight = weight.detach().float()
+        weight = weight.detach()
         if self.kind == "fp16":
-            self.packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
             return
-        scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        largest = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float()  # abs() would be a copy of the weight
+        scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
         zero = torch.zeros(self.out_features, dtype=torch.long)
         with warnings.catch_warnings():  # torch 2.13 announces the end of quantized tensors, which fbgemm still needs
             warnings.simplefilter("ignore", UserWarning)
-            rounded = torch.quantize_per_channel(weight.contiguous(), scale.double(), zero, 0, torch.qint8)
+            rounded = torch.quantize_per_channel(weight.float().contiguous(), scale.double(), zero, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:

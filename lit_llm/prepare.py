@@ -123,8 +123,9 @@ def _write(
 
 
 def _contents(folder: Path) -> list[Path]:
-    """Files of a data folder, but for hidden ones and what can be made again: the caches of tokens."""
-    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\..*")
+    """Files of a data folder, but for what can be made again: the caches of tokens, what a killed program left of them, and
+    what file managers keep."""
+    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+|\.DS_Store")
     return [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
 
 

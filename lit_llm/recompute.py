@@ -57,12 +57,14 @@ def recipes_for_results() -> AbstractContextManager[None]:
 def _pack(x: Tensor) -> Any:
     source = x if x._base is None else x._base
     if source.grad_fn is None or not isinstance(source.grad_fn, _Recomputed._backward_cls):  # type: ignore[attr-defined]
-        return x.detach()  # the tensor itself may belong to the node that keeps it: a cycle
+        return x.detach(), x._version  # the tensor itself may belong to the node that keeps it: a cycle
     return source.grad_fn, (x.size(), x.stride(), x.storage_offset())
 
 
 def _unpack(packed: Any) -> Tensor:
-    if isinstance(packed, Tensor):
-        return packed
-    node, geometry = packed
-    return _make_again(node)[1].detach().as_strided(*geometry)
+    kept, about = packed
+    if not isinstance(kept, Tensor):
+        return _make_again(kept)[1].detach().as_strided(*about)
+    if kept._version != about:
+        raise RuntimeError("a tensor that the backward pass needs has been changed by an inplace operation")
+    return kept

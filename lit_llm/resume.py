@@ -32,6 +32,8 @@ class State:
     best_val_loss: float | None = None
     n_not_better: int = 0
     """Validations since the best one."""
+    held_loss: float | None = None
+    """Of what `best` holds. It is not the best one if that was set aside."""
     mean_loss: float | None = None
     """Exponential mean of the losses that were looked at, the newest with a weight of 0.1."""
 
@@ -107,6 +109,7 @@ def load_state(
         torch.set_rng_state(tensors[f"random/{rank()}/cpu"])
     if f"random/{rank()}/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors[f"random/{rank()}/cuda"])
+    saved.setdefault("held_loss", saved["best_val_loss"])  # saves of older versions
     return State(**{name: saved[name] for name in asdict(State())})
 
 
@@ -122,16 +125,16 @@ def step_of(save: Path) -> int:
 def set_aside_later(out_dir: Path, state: State) -> None:
     """Move what the run wrote after `state` to `abandoned-1`, or the first number that is free: the run goes on from there.
 
-    The newest save first, so that what is left is a run up to some step at every moment. Without later saves nothing moves: the
-    run only makes again what it was making.
+    The newest save first, so that what is left is a run up to some step at every moment. A run that goes on from its newest
+    save only makes again what it was making: nothing moves.
     """
     later = [path for path in [out_dir / "final"] if path.is_dir()]
     later += [save for save in reversed(saves(out_dir)) if step_of(save) > state.step]
-    if not later:
-        return
     about = [path for path in (out_dir / "report.html", out_dir / "loss.png") if path.is_file()]
     if (out_dir / "best").is_dir() and _best_is_later(out_dir / "metrics.csv", state):
         about.append(out_dir / "best")
+    if not later and not (about and state.step == 0):
+        return
     aside = next(path for i in count(1) if not (path := out_dir / f"abandoned-{i}").exists())
     aside.mkdir()
     if (out_dir / "metrics.csv").is_file():
@@ -143,10 +146,12 @@ def set_aside_later(out_dir: Path, state: State) -> None:
 
 
 def _best_is_later(metrics: Path, state: State) -> bool:
-    """Whether the lowest validation loss was found after `state`."""
+    """Whether what `best` holds was found after `state`."""
+    if state.held_loss is None or not metrics.is_file():
+        return state.held_loss is None
     with metrics.open(newline="", encoding="utf-8") as file:
         later = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"] and int(row["step"]) > state.step]
-    return bool(later) and (state.best_val_loss is None or min(later) < state.best_val_loss)
+    return bool(later) and min(later) < state.held_loss
 
 
 def remove_old_saves(out_dir: Path, n_kept: int) -> None:

@@ -51,8 +51,9 @@ def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
 
 
 def is_finished(args: FinetuneArgs, out_dir: Path) -> bool:
-    """Whether nothing is left to do for `--resume auto`. The report is written last."""
-    return args.resume == "auto" and (out_dir / "final").is_dir() and (out_dir / "report.html").is_file()
+    """Whether nothing is left to do for `--resume auto`. The report is written last; it can be had again from a save only."""
+    whole = (out_dir / "report.html").is_file() or not saves(out_dir)
+    return args.resume == "auto" and (out_dir / "final").is_dir() and whole
 
 
 def start_run(args: FinetuneArgs, out_dir: Path) -> None:

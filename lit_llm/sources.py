@@ -296,6 +296,8 @@ def _pair(row: Row, columns: dict[str, str]) -> Record:
         if not isinstance(turns, list) or not turns:
             return turns
         *before, last = _messages(turns, None)
+        if last.get("weight") == 0:
+            raise ValueError(f"the answer of {name!r} has weight 0")
         if last["role"] not in ("assistant", None):
             raise ValueError(f"the last turn of {name!r} is not the assistant's")
         if before:

@@ -153,7 +153,7 @@ def fit(
     # In float16 a step whose gradient overflows is left out and the scale lowered: no fault then.
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = State() if resume_dir is None else load_state(resume_dir, objective.gpt, optimizer, scaler)
-    if resume_dir is not None and rank() == 0:
+    if rank() == 0:
         set_aside_later(out_dir, state)
     path = out_dir / "metrics.csv" if rank() == 0 else None
     metrics = Metrics(path, columns, None if resume_dir is None else state.step, fabric.loggers)
@@ -162,9 +162,8 @@ def fit(
         if not math.isfinite(state.val_loss):
             raise ValueError(f"the validation loss before the first step is {state.val_loss}: try another --precision or base")
         metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
-    # Of what `best` holds: without one, the next that is validated is the best that there is.
-    (has_best,) = largest(float((out_dir / "best").is_dir()))
-    held_loss = state.best_val_loss if has_best else None
+    if not largest(float(rank() == 0 and (out_dir / "best").is_dir()))[0]:
+        state.held_loss = None  # the next that is validated is the best that there is
     progress = Progress("step", schedule.total_steps, state.step)
     start = time.monotonic() - state.seconds
     objective.train()
@@ -202,8 +201,8 @@ def fit(
                 state.n_not_better += 1
                 if state.best_val_loss is None or state.val_loss < state.best_val_loss:
                     state.best_val_loss, state.n_not_better = state.val_loss, 0
-                if held_loss is None or state.val_loss < held_loss:
-                    held_loss = state.val_loss
+                if state.held_loss is None or state.val_loss < state.held_loss:
+                    state.held_loss = state.val_loss
                     with shared_folder(out_dir / "best") as best:
                         write_result(best)
             if row:

@@ -291,6 +291,10 @@ BAD_ROWS = {
     "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
     "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "a system text stands beside turns that begin"),
     "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has weight 0"),
+    "rejected answer of weight 0": (
+        {"prompt": "a", "chosen": "b", "rejected": [CHAT[0], {**CHAT[1], "weight": 0}]},
+        "the answer of 'rejected' has weight 0",
+    ),
     "weight 2": ({"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, "a turn has weight 2: 0 and 1 are known"),
     "tool call": ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": "1"}]}]}, "a turn calls a tool"),
     "broken history": ({"instruction": "a", "output": "b", "history": ["c", "d"]}, "'history' must be a list of questions"),
@@ -438,7 +442,7 @@ def change(folder, name):
 
 
 @pytest.mark.parametrize("options", [[], ["--seed=1"]])
-@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "notes.md"])
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "notes.md", ".gitignore"])
 def test_what_was_changed_by_hand_is_not_replaced(prepare, tmp_path, name, options):
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
     flags = ["json", "--json_path", "rows.jsonl", "--val_split_fraction=0"]

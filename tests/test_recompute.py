@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -94,10 +95,13 @@ def test_an_input_may_be_missing_or_frozen():
     assert not recomputed(lambda a: a * 2, frozen).requires_grad
 
 
-def test_a_changed_input_is_an_error():
+@pytest.mark.parametrize("context", [nullcontext, recipes_for_results])
+@pytest.mark.parametrize("function", [lambda x: recomputed(torch.sin, x), torch.sin])
+def test_a_changed_input_is_an_error(context, function):
     x = torch.randn(3, requires_grad=True)
     inner = x * 2
-    y = recomputed(torch.sin, inner)
+    with context():
+        y = function(inner)
     inner.mul_(2)
     with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()

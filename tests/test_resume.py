@@ -32,6 +32,7 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.report import Metrics
+from lit_llm.resume import State, set_aside_later
 
 TIME = {"tokens_per_second", "peak_memory_gb", "seconds"}
 
@@ -312,6 +313,30 @@ def test_best_is_set_aside_with_the_steps_that_found_it(go):
     go("auto", **options, max_time=1e-9)
     go(first, **options)
     assert content(out_dir / "best") == best
+    (out_dir / "metrics.csv").unlink()
+    go(first, **options)
+    assert content(out_dir / "best") == best
+
+
+def test_what_an_attempt_without_a_save_left_is_set_aside(go):
+    out_dir = go(interval=2)
+    best = content(out_dir / "best")
+    shutil.rmtree(out_dir / "final")
+    go("auto", r=2)
+    assert content(out_dir / "abandoned-1" / "best") == best
+    assert not (out_dir / "best").exists()
+
+
+@pytest.mark.parametrize(("held_loss", "moves"), [(None, True), (3.0, True), (1.0, False)])
+def test_best_is_known_by_what_it_holds(tmp_path, held_loss, moves):
+    """After a resume from before the best model a worse one may have taken its place."""
+    for name in ("final", "best"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "metrics.csv").write_text("step,val_loss\n2,1.0\n4,\n6,2.0\n")
+    set_aside_later(tmp_path, State(step=4, best_val_loss=1.0, held_loss=held_loss))
+    assert (tmp_path / "abandoned-1" / "final").is_dir()
+    assert (tmp_path / "abandoned-1" / "best").is_dir() is moves
+    assert (tmp_path / "best").is_dir() is not moves
 
 
 def test_a_run_may_be_moved(go, tmp_path):
