@@ -188,8 +188,9 @@ def _fill(
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, device, dtype)  # type: ignore[operator]
         else:
-            # Left in the mapped file, it would hold there the pages of its neighbours that were cast, quantized or copied.
-            copy = (copies and not in_parts) or tensor.dim() < 2
+            # Left in the mapped file, it would hold there the pages of its neighbours that were cast, quantized or copied; a
+            # large one has none.
+            copy = (copies and not in_parts and tensor.numel() < _MAPPED_ELEMENTS) or tensor.dim() < 2
             laid_out = by_columns(tensor) if name in turned else tensor
             tensor = laid_out.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and laid_out is tensor)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
@@ -291,9 +292,10 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
                 file = safe_open(path, framework="pt")  # open for as long as a reader refers to it
                 elements = 0
                 for name in file.keys():  # noqa: SIM118
-                    if elements > _MAPPED_ELEMENTS:
+                    size = math.prod(file.get_slice(name).get_shape())
+                    if elements and elements + size > _MAPPED_ELEMENTS:
                         file, elements = safe_open(path, framework="pt"), 0
-                    elements += math.prod(file.get_slice(name).get_shape())
+                    elements += size
                     yield name, lambda file=file, name=name: file.get_tensor(name)
             except SafetensorError as error:
                 raise ValueError(f"{path} is damaged or incomplete ({error}). Download it again") from error
