@@ -137,9 +137,9 @@ def load_model(
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     if layout is not None:
         check_layout(layout, devices[0], dtype, quantize is not None)
-    if layout is not None and layout != "columns":
-        for name in linears(model):
-            replace(model, name, layout)
+        if layout != "columns":
+            for name in linears(model):
+                replace(model, name, layout)
     if len(devices) > 1:
         model.placement = place(model, devices, dtype)
     native = (checkpoint_dir / LIT_CONFIG).is_file()

@@ -34,7 +34,7 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.optimizers import check_optimizer, make_optimizer
-from lit_llm.preflight import digest_of, inspect, load_examples, show
+from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import prompt_style
@@ -85,7 +85,7 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     found = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
-    data = {"n_examples": len(examples), "digest": digest_of(examples), "validation": digest_of(val_examples)}
+    data = {"n_examples": found.n_examples, "digest": found.digest, "validation": found.val_digest}
     if resume_dir is not None:
         check_same_data(data, data_dir, resume_dir)
     if args.dry_run:

@@ -61,9 +61,8 @@ def by_columns(weight: Tensor) -> Tensor:
 def replace(model: GPT, name: str, kind: Literal["fp16", "int8"]) -> "PackedLinear":
     """Put an empty packed linear in the place of the linear of this name, with its bias."""
     linear = model.get_submodule(name)
-    parent, _, child = name.rpartition(".")
     packed = PackedLinear(linear.in_features, linear.out_features, linear.bias, kind)  # type: ignore[arg-type]
-    setattr(model.get_submodule(parent), child, packed)
+    model.set_submodule(name, packed)
     return packed
 
 

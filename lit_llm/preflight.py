@@ -43,6 +43,9 @@ class Preflight:
     longest: int
     packing_efficiency: float
     """Tokens over the room of the micro-batches of the first epoch."""
+    digest: str
+    """Of tokens and labels of all examples, in their order."""
+    val_digest: str
 
     def text(self) -> str:
         """Lines for a person to read."""
@@ -145,7 +148,7 @@ def inspect(
     plan: Plan,
 ) -> Preflight:
     """Counts over examples. Beside them only a checksum of each is held."""
-    seen = [_digest(example) for example in examples]
+    seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
     n = dict.fromkeys(("tokens", "trained", "documents", "bos", "double_bos", "eos", "double_eos", "closed", "open"), 0)
@@ -170,16 +173,17 @@ def inspect(
         n_examples=len(examples),
         n_dropped=n_dropped,
         n_duplicates=len(seen) - len(known),
-        n_leaks=sum(_digest(example) in known for example in val_examples),
+        n_leaks=sum(digest in known for digest in val_seen),
         longest=longest,
         packing_efficiency=_efficiency(plan),
+        digest=_digest_of_all(examples, seen),
+        val_digest=_digest_of_all(val_examples, val_seen),
         **{f"n_{name}": count for name, count in n.items()},
     )
 
 
-def digest_of(examples: Sequence[Example | Pair]) -> str:
-    """Of tokens and labels of all examples, in their order."""
-    digest = hashlib.blake2b(b"".join(map(_digest, examples)), digest_size=16)
+def _digest_of_all(examples: Sequence[Example | Pair], seen: Sequence[bytes]) -> str:
+    digest = hashlib.blake2b(b"".join(seen), digest_size=16)
     for document in (document for example in examples for document in example.documents):
         digest.update(document.trained.numpy().tobytes())
     return digest.hexdigest()

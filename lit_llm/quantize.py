@@ -44,10 +44,9 @@ def quantize_linears(model: GPT, quantization: str, in_parts: bool = False) -> N
         if not isinstance(linear, nn.Linear) or name.endswith("router"):
             continue
         shape = linear.in_features, linear.out_features, linear.bias
-        parent, _, child = name.rpartition(".")
         new = LinearInt8(*shape) if kind == "int8" else Linear4bit(*shape, kind, nested=nested == "dq")
         new.in_parts = in_parts and new.out_features >= n_ranks()
-        setattr(model.h.get_submodule(parent), child, new)
+        model.h.set_submodule(name, new)
 
 
 class QuantizedLinear(nn.Module):
