@@ -195,7 +195,7 @@ def _fill(
             tensor = laid_out.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and laid_out is tensor)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         if copies and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
-            from lit_llm.report import Progress
+            from lit_llm.progress import Progress
 
             progress = Progress("loading: tensor", n_tensors, done)
         if progress is not None:

@@ -18,7 +18,6 @@ from lit_llm.checkpoint import expected_shapes, load, read_config, resolve_devic
 from lit_llm.cli import DEMO
 from lit_llm.config import Config
 from lit_llm.decode import Batch, Row, continue_rows
-from lit_llm.distributed import naming_lost_ranks
 from lit_llm.files import read_json_object
 from lit_llm.generate import check_context, encode_prompt
 from lit_llm.memory import available_bytes, peak_memory_gb
@@ -28,9 +27,10 @@ from lit_llm.packed import Layout, lay_out
 from lit_llm.parallel import join, split
 from lit_llm.pieces import candidate_text
 from lit_llm.placement import choose_strategy
+from lit_llm.progress import Progress
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.prompts import end_ids, prompt_ids, stop_strings
-from lit_llm.report import Progress
+from lit_llm.ranks import naming_lost_ranks
 from lit_llm.sampling import Sampling
 from lit_llm.speculative import check_draft, continue_drafted
 from lit_llm.text_stream import token_texts

@@ -5,7 +5,6 @@ download starts from zero in every run (https://github.com/huggingface/huggingfa
 """
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -18,6 +17,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, hf_raise_for_status
 from tqdm import tqdm
+
+from lit_llm.files import digest_of
 
 TRIES = 5  # without a new byte; any progress starts the count again
 FIRST_WAIT = 1.0  # seconds before the second try, doubled for each further one
@@ -150,15 +151,6 @@ def _progress(name: str, done: int, total: int | None) -> Iterator[Callable[[int
 
     yield advance
     print(f"{name}: {size_text(done)}, done", file=sys.stderr)
-
-
-def digest_of(path: Path, like: str) -> str:
-    """sha256 in hex; the git blob id, which the hub gives for small files, if `like` has its 40 digits."""
-    sha = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,6 @@ from lit_llm.data import (
     iter_records,
     lay_out,
 )
-from lit_llm.distributed import naming_lost_ranks, rank, shared_folder
 from lit_llm.files import remove_leftovers
 from lit_llm.held_out import Answers, outcome_of, question_of, tell
 from lit_llm.loggers import check_logger, make_loggers
@@ -38,6 +37,7 @@ from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.prompts import prompt_style
+from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of
 from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run, write_options

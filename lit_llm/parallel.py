@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from lit_llm.config import Config
-from lit_llm.distributed import BACKENDS, n_started, start_others
 from lit_llm.model import GPT
+from lit_llm.ranks import BACKENDS, n_started, start_others
 
 
 def why_not_split(config: Config, n_devices: int, quantize: str | None, has_adapter: bool) -> str | None:

@@ -12,9 +12,9 @@ from torch import nn
 
 from lit_llm.args.base import InferenceStrategy
 from lit_llm.config import Config
-from lit_llm.distributed import n_started
 from lit_llm.model import GPT
 from lit_llm.parallel import why_not_split
+from lit_llm.ranks import n_started
 
 Strategy = Literal["tensor", "layers"]
 

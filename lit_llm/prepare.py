@@ -14,9 +14,8 @@ from typing import Any
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.curate import Curation, share
 from lit_llm.data import Record
-from lit_llm.fetch import digest_of
-from lit_llm.files import check_replaceable, new_folder, read_json_object, write_json
-from lit_llm.report import Progress
+from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
+from lit_llm.progress import Progress
 from lit_llm.sources import csv_columns, rows_of, to_record
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokens import token_counts

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.distributed import n_ranks
 from lit_llm.files import read_json_object, write_json
+from lit_llm.ranks import n_ranks
 from lit_llm.resume import machine, saves
 
 

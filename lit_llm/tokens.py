@@ -15,8 +15,7 @@ from typing import overload
 import torch
 
 from lit_llm.data import Example, Pair, iter_records, tokenize
-from lit_llm.fetch import digest_of
-from lit_llm.files import safetensors_header
+from lit_llm.files import digest_of, safetensors_header
 from lit_llm.prompts import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.tokenizer import Tokenizer
 

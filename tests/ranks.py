@@ -18,7 +18,6 @@ from tiny import rows
 from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data import Plan, collate, lay_out, tokenize_all
-from lit_llm.distributed import largest, n_ranks, rank
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
@@ -27,6 +26,7 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.optimizers import make_optimizer
 from lit_llm.quantize import QuantizedLinear
+from lit_llm.ranks import largest, n_ranks, rank
 from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch
 from lit_llm.sharding import reshard, shard, whole

@@ -56,63 +56,6 @@ def test_every_option_has_help():
         assert not bare
 
 
-LAYERS = [
-    ["args", "files", "fetch", "challenge", "distributed"],
-    ["hf_keys", "families", "config", "tokenizer", "prompts"],
-    ["rope", "cache", "recompute"],
-    ["model"],
-    ["weights", "sharding", "data", "loss", "compiling", "quantize", "parallel", "placement"],
-    ["packed", "sampling", "text_stream"],
-    ["methods", "pieces", "decode", "generate", "speculative", "hub", "sources", "curate"],
-    ["checkpoint", "engine"],
-    ["score"],
-    ["adapters", "lit_gpt", "convert", "memory", "summary"],
-    ["loggers", "report", "report_html", "tokens", "preflight"],
-    ["prepare"],
-    ["export"],
-    ["optimizers", "runtime"],
-    ["resume"],
-    ["train"],
-    ["cli"],
-    ["plan", "estimate", "probe"],
-    ["prompt_file", "complete", "run_folder", "held_out", "finetune", "inspect"],
-    ["evaluate", "perplexity", "compare", "chat"],
-    ["gate", "answers", "challenge_routes", "openai_api", "openai_routes", "serve"],
-    ["bench"],
-]
-
-
-def test_modules_import_only_downwards():
-    """Module-level imports; an import inside a function is one that a caller pays only when it needs it."""
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    for path in sorted((REPOSITORY / "lit_llm").rglob("*.py")):
-        module = path.relative_to(REPOSITORY / "lit_llm").with_suffix("").parts[0]
-        if module in ("__init__", "demo"):
-            continue
-        assert module in level, f"{module} has no layer"
-        for node in ast.parse(path.read_text()).body:
-            names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
-            for name in names:
-                if name and name.startswith("lit_llm."):
-                    imported = name.split(".")[1]
-                    assert imported == module or level[imported] < level[module] or siblings(module, imported, level), (
-                        path,
-                        name,
-                    )
-
-
-def test_the_architecture_page_names_every_module():
-    text = (REPOSITORY / "tutorials" / "architecture.md").read_text()
-    modules = [path.name for path in (REPOSITORY / "lit_llm").glob("*.py") if path.name != "__init__.py"]
-    assert not [name for name in modules if f"`{name}`" not in text]
-
-
-def siblings(module: str, imported: str, level: dict[str, int]) -> bool:
-    """Modules of one layer may import one another as long as they do so in one direction: the order of the list."""
-    names = LAYERS[level[module]]
-    return level[module] == level[imported] and names.index(imported) < names.index(module)
-
-
 def test_scripts_import_the_package_only():
     for path in SCRIPTS:
         for node in ast.parse((REPOSITORY / path).read_text()).body:
