@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "GPT": "lit_llm.model",
     "Config": "lit_llm.config",
-    "Tokenizer": "lit_llm.tokenizer",
+    "Tokenizer": "lit_llm.text.tokenizer",
     "load": "lit_llm.checkpoint",
 }
 __all__ = ["GPT", "Config", "Tokenizer", "load"]

@@ -12,8 +12,8 @@ from fastapi.responses import Response, StreamingResponse
 from lit_llm.decode import TokenScore
 from lit_llm.engine import Chunk, Engine, Job, Token
 from lit_llm.gate import Refused
-from lit_llm.pieces import pieces
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.stream import pieces
+from lit_llm.text.tokenizer import Tokenizer
 
 
 class Answers:

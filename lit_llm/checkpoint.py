@@ -18,7 +18,7 @@ from lit_llm.model import GPT
 from lit_llm.packed import Layout, by_columns, check_layout, lay_out, linears, replace
 from lit_llm.placement import place
 from lit_llm.sharding import whole
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
 
 LIT_WEIGHTS = "lit_model.safetensors"

@@ -17,9 +17,9 @@ from lit_llm.checkpoint import load, resolve_device
 from lit_llm.data import Record, answer_of, iter_records, tokenize
 from lit_llm.generate import generate
 from lit_llm.model import GPT
-from lit_llm.prompts import default_style, end_ids, stop_strings
 from lit_llm.score import Span, score
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import default_style, end_ids, stop_strings
+from lit_llm.text.tokenizer import Tokenizer
 
 Ratios = tuple[Tensor, Tensor]
 """Numerator and denominator of each row, (rows,) each: a mean is the ratio of their sums."""

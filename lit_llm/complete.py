@@ -25,16 +25,15 @@ from lit_llm.methods.lora import merge
 from lit_llm.model import GPT
 from lit_llm.packed import Layout, lay_out
 from lit_llm.parallel import join, split
-from lit_llm.pieces import candidate_text
 from lit_llm.placement import choose_strategy
 from lit_llm.progress import Progress
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
-from lit_llm.prompts import end_ids, prompt_ids, stop_strings
 from lit_llm.ranks import naming_lost_ranks
 from lit_llm.sampling import Sampling
 from lit_llm.speculative import check_draft, continue_drafted
-from lit_llm.text_stream import token_texts
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import end_ids, prompt_ids, stop_strings
+from lit_llm.text.stream import candidate_text, token_texts
+from lit_llm.text.tokenizer import Tokenizer
 
 
 def complete(args: GenerateArgs) -> None:

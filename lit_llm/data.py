@@ -14,17 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.prompts import (
-    Message,
-    Style,
-    TrainOn,
-    check_messages,
-    conversation,
-    encode,
-    prompt_style,
-    question,
-)
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import TrainOn, check_messages, conversation, encode, prompt_style, question
+from lit_llm.text.styles import Message, Style
+from lit_llm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from lit_llm.cache import KVCache
 from lit_llm.model import GPT
 from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, sample
-from lit_llm.text_stream import TextStream
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.stream import TextStream
+from lit_llm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

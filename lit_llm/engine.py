@@ -15,8 +15,8 @@ from torch import Tensor
 from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.model import GPT
 from lit_llm.sampling import NOT_FINITE, Sampling
-from lit_llm.text_stream import TextStream
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.stream import TextStream
+from lit_llm.text.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length", "timeout", "closed", "error"]
 """EOS or a stop sequence; the limit of tokens; the limit of time; the engine was closed; a fault, which stderr tells."""

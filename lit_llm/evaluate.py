@@ -18,11 +18,12 @@ from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.complete import load_args
 from lit_llm.generate import generate
 from lit_llm.model import GPT
-from lit_llm.prompts import Style, default_style, prompt_style
 from lit_llm.ranks import naming_lost_ranks
 from lit_llm.sampling import usable
 from lit_llm.score import Span, score
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import default_style, prompt_style
+from lit_llm.text.styles import Style
+from lit_llm.text.tokenizer import Tokenizer
 
 Message = dict[str, str]
 

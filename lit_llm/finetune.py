@@ -36,14 +36,14 @@ from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
-from lit_llm.prompts import prompt_style
 from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of
 from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run, write_options
 from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.summary import summary
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import prompt_style
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.tokens import style_of
 from lit_llm.train import Objective, Schedule, fit
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lit_llm.decode import Batch, Completion, Row, continue_rows
 from lit_llm.model import GPT
 from lit_llm.sampling import Sampling
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 
 def generate(

@@ -14,9 +14,9 @@ from lit_llm.engine import Chunk, Engine, Job, Token
 from lit_llm.gate import Refused, check_scores, openai_error
 from lit_llm.generate import encode_prompt
 from lit_llm.openai_api import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
-from lit_llm.pieces import candidate_text
-from lit_llm.prompts import check_messages, end_ids, prompt_ids, stop_strings
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import check_messages, end_ids, prompt_ids, stop_strings
+from lit_llm.text.stream import candidate_text
+from lit_llm.text.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; an answer in a chat may go on to the limit
 

@@ -8,8 +8,8 @@ from operator import itemgetter
 from pathlib import Path
 
 from lit_llm.data import Example, Pair, Plan, Record, answer_of, asked, drop_long, iter_records
-from lit_llm.prompts import TrainOn, closing_of, prompt_ids, prompt_style
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
 
 GREEN, PLAIN = "\033[32m", "\033[0m"

@@ -17,7 +17,7 @@ from lit_llm.data import Record
 from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.sources import csv_columns, rows_of, to_record
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.tokens import token_counts
 
 COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_llm.prompts import Message, check_messages, question
+from lit_llm.text.conversation import check_messages, question
+from lit_llm.text.styles import Message
 
 Prompt = str | dict[str, Any]
 """A text, or a record of a .jsonl file."""

@@ -25,8 +25,8 @@ from lit_llm.gate import Gate, Refused, add_refusals, refusal
 from lit_llm.memory import available_bytes
 from lit_llm.model import GPT
 from lit_llm.openai_routes import openai_routes
-from lit_llm.prompts import default_style, prompt_style
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import default_style, prompt_style
+from lit_llm.text.tokenizer import Tokenizer
 
 GRACE = 3.0  # seconds that answers under way have once the server is told to stop
 PAGE = Path(__file__).parent / "chat.html"

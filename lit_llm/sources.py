@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_llm.data import Record, check_record, check_trained
-from lit_llm.prompts import split_system
+from lit_llm.text.styles import split_system
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_llm.decode import Row
 from lit_llm.model import GPT
 from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, distribution, draw, penalize
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 N_DRAFTED = 4
 

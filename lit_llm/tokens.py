@@ -16,8 +16,8 @@ import torch
 
 from lit_llm.data import Example, Pair, iter_records, tokenize
 from lit_llm.files import digest_of, safetensors_header
-from lit_llm.prompts import TrainOn, default_style, fingerprint, prompt_style
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
+from lit_llm.text.tokenizer import Tokenizer
 
 VERSION = 2  # of what `tokenize` makes; another number makes all caches anew
 CACHED_FROM = 2**20  # bytes of records: fewer are tokenized in a second

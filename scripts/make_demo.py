@@ -394,7 +394,7 @@ def _check_replaceable(folder: Path) -> None:
 def main(args: MakeDemoArgs) -> None:
     import torch
 
-    from lit_llm.prompts import prompt_style, question
+    from lit_llm.text.conversation import prompt_style, question
 
     torch.set_num_threads(1)  # matrices this small are not worth sharing
 

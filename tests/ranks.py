@@ -30,7 +30,7 @@ from lit_llm.ranks import largest, n_ranks, rank
 from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch
 from lit_llm.sharding import reshard, shard, whole
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 
 LORA = {"targets": "all-linear", "dropout": 0.0}

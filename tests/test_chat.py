@@ -25,7 +25,7 @@ from lit_llm.cli import DEMO
 from lit_llm.data import read_records
 from lit_llm.generate import generate
 from lit_llm.methods.lora import LoRA
-from lit_llm.prompts import end_ids, prompt_ids
+from lit_llm.text.conversation import end_ids, prompt_ids
 
 
 @pytest.fixture(scope="module")

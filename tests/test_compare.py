@@ -14,7 +14,7 @@ import lit_llm
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.compare import compare, paired_bootstrap
 from lit_llm.generate import generate
-from lit_llm.prompts import prompt_ids, stop_strings
+from lit_llm.text.conversation import prompt_ids, stop_strings
 
 
 def test_the_interval_equals_that_of_another_resampling():

@@ -17,7 +17,7 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data import tokenize
 from lit_llm.finetune import finetune
 from lit_llm.methods.lora import LoRA, merge
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Schedule
 
 

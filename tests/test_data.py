@@ -9,8 +9,8 @@ from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.data import Plan, collate, lay_out, read_records, tokenize, tokenize_all
-from lit_llm.prompts import prompt_ids, question
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.conversation import prompt_ids, question
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Schedule
 
 

@@ -41,7 +41,7 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
 
     from test_tokens import CHAT
 
-    from lit_llm.prompts import STYLES
+    from lit_llm.text.styles import STYLES
 
     make_checkpoint(tmp_path / "checkpoints" / "org" / "model")
     table = [f'"{row["instruction"]}","{row["output"]}"' for row in rows(30)]

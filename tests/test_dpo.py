@@ -8,7 +8,7 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data import collate, tokenize
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.lora import LoRA
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 
 def pairs(n):

@@ -5,7 +5,7 @@ from tiny import hf_model, make_checkpoint
 import lit_llm
 from lit_llm.checkpoint import load_model
 from lit_llm.generate import generate
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 2},

@@ -12,7 +12,7 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.invariance import LAYOUTS, attach_moving_lora, check_layouts, measure
 from lit_llm.checkpoint import load_model
 from lit_llm.data import collate, tokenize_all
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox"])

@@ -12,7 +12,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
 from lit_llm.optimizers import make_optimizer
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit
 
 

@@ -13,7 +13,7 @@ from lit_llm import Tokenizer, load
 from lit_llm.cli import DEMO
 from lit_llm.data import read_records
 from lit_llm.generate import generate
-from lit_llm.prompts import prompt_style, question
+from lit_llm.text.conversation import prompt_style, question
 
 
 def alpaca(instruction: str, input: str) -> str:

@@ -15,7 +15,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full
 from lit_llm.optimizers import STATE_BYTES, check_optimizer, make_optimizer, state_tensors
 from lit_llm.resume import State, load_state, save_state
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step
 
 ON_CPU = [name for name in STATE_BYTES if not name.startswith("paged")]

@@ -8,8 +8,8 @@ from tiny import make_data, rows
 
 from lit_llm.data import Example, Plan, tokenize
 from lit_llm.preflight import compare, inspect, show
-from lit_llm.prompts import ChatTemplate
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.chat_template import ChatTemplate
+from lit_llm.text.tokenizer import Tokenizer
 
 
 def plan_of(examples, packing=True):

@@ -8,18 +8,10 @@ import pytest
 from tiny import make_tokenizer
 
 from lit_llm.data import tokenize
-from lit_llm.prompts import (
-    STYLES,
-    ChatTemplate,
-    check_messages,
-    conversation,
-    encode,
-    prompt,
-    prompt_ids,
-    prompt_style,
-    stop_strings,
-)
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.chat_template import ChatTemplate
+from lit_llm.text.conversation import check_messages, conversation, encode, prompt, prompt_ids, prompt_style, stop_strings
+from lit_llm.text.styles import STYLES
+from lit_llm.text.tokenizer import Tokenizer
 
 # As the families publish them in their tokenizer_config.json.
 TEMPLATES = {

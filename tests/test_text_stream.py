@@ -7,9 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lit_llm.cli import DEMO
-from lit_llm.pieces import pieces
-from lit_llm.text_stream import TextStream, token_texts
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.stream import TextStream, pieces, token_texts
+from lit_llm.text.tokenizer import Tokenizer
 
 TEXT = 'Größe: 3 € - "naïve" café 😀😀 日本語\n\n  def f(x):\n\treturn x  # 👩‍👩‍👧 ok'
 

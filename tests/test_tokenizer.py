@@ -20,7 +20,7 @@ from transformers import GPT2TokenizerFast, LlamaTokenizer, PreTrainedTokenizerF
 from transformers.tokenization_utils_base import generate_merges
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 
 DATA = Path(os.environ.get("LIT_LLM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ENGLISH = "The quick brown fox jumps over the lazy dog. It isn't 3.14159 or 1,000,000; it's what we'd call \"fine\", isn't it?"

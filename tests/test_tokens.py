@@ -11,7 +11,7 @@ from lit_llm import tokens
 from lit_llm.checkpoint import load_model
 from lit_llm.data import read_records, tokenize
 from lit_llm.loss import next_token_loss
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
 from lit_llm.train import Objective, noisy_embeddings
 

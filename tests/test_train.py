@@ -20,7 +20,7 @@ from lit_llm.data import Plan, collate, lay_out, tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 
 

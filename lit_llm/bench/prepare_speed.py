@@ -19,7 +19,7 @@ from lit_llm.bench.train_speed import machine
 from lit_llm.cli import DEMO
 from lit_llm.memory import peak_above
 from lit_llm.prepare import prepare_table
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.tokens import examples_of
 
 WORDS = 60

@@ -1,10 +1,11 @@
 """Tokens to text as they come."""
 
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.text.stream import token_texts
+from lit_llm.text.tokenizer import Tokenizer
 
 N_BEFORE = 4  # tokens with text that decide how the next is written: those of a character, of which each may be a byte
 
@@ -93,3 +94,31 @@ def earliest(text: str, stop: Sequence[str]) -> int | None:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest beginning of `stop`, not all of it, with which `text` ends."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+GAP = 32  # characters of a text that its tokens may lack at one place
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[str]:
+    """What each token contributes to `text`, which they make up; joined they are `text`.
+
+    A character of several tokens belongs to its last. What the tokens lack, as the text of a special token or what the
+    tokenizer normalises, belongs to the token before it.
+    """
+    found, done = [], 0
+    for piece in token_texts(tokenizer, ids):
+        where = text.find(piece, done, done + len(piece) + GAP)
+        end = done if where < 0 else where + len(piece)
+        if found and where > done:
+            found[-1] += text[done:where]
+            done = where
+        found.append(text[done:end])
+        done = end
+    if found:
+        found[-1] += text[done:]
+    return found
+
+
+def candidate_text(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """A function from a token to its text within a text: by itself it would lose its leading space."""
+    return lambda token: tokenizer.decode_more([token])

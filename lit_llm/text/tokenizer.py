@@ -14,9 +14,10 @@ from typing import Any
 
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE
 
 from lit_llm.files import read_json_object
+from lit_llm.text.tokenizer_backends import _Fast, _SentencePiece
 
 # Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
@@ -165,135 +166,6 @@ class Tokenizer:
         return listed[0] if listed else self._backend.default_id(name)
 
 
-class _Fast:
-    """A pipeline of the tokenizers library, with the added tokens of the other files."""
-
-    def __init__(self, tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str], path: Path) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        new = [(i, token.content) for i, token in added.items() if tokenizer.token_to_id(token.content) is None]
-        _register(tokenizer, added, special)
-        for i, token in new:
-            if (got := tokenizer.token_to_id(token)) != i:  # new tokens are numbered on from the end of the vocabulary
-                raise ValueError(
-                    f"{path.parent} gives the added token {token!r} the id {i}, but after {path.name} its id would be "
-                    f"{got}. Copy all tokenizer files of one checkpoint there"
-                )
-        self._tokenizer = tokenizer
-        self._first = _leading_token(json.loads(tokenizer.post_processor.__getstate__())) if tokenizer.post_processor else None
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        # Where "a" alone gets another token than behind a line break, a space is put before a text.
-        self._break = self.encode("\n") if self.encode("\na")[-1:] != self.encode("a") else []
-
-    def encode(self, text: str, continued: bool = False) -> list[int]:
-        if not (continued and self._break):
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        ids = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
-        assert ids[: len(self._break)] == self._break, "a line break is no token of its own"
-        return ids[len(self._break) :]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-    def token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
-
-    def token(self, i: int) -> str:
-        return self._tokenizer.id_to_token(i) or ""
-
-    def default_id(self, name: str) -> int | None:
-        return self._tokenizer.token_to_id(self._first) if name == "bos" and self._first is not None else None
-
-    def adds_bos(self, bos_id: int | None) -> bool:
-        return self._first is not None and self._tokenizer.token_to_id(self._first) == bos_id
-
-
-class _SentencePiece:
-    """sentencepiece for the text, the tokenizers library for the added tokens in it and for decoding.
-
-    Llama's models put a space before the text (dummy prefix). With `"legacy": true` in `tokenizer_config.json` transformers 5
-    puts one before each stretch of text between added tokens, otherwise only where the whole text begins; so do we.
-    """
-
-    def __init__(self, path: Path, config: dict[str, Any], added: dict[int, AddedToken], special: list[str]) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        model = path.read_bytes()
-        try:
-            self._processor = SentencePieceProcessor(model_proto=model)
-            # Serialized protocol buffers merge when concatenated: this one says normalizer_spec.add_dummy_prefix = false.
-            self._unprefixed = SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-        prefixed = self._processor.normalize("a") != self._unprefixed.normalize("a")
-        if config.get("add_prefix_space") is False:
-            self._processor, prefixed = self._unprefixed, False
-        self._legacy = bool(config.get("legacy", False))
-
-        n_pieces = self._processor.vocab_size()
-        control = [i for i in range(n_pieces) if self._processor.is_control(i) or self._processor.is_unknown(i)]
-        special = [*map(self._processor.id_to_piece, control), *special]
-        self._ids = {token.content: i for i, token in added.items()}
-        for token in special:
-            if token not in self._ids:  # a new one that no file numbers comes last, as in transformers
-                found = self._piece_id(token)
-                self._ids[token] = max(n_pieces, *(i + 1 for i in self._ids.values())) if found is None else found
-        self._tokens = {i: token for token, i in self._ids.items()}
-        self.vocab_size = max(n_pieces, *(i + 1 for i in self._tokens))
-
-        # The splitter knows the added tokens alone: all between two of them is to it one unknown word, "", with id 0.
-        self._splitter = HFTokenizer(WordLevel({"": 0}, unk_token=""))
-        _register(self._splitter, added, special)
-        self._split_ids = {i: self._ids[token.content] for i, token in self._splitter.get_added_tokens_decoder().items()}
-        self._skipped = {self._ids[token] for token in special} | {i for i, token in added.items() if token.special}
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        self._decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
-
-    def encode(self, text: str, continued: bool = False) -> list[int]:
-        ids: list[int] = []
-        split = self._splitter.encode(text)
-        for token, (start, end) in zip(split.ids, split.offsets, strict=True):
-            if token != 0:
-                ids.append(self._split_ids[token])
-            else:
-                prefixed = not continued if start == 0 else self._legacy
-                processor = self._processor if prefixed else self._unprefixed
-                ids += processor.encode(text[start:end])
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        # Not sentencepiece's own decoder: it turns bytes that are no UTF-8 into other replacement characters than transformers.
-        return self._decoder.decode([token for i in ids if i not in self._skipped and (token := self._token(i)) is not None])
-
-    def token_id(self, token: str) -> int | None:
-        return self._ids.get(token, self._piece_id(token))
-
-    def default_id(self, name: str) -> int | None:
-        found = self._processor.bos_id() if name == "bos" else self._processor.eos_id()
-        return None if found < 0 else found
-
-    def adds_bos(self, bos_id: int | None) -> bool:
-        return True  # as in transformers 4; transformers 5 drops the BOS of Llama where the config does not speak of it
-
-    def token(self, i: int) -> str:
-        return self._token(i) or ""
-
-    def _token(self, i: int) -> str | None:
-        """Text of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""
-        return self._tokens.get(i) or (self._processor.id_to_piece(i) if i < self._processor.vocab_size() else None)
-
-    def _piece_id(self, piece: str) -> int | None:
-        found = self._processor.piece_to_id(piece)  # the unknown piece's id for all that is not there
-        return found if self._processor.id_to_piece(found) == piece else None
-
-
-def _register(tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str]) -> None:
-    """Add tokens in the order of their ids, then mark the special ones, as transformers does."""
-    tokenizer.add_tokens([added[i] for i in sorted(added)])
-    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_special_tokens([known.get(token) or AddedToken(token, special=True, normalized=False) for token in special])
-
-
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
     """Tokens that the vocabulary file need not hold, by id: `added_tokens_decoder` of the config, else `added_tokens.json`."""
     if "added_tokens_decoder" in config:
@@ -328,16 +200,6 @@ def _special_tokens(config: dict[str, Any]) -> list[str]:
 
 def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
-
-
-def _leading_token(processor: dict[str, Any] | None) -> str | None:
-    """The special token that a post-processor, in the form of `tokenizer.json`, puts before the text."""
-    if processor is None:
-        return None
-    if processor["type"] == "Sequence":
-        return next(filter(None, map(_leading_token, processor["processors"])), None)
-    template = processor.get("single") or [{}]
-    return template[0].get("SpecialToken", {}).get("id")
 
 
 def _read_tokenizer_json(path: Path) -> HFTokenizer:

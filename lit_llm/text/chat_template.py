@@ -1,0 +1,66 @@
+"""Chat templates of checkpoints, rendered by Jinja as transformers does."""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_llm.text.styles import Message
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The Jinja template of a checkpoint, rendered as transformers does, in Jinja's sandbox: it is a stranger's code."""
+
+    source: str
+
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+        import jinja2
+
+        joined = [
+            {
+                "role": m["role"],
+                "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"],
+            }
+            for m in messages
+        ]
+        try:
+            template = _compile(self.source)
+            return template.render(messages=joined, add_generation_prompt=generation, tools=None, documents=None, **tokens)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise ValueError(
+                f"the checkpoint's chat template cannot render a conversation of {roles}: {error}. "
+                "Mend the data, or choose another --prompt_style"
+            ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> Any:
+    """With the settings and helpers that templates expect of transformers (utils/chat_template_utils.py)."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`, with which a template marks answers: its content is rendered as it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # Jinja's own escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(source)

@@ -1,0 +1,149 @@
+"""Prompt styles: functions from a conversation to text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Message = Mapping[str, str]
+"""`role` (system, user, assistant) and `content`; of a user also `input`, for styles that set it apart."""
+
+
+class Style(Protocol):
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+        """Text of a conversation; with `generation`, up to where the model's next answer begins.
+
+        Args:
+            tokens: Texts of the special tokens, by names like eos_token.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A style that a table can tell. The slots `{user}`, `{input}`, `{system}`, `{bos}` and `{eos}` are filled in."""
+
+    user: str
+    """A user's turn, up to where the answer begins. `{system}` is empty but in the first."""
+    answer: str = "{answer}{eos}"
+    system: str = "{}\n\n"
+    """How a system text stands in its slot."""
+    default_system: str = ""
+    with_input: str = ""
+    """In place of `user` for a turn with further input; without it the input follows the instruction after an empty line."""
+    default_system_with_input: str = ""
+    first: str = ""
+    """Before the first turn."""
+    between: str = ""
+    """Before each further one of the user."""
+    stop: tuple[str, ...] = ()
+    """Where published models of the style go on to write the next turn, what that begins with."""
+
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+        slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
+        system, messages = split_system(messages)
+        text = self.first.format(**slots)
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                text += self.answer.format(answer=message["content"], **slots)
+                continue
+            more = message.get("input", "")
+            apart = bool(more and self.with_input)
+            content = message["content"] if apart or not more else f"{message['content']}\n\n{more}"
+            if i == 0 and system is None:
+                system = (apart and self.default_system_with_input) or self.default_system
+            opening = self.system.format(system, **slots) if i == 0 and system else ""
+            text += self.between.format(**slots) if i else ""
+            text += (self.with_input if apart else self.user).format(user=content, input=more, system=opening, **slots)
+        return text
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    """The system text that a conversation begins with, if it does, and the turns behind it."""
+    if messages and messages[0]["role"] == "system":
+        return messages[0]["content"], messages[1:]
+    return None, messages
+
+
+_ALPACA = "Below is an instruction that describes a task"
+
+
+_LLAMA2 = "[INST] {system}{user} [/INST]"
+
+
+_SYS = "<<SYS>>\n{}\n<</SYS>>\n\n"
+
+
+_STABLELM = (
+    "# StableLM Tuned (Alpha version)\n"
+    "- StableLM is a helpful and harmless open-source AI language model developed by StabilityAI.\n"
+    "- StableLM is excited to be able to help the user, but will refuse to do anything that could be considered harmful to the "
+    "user.\n"
+    "- StableLM is more than just an information source, StableLM is also able to write poetry, short stories, and make "
+    "jokes.\n"
+    "- StableLM will refuse to participate in anything that could harm a human."
+)
+
+
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+    "answers to the user's questions."
+)
+
+
+# Each as its model card or training code publishes it. A space or line break that belongs to the answer stands in `answer`:
+# tokenizers join it with the first word.
+STYLES: dict[str, Turns] = {
+    "alpaca": Turns(  # https://github.com/tatsu-lab/stanford_alpaca, train.py
+        "{system}### Instruction:\n{user}\n\n### Response:\n",
+        with_input="{system}### Instruction:\n{user}\n\n### Input:\n{input}\n\n### Response:\n",
+        default_system=f"{_ALPACA}. Write a response that appropriately completes the request.",
+        default_system_with_input=f"{_ALPACA}, paired with an input that provides further context. Write a response that "
+        "appropriately completes the request.",
+        between="\n\n",
+        stop=("\n### Instruction:",),
+    ),
+    "chatml": Turns(
+        "{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", "{answer}<|im_end|>\n",
+        "<|im_start|>system\n{}<|im_end|>\n",
+    ),
+    "codellama": Turns(_LLAMA2, " {answer} {eos}", _SYS, between="{bos}"),
+    "dolly": Turns(  # https://github.com/databrickslabs/dolly, training/consts.py
+        "{system}### Instruction:\n{user}\n\n### Response:\n",
+        with_input="{system}### Instruction:\n{user}\n\nInput:\n{input}\n\n### Response:\n",
+        default_system=f"{_ALPACA}. Write a response that appropriately completes the request.",
+        between="\n\n",
+        stop=("### End", "\n### Instruction:"),
+    ),
+    "falcon_instruct": Turns("{system}User: {user}\nAssistant:", " {answer}{eos}", "{}\n", between="\n", stop=("\nUser:",)),
+    "freewilly2": Turns(
+        "{system}### User:\n{user}\n\n### Assistant:\n", system="### System:\n{}\n\n", between="\n\n", stop=("\n### User:",),
+        default_system="This is a system prompt, please behave and help the user.",
+    ),
+    "gemma": Turns(
+        "<start_of_turn>user\n{system}{user}<end_of_turn>\n<start_of_turn>model\n", "{answer}<end_of_turn>\n", first="{bos}",
+    ),
+    "llama2": Turns(_LLAMA2, " {answer} {eos}", _SYS, between="{bos}"),
+    "llama3": Turns(
+        "{system}<|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "{answer}<|eot_id|>", "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>", first="{bos}",
+    ),
+    "mistral_instruct": Turns("[INST] {system}{user} [/INST]", "{answer}{eos}", first="{bos}"),
+    "none": Turns("{system}{user}"),
+    "nous_hermes": Turns(
+        "{system}### Instruction:\n{user}\n\n### Response:\n", between="\n\n", stop=("\n### Instruction:",),
+        with_input="{system}### Instruction:\n{user}\n\n### Input:\n{input}\n\n### Response:\n",
+    ),
+    "phi": Turns("{system}Instruct: {user}\nOutput:", " {answer}{eos}", "{}\n", between="\n", stop=("\nInstruct:",)),
+    "plain": Turns("{system}{user}\n", with_input="{system}{user}\n{input}\n", between="\n"),
+    "platypus": Turns("{system}### Instruction:\n\n{user}\n\n### Response:\n", between="\n\n", stop=("\n### Instruction:",)),
+    "redpajama_chat": Turns("{system}<human>: {user}\n<bot>:", " {answer}{eos}", "{}\n", between="\n", stop=("\n<human>:",)),
+    "redpajama_instruct": Turns("{system}Q: {user}\nA:", " {answer}{eos}", "{}\n", between="\n\n", stop=("\nQ:",)),
+    "stablecode_instruct": Turns("{system}###Instruction\n{user}###Response\n", system="{}\n", stop=("###Instruction",)),
+    "stablelm_tuned": Turns(
+        "{system}<|USER|>{user}<|ASSISTANT|>", system="<|SYSTEM|>{}", default_system=_STABLELM,
+    ),
+    "vicuna": Turns("{system}USER: {user} ASSISTANT:", " {answer}{eos}", "{} ", default_system=_VICUNA, stop=("USER:",)),
+    "zephyr": Turns(
+        "{system}<|user|>\n{user}{eos}\n<|assistant|>\n", "{answer}{eos}\n", "<|system|>\n{}{eos}\n",
+    ),
+}  # fmt: skip
