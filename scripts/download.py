@@ -7,7 +7,7 @@ from lit_llm.cli import run
 
 
 def main(args: DownloadArgs) -> None:
-    from lit_llm.hub import download_checkpoint, known_repositories
+    from lit_llm.download.hub import download_checkpoint, known_repositories
 
     if args.repo_id is None:
         for family, names in known_repositories().items():

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareTextArgs) -> None:
-    from lit_llm.hub import local_file
+    from lit_llm.download.hub import local_file
     from lit_llm.prepare import COLUMNS, prepare
     from lit_llm.sources import text_rows, to_record
 

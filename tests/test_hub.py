@@ -17,13 +17,13 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants
 
-from lit_llm import fetch
 from lit_llm.args.checkpoint import DownloadArgs
-from lit_llm.hub import download_checkpoint, download_url, known_repositories, local_file
+from lit_llm.download import resumable
+from lit_llm.download.hub import download_checkpoint, download_url, known_repositories, local_file
 
 ROOT = Path(__file__).parent.parent
 REPO = "org/tiny"
-IMPATIENT = "import lit_llm.fetch; lit_llm.fetch.FIRST_WAIT = 0.01; "
+IMPATIENT = "import lit_llm.download.resumable; lit_llm.download.resumable.FIRST_WAIT = 0.01; "
 
 
 def noise(n_bytes: int, seed: int = 0) -> bytes:
@@ -58,7 +58,7 @@ def hub():
 @pytest.fixture
 def fetch_here(hub, monkeypatch, tmp_path):
     """`download_checkpoint` of REPO in this process."""
-    monkeypatch.setattr(fetch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(resumable, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -338,7 +338,7 @@ DATA = noise(100_000, seed=3)
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(resumable, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "*")
     with FakeHub(plain={"/data.json": DATA}) as server:
         yield server
@@ -375,7 +375,7 @@ def test_url_errors_are_explained(server, tmp_path):
 
 
 def test_url_that_cannot_be_reached_is_explained(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(resumable, "FIRST_WAIT", 0.01)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionError, match="Check the network"):

@@ -106,7 +106,7 @@ def test_alpaca_and_json_come_from_an_address(prepare, hub):
 
 def test_a_compressed_body_is_refused_beyond_the_limit(hub, tmp_path):
     """A server that sends gzip unasked: the limit is on what it grows to."""
-    from lit_llm.hub import download_url
+    from lit_llm.download.hub import download_url
 
     hub.plain["/bomb.json"] = gzip.compress(b"0" * 10_000_000)
     assert len(hub.plain["/bomb.json"]) < 20_000

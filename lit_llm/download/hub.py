@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_token
 
-from lit_llm.fetch import TIMEOUT, explained, fetch, part_path, size_text
+from lit_llm.download.resumable import TIMEOUT, explained, fetch, part_path, size_text
 from lit_llm.files import digest_of, read_json_object
 
 # What to fetch of a repository: all of these, and the weights in the first of these forms that it has.
