@@ -5,8 +5,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _LAZY = {
-    "GPT": "lit_llm.model",
-    "Config": "lit_llm.config",
+    "GPT": "lit_llm.model.gpt",
+    "Config": "lit_llm.model.config",
     "Tokenizer": "lit_llm.text.tokenizer",
     "load": "lit_llm.checkpoint",
 }

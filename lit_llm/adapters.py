@@ -15,7 +15,7 @@ from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.sharding import reshard, whole
 
 METHODS: dict[str, type] = {"lora": LoRA, "adapter": Adapter, "adapter_v2": AdapterV2}

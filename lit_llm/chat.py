@@ -11,7 +11,7 @@ from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ChatArgs
 from lit_llm.complete import load_args
 from lit_llm.decode import Batch, Row, continue_rows
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.sampling import Sampling
 from lit_llm.text.conversation import default_style, end_ids, prompt_ids, stop_strings
 from lit_llm.text.tokenizer import Tokenizer

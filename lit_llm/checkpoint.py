@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.files import read_json_object, write_json
-from lit_llm.model import GPT
-from lit_llm.packed import Layout, by_columns, check_layout, lay_out, linears, replace
+from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
+from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, lay_out, linears, replace
+from lit_llm.model.device import resolve_device, weights_dtype
+from lit_llm.model.gpt import GPT
 from lit_llm.placement import place
 from lit_llm.sharding import whole
 from lit_llm.text.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def load(
         device: `auto` takes CUDA, then MPS, then the CPU. Blocks are spread over several, as in `["cuda:0", "cuda:1"]`.
         precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
-        quantize: One of `lit_llm.quantize.QUANTIZATIONS`; applies to the linears inside the blocks.
+        quantize: One of `lit_llm.model.quantized_linear.QUANTIZATIONS`; applies to the linears inside the blocks.
         mapped: Leave the weights on the CPU, where they may lie in the file, in the dtype that they would have on `device`.
         layout: How linears are laid out for decoding on a CPU in float32.
 
@@ -75,24 +76,6 @@ def load(
         if layout is not None:
             lay_out(model, layout)
     return model.eval(), tokenizer
-
-
-def resolve_device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-_DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
-
-
-def weights_dtype(precision: str | None, device: torch.device) -> torch.dtype | None:
-    """dtype to hold frozen weights in; None keeps the checkpoint's own. The `*-mixed` precisions hold float32."""
-    if precision is None:
-        return torch.float32 if device.type == "cpu" else None
-    return _DTYPES.get(precision, torch.float32)
 
 
 def load_tokenizer(checkpoint_dir: Path, config: Config) -> Tokenizer:
@@ -131,7 +114,7 @@ def load_model(
     with torch.device("meta"):
         model = GPT(config)
     if quantize is not None:
-        from lit_llm.quantize import quantize_linears
+        from lit_llm.model.quantized_linear import quantize_linears
 
         quantize_linears(model, quantize, in_parts)
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device

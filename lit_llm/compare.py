@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lit_llm.adapters import read_adapter, trained_style
 from lit_llm.args.evaluate import CompareArgs
-from lit_llm.checkpoint import load, resolve_device
+from lit_llm.checkpoint import load
 from lit_llm.data import Record, answer_of, iter_records, tokenize
 from lit_llm.generate import generate
-from lit_llm.model import GPT
+from lit_llm.model.device import resolve_device
+from lit_llm.model.gpt import GPT
 from lit_llm.score import Span, score
 from lit_llm.text.conversation import default_style, end_ids, stop_strings
 from lit_llm.text.tokenizer import Tokenizer

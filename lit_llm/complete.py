@@ -14,16 +14,17 @@ import torch
 from lit_llm.adapters import read_adapter
 from lit_llm.args.base import InferenceStrategy
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
-from lit_llm.checkpoint import expected_shapes, load, read_config, resolve_device, weights_dtype
+from lit_llm.checkpoint import expected_shapes, load, read_config
 from lit_llm.cli import DEMO
-from lit_llm.config import Config
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.files import read_json_object
 from lit_llm.generate import check_context, encode_prompt
 from lit_llm.memory import available_bytes, peak_memory_gb
 from lit_llm.methods.lora import merge
-from lit_llm.model import GPT
-from lit_llm.packed import Layout, lay_out
+from lit_llm.model.config import Config
+from lit_llm.model.cpu_linear import Layout, lay_out
+from lit_llm.model.device import resolve_device, weights_dtype
+from lit_llm.model.gpt import GPT
 from lit_llm.parallel import join, split
 from lit_llm.placement import choose_strategy
 from lit_llm.progress import Progress

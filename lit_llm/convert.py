@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_llm.checkpoint import HF_WEIGHTS, LIT_WEIGHTS, checked, read_config, read_tensors, weight_files, write_shards
-from lit_llm.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.files import new_folder, write_json
 from lit_llm.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
+from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.weights import to_lit
 
 

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from lit_llm.args.finetune import DPOArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint import read_config
-from lit_llm.config import Config
 from lit_llm.data import MicroBatch
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter import Adapter
@@ -25,7 +24,8 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.methods.lora import LoRA
-from lit_llm.model import GPT
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
 from lit_llm.plan import plan
 
 BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}

@@ -17,7 +17,7 @@ from lit_llm.adapters import trained_style
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.complete import load_args
 from lit_llm.generate import generate
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.ranks import naming_lost_ranks
 from lit_llm.sampling import usable
 from lit_llm.score import Span, score

@@ -21,11 +21,11 @@ from lit_llm.checkpoint import (
     write_checkpoint,
     write_shards,
 )
-from lit_llm.config import LIT_CONFIG
 from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
 from lit_llm.methods.inject import eject, inject
 from lit_llm.methods.lora import UNMERGED, Update, apply_update, base_weight, merge
-from lit_llm.model import GPT
+from lit_llm.model.config import LIT_CONFIG
+from lit_llm.model.gpt import GPT
 from lit_llm.weights import TABLES, Fused, to_hf
 
 # Of logits, as a share of the largest one: float32 rounds in proportion to size. A right merge stays some 10 times below.

@@ -10,9 +10,8 @@ import torch
 
 from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint import load_model, load_tokenizer, read_config, resolve_device, weights_dtype
+from lit_llm.checkpoint import load_model, load_tokenizer, read_config
 from lit_llm.cli import DEMO
-from lit_llm.compiling import compile_blocks
 from lit_llm.data import (
     PAIR,
     Example,
@@ -32,6 +31,8 @@ from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
+from lit_llm.model.compiled_blocks import compile_blocks
+from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
 from lit_llm.prepare import prepared

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.data import MicroBatch
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
 

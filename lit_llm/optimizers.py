@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.methods.inject import Method, freeze
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.sharding import part_like
 
 MOMENTUM = 0.9

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from lit_llm.config import Config
-from lit_llm.model import GPT
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
 from lit_llm.ranks import BACKENDS, n_started, start_others
 
 

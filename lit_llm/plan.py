@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_llm.args.measure import EstimateArgs
-from lit_llm.config import Config
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
+from lit_llm.model.config import Config
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.config import Config
 from lit_llm.data import Example, Pair, Plan, collate
 from lit_llm.estimate import estimate
 from lit_llm.memory import naming_the_batch, peak_above, peak_memory_gb
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import Method
+from lit_llm.model.config import Config
 from lit_llm.optimizers import STATE_BYTES
 from lit_llm.ranks import n_ranks
 from lit_llm.train import Objective

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint import expected_shapes, weights_dtype
-from lit_llm.config import Config
+from lit_llm.checkpoint import expected_shapes
+from lit_llm.model.config import Config
+from lit_llm.model.device import weights_dtype
 from lit_llm.optimizers import STATE_BYTES
 from lit_llm.ranks import BACKENDS, n_started, start_others, started_elsewhere
 from lit_llm.sharding import shard

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_llm.loss import CHUNK_LOGITS
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each
 MAX_GROUP = 256  # rows that the search for shared prefixes looks back

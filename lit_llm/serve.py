@@ -17,13 +17,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ServeArgs
-from lit_llm.cache import KVCache
 from lit_llm.challenge_routes import challenge_routes
 from lit_llm.complete import load_args
 from lit_llm.engine import ClosedError, Engine, QueueFullError
 from lit_llm.gate import Gate, Refused, add_refusals, refusal
 from lit_llm.memory import available_bytes
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
+from lit_llm.model.kv_cache import KVCache
 from lit_llm.openai_routes import openai_routes
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.files import safetensors_header
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 
 def shard(

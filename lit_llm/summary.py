@@ -4,8 +4,8 @@ from collections import Counter
 
 from torch import nn
 
-from lit_llm.model import GPT
-from lit_llm.quantize import QuantizedLinear
+from lit_llm.model.gpt import GPT
+from lit_llm.model.quantized_linear import QuantizedLinear
 
 _KINDS = (
     (("wte", "wpe"), "embeddings"), (("lora",), "lora"), (("adapter",), "prompts"), (("affine",), "scales and biases"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.data import Example, MicroBatch, Pair, Plan, collate, empty_like
 from lit_llm.memory import naming_the_batch, peak_memory_gb
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import largest, n_ranks, rank, shared_folder, total
 from lit_llm.report import Metrics

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_llm.config import Config
+from lit_llm.model.config import Config
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lit_llm.cli import DEMO, run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_llm.model import GPT
+    from lit_llm.model.gpt import GPT
 
 FINETUNE = Path(__file__).parent.parent / "finetune"
 VILLAGE = Path(__file__).with_name("demo_village.yaml")
@@ -263,8 +263,8 @@ def random_model(seed: int) -> "GPT":
     """A model as it is before pretraining."""
     import torch
 
-    from lit_llm.config import Config
-    from lit_llm.model import GPT
+    from lit_llm.model.config import Config
+    from lit_llm.model.gpt import GPT
 
     torch.manual_seed(seed)
     model = GPT(Config.from_hf(CONFIG))

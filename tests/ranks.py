@@ -24,8 +24,8 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.model.quantized_linear import QuantizedLinear
 from lit_llm.optimizers import make_optimizer
-from lit_llm.quantize import QuantizedLinear
 from lit_llm.ranks import largest, n_ranks, rank
 from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch

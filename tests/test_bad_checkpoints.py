@@ -9,7 +9,7 @@ from families import CASES, make_reference
 from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint import load_model
-from lit_llm.config import Config
+from lit_llm.model.config import Config
 
 LLAMA = CASES[0]
 

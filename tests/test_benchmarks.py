@@ -4,7 +4,7 @@ import torch
 
 from lit_llm.bench import decode_speed, prepare_speed, train_speed
 from lit_llm.bench.process import in_new_process
-from lit_llm.config import Config
+from lit_llm.model.config import Config
 
 TINY = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -10,12 +10,12 @@ from tiny import make_checkpoint
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.compiling import compile_blocks
 from lit_llm.data import Example, collate
 from lit_llm.finetune import finetune
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.probe import _plain
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

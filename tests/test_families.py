@@ -9,9 +9,9 @@ from conftest import REPOSITORY
 from families import CASES, Case, make_reference, random_ids, relative_difference
 from safetensors.torch import load_file, save_file
 
-from lit_llm.cache import KVCache
 from lit_llm.checkpoint import load_model, read_tensors, weight_files, write_checkpoint
-from lit_llm.families import FAMILIES
+from lit_llm.model.families import FAMILIES
+from lit_llm.model.kv_cache import KVCache
 from lit_llm.weights import TABLES, to_hf
 
 

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from lit_llm.checkpoint import load_model
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.generate import generate
-from lit_llm.quantize import QuantizedLinear
+from lit_llm.model.quantized_linear import QuantizedLinear
 from lit_llm.sampling import Sampling
 
 N_NEW = 24

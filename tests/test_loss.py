@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from tiny import hf_model
 
 import lit_llm.loss as loss_module
-from lit_llm.config import Config
 from lit_llm.data import Example, collate
 from lit_llm.loss import cross_entropy_sum, next_token_loss
-from lit_llm.model import GPT
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from test_published_configs import config_of_2023
 from lit_llm.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.config import Config
 from lit_llm.data import Example, Plan, collate
 from lit_llm.generate import generate
 from lit_llm.loss import next_token_loss
@@ -19,7 +18,8 @@ from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
-from lit_llm.model import GPT
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
 from lit_llm.optimizers import make_optimizer
 from lit_llm.train import Objective, fit
 

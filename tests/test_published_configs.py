@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_llm.config import Config
-from lit_llm.model import GPT
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
 
 # Family of a checkpoint whose row does not say it, by a part of its name.
 _BY_NAME = {

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_llm import quantize
-from lit_llm.config import Config
-from lit_llm.model import GPT
-from lit_llm.quantize import QUANTIZATIONS, Linear4bit, LinearInt8, QuantizedLinear, quantize_linears
+from lit_llm.model import quantized_linear
+from lit_llm.model.config import Config
+from lit_llm.model.gpt import GPT
+from lit_llm.model.quantized_linear import QUANTIZATIONS, Linear4bit, LinearInt8, QuantizedLinear, quantize_linears
 
 FOUR_BIT = [q for q in QUANTIZATIONS if q != "bnb.int8"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -76,7 +76,7 @@ def algebraic_weight(linear: QuantizedLinear) -> Tensor:
 @every_quantization
 def test_stored_bytes_equal_those_of_bitsandbytes(quantization, dtype):
     weight = random_weight((300, 4096), dtype)
-    assert weight.numel() > quantize.CHUNK_SIZE  # bitsandbytes quantizes it at once
+    assert weight.numel() > quantized_linear.CHUNK_SIZE  # bitsandbytes quantizes it at once
     ours, theirs = quantized(quantization, weight), their_linear(quantization, weight)
     if quantization == "bnb.int8":
         assert torch.equal(ours.weight, theirs.weight.CB)
@@ -308,7 +308,7 @@ def test_linears_of_the_blocks_are_replaced_and_no_others(quantization):
 
 
 def test_a_weight_with_fewer_rows_than_there_are_ranks_is_not_held_in_parts(monkeypatch):
-    monkeypatch.setattr(quantize, "n_ranks", lambda: 80)
+    monkeypatch.setattr(quantized_linear, "n_ranks", lambda: 80)
     with torch.device("meta"):
         model = GPT(tiny_config())
     quantize_linears(model, "bnb.nf4", in_parts=True)
@@ -352,7 +352,7 @@ def test_missing_bitsandbytes_is_said_with_the_command_that_mends_it(monkeypatch
 
 
 def test_only_the_notice_about_the_unused_kernel_is_silenced(caplog):
-    quantize._import_bitsandbytes()
+    quantized_linear._import_bitsandbytes()
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "any reason")
     logger.warning("something else")

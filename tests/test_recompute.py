@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from families import make_reference
 from test_methods import METHODS, ONE_PER_FAMILY, documents
 
-import lit_llm.model
+import lit_llm.model.gpt
 from lit_llm.checkpoint import load_model
-from lit_llm.config import Config
 from lit_llm.data import collate
 from lit_llm.estimate import estimate
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
-from lit_llm.recompute import recipes_for_results, recomputed
+from lit_llm.model.config import Config
+from lit_llm.model.recompute import recipes_for_results, recomputed
 
 LLAMA = Config.from_hf({
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -48,7 +48,7 @@ def test_no_gradient_changes(case, tmp_path, monkeypatch):
     methods = [*METHODS.values(), lambda: LoRA(targets="all-linear", dropout=0.3)]
     cases = [(m, torch.float32) for m in methods] + [(m, torch.bfloat16) for m in methods[:1] + methods[-1:]]
     found = [gradients(*case) for case in cases]
-    monkeypatch.setattr(lit_llm.model, "recomputed", lambda make, *inputs: make(*inputs))
+    monkeypatch.setattr(lit_llm.model.gpt, "recomputed", lambda make, *inputs: make(*inputs))
     for grads, (make_method, dtype) in zip(found, cases, strict=True):
         expected = gradients(make_method, dtype)
         largest = max(g.norm() for g in expected)  # some are zero but for rounding, such as those of the biases of keys
@@ -110,7 +110,7 @@ def test_a_changed_input_is_an_error(context, function):
 @pytest.mark.parametrize("method", [LoRA(targets="all-linear"), Full()], ids=lambda m: m.name)
 def test_a_graph_is_gone_with_its_loss(method):
     """Without the garbage collector: it would come too late."""
-    model = lit_llm.model.GPT(LLAMA)
+    model = lit_llm.model.gpt.GPT(LLAMA)
     method.attach(model)
     freeze(model, method)
     kept = []

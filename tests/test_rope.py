@@ -4,9 +4,9 @@ import pytest
 import torch
 from families import Case, make_reference, random_ids, relative_difference
 
-from lit_llm.cache import KVCache
 from lit_llm.checkpoint import load_model
-from lit_llm.config import Config
+from lit_llm.model.config import Config
+from lit_llm.model.kv_cache import KVCache
 
 _SIZES = {
     "hidden_size": 32,

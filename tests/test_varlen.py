@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_llm.model import Documents, _attend_by_document, _attend_varlen, _runs_varlen
+from lit_llm.model.attention import Documents, _attend_by_document, _attend_varlen, _runs_varlen
 
 LENGTHS = (7, 130, 64, 1)
 

@@ -18,7 +18,7 @@ from lit_llm.loss import next_token_loss
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.tokens import style_of
 from lit_llm.train import Loss
 

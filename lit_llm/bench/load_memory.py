@@ -15,10 +15,10 @@ import torch
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint import load_model, write_shards
-from lit_llm.config import Config
 from lit_llm.files import write_json
-from lit_llm.model import GPT
-from lit_llm.packed import PackedLinear
+from lit_llm.model.config import Config
+from lit_llm.model.cpu_linear import PackedLinear
+from lit_llm.model.gpt import GPT
 from lit_llm.weights import to_hf
 
 SHARD_BYTES = 500 * 10**6

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_llm.model import GPT, CausalSelfAttention
+from lit_llm.model.gpt import GPT, CausalSelfAttention
 
 
 class Adapter:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.inject import inject
-from lit_llm.model import GPT, Norm
+from lit_llm.model.gpt import GPT, Norm
 
 
 class AdapterV2(Adapter):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_llm.data import MicroBatch
 from lit_llm.loss import document_log_probs
 from lit_llm.methods.lora import LoRA, switched_off
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 
 class DPO(LoRA):

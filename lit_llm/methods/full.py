@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 
 class Full:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]

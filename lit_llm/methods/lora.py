@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_llm.methods.inject import eject, find_linears, inject
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 UNMERGED = (
     "Use the adapter unmerged (--adapter_dir, without --merge), or write it for PEFT: "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 
 Layout = Literal["columns", "fp16", "int8"]
 """Of the linears of a float32 model on a CPU, for inference.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.model import GPT
+from lit_llm.model.gpt import GPT
 from lit_llm.ranks import n_ranks, own_rows, whole_rows
 
 QUANTIZATIONS: tuple[str, ...] = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8")

@@ -6,7 +6,7 @@ The first line of a function's docstring names published checkpoints; tutorials/
 from collections.abc import Callable
 from typing import Any
 
-from lit_llm.hf_keys import MAX_LAYERS, Keys, activation_of, positive, rope_fields, shape_fields, window_fields
+from lit_llm.model.config_json import MAX_LAYERS, Keys, activation_of, positive, rope_fields, shape_fields, window_fields
 
 
 def _llama(k: Keys) -> dict[str, Any]:

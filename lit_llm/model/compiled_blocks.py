@@ -2,7 +2,8 @@
 
 import torch
 
-from lit_llm.model import GPT, Documents
+from lit_llm.model.attention import Documents
+from lit_llm.model.gpt import GPT
 
 
 def compile_blocks(model: GPT) -> None:

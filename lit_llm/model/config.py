@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lit_llm.families import FAMILIES
 from lit_llm.files import read_json_object
-from lit_llm.hf_keys import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Keys, check_size, positive
+from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Keys, check_size, positive
+from lit_llm.model.families import FAMILIES
 
 LIT_CONFIG = "lit_config.json"
 LIT_GPT_WEIGHTS = "lit_model.pth"

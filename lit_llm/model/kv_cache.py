@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_llm.config import Config
+from lit_llm.model.config import Config
 
 
 class KVCache:
