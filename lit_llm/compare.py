@@ -14,7 +14,8 @@ from torch import Tensor
 from lit_llm.adapters import read_adapter, trained_style
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint import load
-from lit_llm.data import Record, answer_of, iter_records, tokenize
+from lit_llm.data.examples import tokenize
+from lit_llm.data.records import Record, answer_of, iter_records
 from lit_llm.generate import generate
 from lit_llm.model.device import resolve_device
 from lit_llm.model.gpt import GPT

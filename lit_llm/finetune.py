@@ -12,17 +12,11 @@ from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config
 from lit_llm.cli import DEMO
-from lit_llm.data import (
-    PAIR,
-    Example,
-    MicroBatch,
-    Pair,
-    Plan,
-    answer_of,
-    batches,
-    iter_records,
-    lay_out,
-)
+from lit_llm.data.batches import MicroBatch, Plan, batches, lay_out
+from lit_llm.data.examples import Example, Pair
+from lit_llm.data.prepare import prepared
+from lit_llm.data.records import PAIR, answer_of, iter_records
+from lit_llm.data.token_cache import style_of
 from lit_llm.files import remove_leftovers
 from lit_llm.held_out import Answers, outcome_of, question_of, tell
 from lit_llm.loggers import check_logger, make_loggers
@@ -35,7 +29,6 @@ from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
-from lit_llm.prepare import prepared
 from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
 from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
 from lit_llm.report_html import changed_options, write_report
@@ -45,7 +38,6 @@ from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_prec
 from lit_llm.summary import summary
 from lit_llm.text.conversation import prompt_style
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.tokens import style_of
 from lit_llm.train import Objective, Schedule, fit
 
 

@@ -5,10 +5,10 @@ import sys
 from lit_llm.args.data import InspectDataArgs
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_tokenizer, read_config
-from lit_llm.data import Plan
+from lit_llm.data.batches import Plan
+from lit_llm.data.prepare import prepared
+from lit_llm.data.token_cache import style_of
 from lit_llm.preflight import inspect, load_examples, show
-from lit_llm.prepare import prepared
-from lit_llm.tokens import style_of
 
 
 def inspect_data(args: InspectDataArgs) -> None:

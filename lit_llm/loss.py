@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lit_llm.data import MicroBatch
+from lit_llm.data.batches import MicroBatch
 from lit_llm.model.gpt import GPT
 
 CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32

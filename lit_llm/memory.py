@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lit_llm.data import MicroBatch
+from lit_llm.data.batches import MicroBatch
 
 # Where allocating fails, PyTorch raises an error of its own for CUDA, and for the CPU a RuntimeError with this text.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")

@@ -7,10 +7,12 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
-from lit_llm.data import Example, Pair, Plan, Record, answer_of, asked, drop_long, iter_records
+from lit_llm.data.batches import Plan
+from lit_llm.data.examples import Example, Pair, drop_long
+from lit_llm.data.records import Record, answer_of, asked, iter_records
+from lit_llm.data.token_cache import examples_of
 from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.tokens import examples_of
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
 COMPARED = 1000  # records, from the first on, that are held against their tokens

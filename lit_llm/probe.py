@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.data import Example, Pair, Plan, collate
+from lit_llm.data.batches import Plan, collate
+from lit_llm.data.examples import Example, Pair
 from lit_llm.estimate import estimate
 from lit_llm.memory import naming_the_batch, peak_above, peak_memory_gb
 from lit_llm.methods.dpo import DPO

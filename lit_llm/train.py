@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.data import Example, MicroBatch, Pair, Plan, collate, empty_like
+from lit_llm.data.batches import MicroBatch, Plan, collate, empty_like
+from lit_llm.data.examples import Example, Pair
 from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareCsvArgs) -> None:
-    from lit_llm.prepare import prepare_table
+    from lit_llm.data.prepare import prepare_table
 
     prepare_table(args, str(args.csv_path), args.csv_path)
 

@@ -5,9 +5,10 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareDollyArgs) -> None:
+    from lit_llm.data.file_readers import json_rows
+    from lit_llm.data.prepare import COLUMNS, prepare
+    from lit_llm.data.rows import to_record
     from lit_llm.download.hub import local_file
-    from lit_llm.prepare import COLUMNS, prepare
-    from lit_llm.sources import json_rows, to_record
 
     path = local_file(args.data_file)
     columns = {**COLUMNS, "input": "context", "output": "response"}

@@ -5,8 +5,8 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareJsonArgs) -> None:
+    from lit_llm.data.prepare import prepare_table
     from lit_llm.download.hub import local_file
-    from lit_llm.prepare import prepare_table
 
     prepare_table(args, args.json_path, local_file(args.json_path))
 

@@ -5,9 +5,10 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareTextArgs) -> None:
+    from lit_llm.data.file_readers import text_rows
+    from lit_llm.data.prepare import COLUMNS, prepare
+    from lit_llm.data.rows import to_record
     from lit_llm.download.hub import local_file
-    from lit_llm.prepare import COLUMNS, prepare
-    from lit_llm.sources import text_rows, to_record
 
     path = local_file(args.text_path)
     rows = text_rows(path, args.separator, args.chunk_chars)

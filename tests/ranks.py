@@ -17,7 +17,8 @@ from tiny import rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import Plan, collate, lay_out, tokenize_all
+from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.examples import tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO

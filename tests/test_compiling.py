@@ -10,7 +10,8 @@ from tiny import make_checkpoint
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import Example, collate
+from lit_llm.data.batches import collate
+from lit_llm.data.examples import Example
 from lit_llm.finetune import finetune
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze

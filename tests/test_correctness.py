@@ -14,7 +14,7 @@ from tiny import hf_model, make_tokenizer
 from lit_llm.adapters import attach_adapter
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import tokenize
+from lit_llm.data.examples import tokenize
 from lit_llm.finetune import finetune
 from lit_llm.methods.lora import LoRA, merge
 from lit_llm.text.tokenizer import Tokenizer

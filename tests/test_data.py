@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
-from lit_llm.data import Plan, collate, lay_out, read_records, tokenize, tokenize_all
+from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.examples import tokenize, tokenize_all
+from lit_llm.data.records import read_records
 from lit_llm.text.conversation import prompt_ids, question
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Schedule
@@ -69,7 +71,7 @@ def test_labels_are_shifted_once(tokenizer):
 
 def test_no_label_crosses_a_document():
     """A document whose first token is marked as trained: nothing precedes it, so it is not predicted."""
-    from lit_llm.data import Example
+    from lit_llm.data.examples import Example
 
     whole = Example(torch.tensor([5, 6, 7], dtype=torch.int32), torch.ones(3, dtype=torch.bool))
     batch = collate([whole, whole])

@@ -21,7 +21,7 @@ from tiny import make_data
 
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model, read_config
-from lit_llm.data import Plan
+from lit_llm.data.batches import Plan
 from lit_llm.runtime import check_devices, choose_strategy
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}

@@ -5,7 +5,8 @@ import torch
 from tiny import WORDS, make_checkpoint
 
 from lit_llm.checkpoint import load_model
-from lit_llm.data import collate, tokenize
+from lit_llm.data.batches import collate
+from lit_llm.data.examples import tokenize
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.lora import LoRA
 from lit_llm.text.tokenizer import Tokenizer

@@ -7,7 +7,8 @@ from tiny import rows
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import Plan, tokenize_all
+from lit_llm.data.batches import Plan
+from lit_llm.data.examples import tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
@@ -188,7 +189,7 @@ def test_lora_plus_moves_b_faster(checkpoint):
 
 
 def test_after_a_validation_and_two_steps_all_that_trains_has_moved_and_nothing_else(checkpoint):
-    from lit_llm.data import collate
+    from lit_llm.data.batches import collate
 
     examples, _ = tokenize_all(rows(8), "alpaca", Tokenizer(checkpoint), True, 256)
     model, method = attached(checkpoint, targets="all-linear,head")

@@ -11,7 +11,8 @@ from test_published_configs import config_of_2023
 from lit_llm.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import Example, Plan, collate
+from lit_llm.data.batches import Plan, collate
+from lit_llm.data.examples import Example
 from lit_llm.generate import generate
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter import Adapter

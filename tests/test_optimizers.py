@@ -10,7 +10,8 @@ from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
-from lit_llm.data import collate, tokenize_all
+from lit_llm.data.batches import collate
+from lit_llm.data.examples import tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full
 from lit_llm.optimizers import STATE_BYTES, check_optimizer, make_optimizer, state_tensors

@@ -12,8 +12,8 @@ from conftest import REPOSITORY
 from fake_hub import FakeHub
 from tiny import rows
 
-from lit_llm.curate import Similar
-from lit_llm.sources import json_rows, text_rows
+from lit_llm.data.curate import Similar
+from lit_llm.data.file_readers import json_rows, text_rows
 
 
 @pytest.fixture

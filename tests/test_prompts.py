@@ -7,7 +7,7 @@ import shutil
 import pytest
 from tiny import make_tokenizer
 
-from lit_llm.data import tokenize
+from lit_llm.data.examples import tokenize
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.conversation import check_messages, conversation, encode, prompt, prompt_ids, prompt_style, stop_strings
 from lit_llm.text.styles import STYLES

@@ -12,7 +12,7 @@ from test_methods import METHODS, ONE_PER_FAMILY, documents
 
 import lit_llm.model.gpt
 from lit_llm.checkpoint import load_model
-from lit_llm.data import collate
+from lit_llm.data.batches import collate
 from lit_llm.estimate import estimate
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full

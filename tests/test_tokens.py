@@ -7,12 +7,13 @@ import pytest
 import torch
 from tiny import make_checkpoint, make_tokenizer, rows
 
-from lit_llm import tokens
 from lit_llm.checkpoint import load_model
-from lit_llm.data import read_records, tokenize
+from lit_llm.data import token_cache
+from lit_llm.data.examples import tokenize
+from lit_llm.data.records import read_records
+from lit_llm.data.token_cache import examples_of
 from lit_llm.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.tokens import examples_of
 from lit_llm.train import Objective, noisy_embeddings
 
 CHAT = [
@@ -32,7 +33,7 @@ def equal(found, expected):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_cache_hit_says_so_and_equals_what_was_tokenized(tmp_path, monkeypatch, capsys, pairs):
-    monkeypatch.setattr(tokens, "CACHED_FROM", 0)
+    monkeypatch.setattr(token_cache, "CACHED_FROM", 0)
     make_tokenizer(tmp_path)
     path = tmp_path / "train.jsonl"
     found = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "no"} for r in rows(9)] if pairs else rows(9)
@@ -44,7 +45,7 @@ def test_a_cache_hit_says_so_and_equals_what_was_tokenized(tmp_path, monkeypatch
 
 
 def test_whatever_changes_the_tokens_is_a_miss(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tokens, "CACHED_FROM", 0)
+    monkeypatch.setattr(token_cache, "CACHED_FROM", 0)
     make_tokenizer(tmp_path)
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows(9), {"messages": CHAT}]))
@@ -154,7 +155,7 @@ def test_noise_is_bounded_by_each_documents_length_and_only_while_training(check
         assert part.std() == pytest.approx(bound / 3**0.5, rel=0.2)
     assert torch.equal(model.wte(ids)[0], clean)
 
-    from lit_llm.data import collate
+    from lit_llm.data.batches import collate
 
     batch = collate([tokenize(rows(1)[0], "alpaca", Tokenizer(checkpoint), True)])
     objective = Objective(model, next_token_loss, alpha)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tiny import make_data, rows
 
 from lit_llm.checkpoint import load_model
-from lit_llm.data import Plan, collate, lay_out, tokenize_all
+from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.examples import tokenize_all
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA

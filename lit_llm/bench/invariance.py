@@ -13,13 +13,15 @@ from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint import load_model, load_tokenizer, read_config
-from lit_llm.data import Example, Pair, Plan, batches, iter_records, tokenize_all
+from lit_llm.data.batches import Plan, batches
+from lit_llm.data.examples import Example, Pair, tokenize_all
+from lit_llm.data.records import iter_records
+from lit_llm.data.token_cache import style_of
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
 from lit_llm.model.gpt import GPT
-from lit_llm.tokens import style_of
 from lit_llm.train import Loss
 
 LAYOUTS = ((1, False, 1), (3, False, 1), (8, False, 1), (1, True, 1), (4, True, 1), (2, True, 2), (2, False, 3))

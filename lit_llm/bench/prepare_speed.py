@@ -17,10 +17,10 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.process import in_new_process
 from lit_llm.bench.train_speed import machine
 from lit_llm.cli import DEMO
+from lit_llm.data.prepare import prepare_table
+from lit_llm.data.token_cache import examples_of
 from lit_llm.memory import peak_above
-from lit_llm.prepare import prepare_table
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.tokens import examples_of
 
 WORDS = 60
 """Of a row's answer; its instruction has 15."""

@@ -16,7 +16,7 @@ import torch
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.peers import Contender, contenders
 from lit_llm.bench.process import in_new_process
-from lit_llm.data import Example
+from lit_llm.data.examples import Example
 from lit_llm.memory import peak_above
 
 MICRO_BATCH_SIZE = 4

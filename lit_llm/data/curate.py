@@ -6,7 +6,7 @@ import re
 import zlib
 from typing import Any
 
-from lit_llm.data import Record, answer_of, asked
+from lit_llm.data.records import Record, answer_of, asked
 
 
 class Curation:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
-from lit_llm.curate import Curation, share
-from lit_llm.data import Record
+from lit_llm.data.curate import Curation, share
+from lit_llm.data.file_readers import csv_columns, rows_of
+from lit_llm.data.records import Record
+from lit_llm.data.rows import to_record
+from lit_llm.data.token_cache import token_counts
 from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
-from lit_llm.sources import csv_columns, rows_of, to_record
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.tokens import token_counts
 
 COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 

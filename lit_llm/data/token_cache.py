@@ -14,7 +14,8 @@ from typing import overload
 
 import torch
 
-from lit_llm.data import Example, Pair, iter_records, tokenize
+from lit_llm.data.examples import Example, Pair, tokenize
+from lit_llm.data.records import iter_records
 from lit_llm.files import digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer

@@ -1,0 +1,114 @@
+"""Examples: the token ids of a record, with the labels that are trained."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_llm.data.records import Record, answer_of, asked
+from lit_llm.text.conversation import TrainOn, conversation, encode, prompt_style
+from lit_llm.text.styles import Style
+from lit_llm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training document: its tokens, and for each whether the model is trained to predict it."""
+
+    ids: Tensor  # (T,) int32
+    trained: Tensor  # (T,) bool; the first token is never predicted
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def documents(self) -> tuple["Example", ...]:
+        return (self,)
+
+    @property
+    def n_labels(self) -> int:
+        return int(self.trained[1:].sum())
+
+    @property
+    def n_targets(self) -> int:
+        """What the loss is divided by: labels."""
+        return self.n_labels
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, for preference learning. The loss counts pairs."""
+
+    chosen: Example
+    rejected: Example
+    n_targets: int = 1
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+    @property
+    def documents(self) -> tuple[Example, ...]:
+        return (self.chosen, self.rejected)
+
+    @property
+    def n_labels(self) -> int:
+        return self.chosen.n_labels + self.rejected.n_labels
+
+
+def tokenize(
+    record: Record, style: Style | str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn = "all"
+) -> Example | Pair:
+    """Tokens and labels of a record.
+
+    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS, or what closes the turn,
+    is trained; BOS and, with `mask_prompt`, the prompt are not. Of a preference pair only the answers have labels. A text that
+    goes on in the next record has no EOS.
+
+    Raises:
+        ValueError: if the style cannot render the record, or the tokenizer has no EOS.
+    """
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    if "text" in record:
+        start = tokenizer.encode("")
+        ids = tokenizer.encode(record["text"], bos=False, eos=not record.get("continues", False))
+        return _example(start + ids, [not mask_prompt] * len(start) + [True] * len(ids), True)
+    if tokenizer.eos_id is None:
+        raise ValueError("this tokenizer has no EOS token")
+    tokens = tokenizer.special_tokens
+    if "chosen" in record:
+        history = asked(record)
+        both = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
+        documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
+        chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
+        return Pair(chosen, rejected)
+    if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
+        raise ValueError("an answer has weight 0, which --mask_prompt false would train. Leave that out")
+    messages = record.get("messages") or [*asked(record), {"role": "assistant", "content": answer_of(record)}]
+    return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
+
+
+def _example(ids: list[int], trained: list[bool], mask_prompt: bool) -> Example:
+    labels = torch.tensor(trained) if mask_prompt else torch.ones(len(ids), dtype=torch.bool)
+    return Example(torch.tensor(ids, dtype=torch.int32), labels)
+
+
+def tokenize_all(
+    records: Iterable[Record],
+    style: Style | str,
+    tokenizer: Tokenizer,
+    mask_prompt: bool,
+    max_seq_length: int,
+    train_on: TrainOn = "all",
+) -> tuple[list[Example | Pair], int]:
+    """Examples whose documents have at most `max_seq_length` tokens, and the number of longer ones that were dropped.
+
+    An over-long example is dropped whole: cut short, it would teach the model to stop, or not to stop, at a random place.
+    """
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    return drop_long([tokenize(record, style, tokenizer, mask_prompt, train_on) for record in records], max_seq_length)
+
+
+def drop_long(examples: Sequence[Example | Pair], max_seq_length: int) -> tuple[list[Example | Pair], int]:
+    kept = [e for e in examples if all(len(d) <= max_seq_length and d.n_labels for d in e.documents)]
+    return kept, len(examples) - len(kept)
