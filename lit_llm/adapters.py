@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lit_llm.checkpoint import save_safetensors, write_checkpoint
+from lit_llm.devices.fsdp import reshard, whole
 from lit_llm.files import read_json_object, write_json
 from lit_llm.methods.adapter import Adapter, precompute_prompts
 from lit_llm.methods.adapter_v2 import AdapterV2
@@ -16,7 +17,6 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
 from lit_llm.model.gpt import GPT
-from lit_llm.sharding import reshard, whole
 
 METHODS: dict[str, type] = {"lora": LoRA, "adapter": Adapter, "adapter_v2": AdapterV2}
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lit_llm.devices.fsdp import whole
+from lit_llm.devices.layer_placement import place
 from lit_llm.files import read_json_object, write_json
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, lay_out, linears, replace
 from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
-from lit_llm.placement import place
-from lit_llm.sharding import whole
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.weights import to_lit
 

@@ -17,6 +17,8 @@ from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, Generat
 from lit_llm.checkpoint import expected_shapes, load, read_config
 from lit_llm.cli import DEMO
 from lit_llm.decode import Batch, Row, continue_rows
+from lit_llm.devices.layer_placement import choose_strategy
+from lit_llm.devices.tensor_parallel import join, split
 from lit_llm.files import read_json_object
 from lit_llm.generate import check_context, encode_prompt
 from lit_llm.memory import available_bytes, peak_memory_gb
@@ -25,8 +27,6 @@ from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, lay_out
 from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
-from lit_llm.parallel import join, split
-from lit_llm.placement import choose_strategy
 from lit_llm.progress import Progress
 from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.ranks import naming_lost_ranks

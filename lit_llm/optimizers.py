@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.args.finetune import TrainArgs
+from lit_llm.devices.fsdp import part_like
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.model.gpt import GPT
-from lit_llm.sharding import part_like
 
 MOMENTUM = 0.9
 BETAS = (0.9, 0.95)

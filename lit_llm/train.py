@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.data.batches import MicroBatch, Plan, collate, empty_like
 from lit_llm.data.examples import Example, Pair
+from lit_llm.devices.fsdp import whole
 from lit_llm.memory import naming_the_batch, peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import largest, n_ranks, rank, shared_folder, total
 from lit_llm.report import Metrics
 from lit_llm.resume import State, largest_weight, load_state, remove_old_saves, save_state, saves, set_aside_later
-from lit_llm.sharding import whole
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -19,6 +19,7 @@ from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan, collate, lay_out
 from lit_llm.data.examples import tokenize_all
+from lit_llm.devices.fsdp import reshard, shard, whole
 from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
@@ -30,7 +31,6 @@ from lit_llm.optimizers import make_optimizer
 from lit_llm.ranks import largest, n_ranks, rank
 from lit_llm.resume import State, load_state, save_state, trained_parameters
 from lit_llm.runtime import launch
-from lit_llm.sharding import reshard, shard, whole
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 

@@ -13,6 +13,7 @@ from tiny import make_checkpoint
 from lit_llm.adapters import write_adapter
 from lit_llm.checkpoint import load, load_model
 from lit_llm.decode import Row
+from lit_llm.devices.layer_placement import choose_strategy, place
 from lit_llm.generate import generate
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
@@ -21,7 +22,6 @@ from lit_llm.methods.lora import LoRA, merge
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import quantize_linears
-from lit_llm.placement import choose_strategy, place
 from lit_llm.sampling import Sampling
 from lit_llm.score import Span, score
 from lit_llm.speculative import continue_drafted

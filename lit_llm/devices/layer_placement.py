@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lit_llm.args.base import InferenceStrategy
+from lit_llm.devices.tensor_parallel import why_not_split
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
-from lit_llm.parallel import why_not_split
 from lit_llm.ranks import n_started
 
 Strategy = Literal["tensor", "layers"]
