@@ -17,13 +17,13 @@ from lit_llm.args.finetune import DPOArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint import read_config
 from lit_llm.data.batches import MicroBatch
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.plan import plan
@@ -184,7 +184,7 @@ def _simulate(model: GPT, method: Method, micro_batch_size: int, max_seq_length:
 
 
 def _logits_chunk(model: GPT, n_labels: int) -> int:
-    from lit_llm.loss import CHUNK_LOGITS
+    from lit_llm.methods.loss import CHUNK_LOGITS
 
     rows = min(max(1, CHUNK_LOGITS // model.config.vocab_size), n_labels)
     return 4 * rows * model.config.vocab_size

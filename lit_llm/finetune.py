@@ -20,11 +20,11 @@ from lit_llm.data.token_cache import style_of
 from lit_llm.files import remove_leftovers
 from lit_llm.held_out import Answers, outcome_of, question_of, tell
 from lit_llm.loggers import check_logger, make_loggers
-from lit_llm.loss import next_token_loss
 from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.optimizers import check_optimizer, make_optimizer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_llm.loss import CHUNK_LOGITS
+from lit_llm.methods.loss import CHUNK_LOGITS
 from lit_llm.model.gpt import GPT
 
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each

@@ -20,12 +20,12 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan, collate, lay_out
 from lit_llm.data.examples import tokenize_all
 from lit_llm.devices.fsdp import reshard, shard, whole
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.quantized_linear import QuantizedLinear
 from lit_llm.optimizers import make_optimizer
 from lit_llm.ranks import largest, n_ranks, rank

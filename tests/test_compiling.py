@@ -13,9 +13,9 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
 from lit_llm.finetune import finetune
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.probe import _plain
 

@@ -9,9 +9,9 @@ from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import tokenize_all
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.optimizers import make_optimizer
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, Schedule, fit

@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 from tiny import hf_model
 
-import lit_llm.loss as loss_module
+import lit_llm.methods.loss as loss_module
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
-from lit_llm.loss import cross_entropy_sum, next_token_loss
+from lit_llm.methods.loss import cross_entropy_sum, next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 

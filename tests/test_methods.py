@@ -14,11 +14,11 @@ from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan, collate
 from lit_llm.data.examples import Example
 from lit_llm.generate import generate
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.optimizers import make_optimizer

@@ -14,10 +14,10 @@ import lit_llm.model.gpt
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import collate
 from lit_llm.estimate import estimate
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.recompute import recipes_for_results, recomputed
 

@@ -12,7 +12,7 @@ from lit_llm.data import token_cache
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import read_records
 from lit_llm.data.token_cache import examples_of
-from lit_llm.loss import next_token_loss
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, noisy_embeddings
 

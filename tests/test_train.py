@@ -18,9 +18,9 @@ from tiny import make_data, rows
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan, collate, lay_out
 from lit_llm.data.examples import tokenize_all
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step, validate
 

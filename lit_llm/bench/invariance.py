@@ -17,10 +17,10 @@ from lit_llm.data.batches import Plan, batches
 from lit_llm.data.examples import Example, Pair, tokenize_all
 from lit_llm.data.records import iter_records
 from lit_llm.data.token_cache import style_of
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.gpt import GPT
 from lit_llm.train import Loss
 

@@ -19,12 +19,12 @@ from lit_llm.checkpoint import load_model, read_config
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
 from lit_llm.estimate import estimate
-from lit_llm.loss import next_token_loss
 from lit_llm.memory import peak_above
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.optimizers import make_optimizer
 from lit_llm.train import Objective, optimizer_step
 

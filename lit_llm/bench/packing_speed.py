@@ -18,8 +18,8 @@ from lit_llm.bench.train_speed import MICRO_BATCH_SIZE, machine
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import lay_out
 from lit_llm.data.examples import Example
-from lit_llm.loss import cross_entropy_sum, next_token_loss
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import cross_entropy_sum, next_token_loss
 from lit_llm.optimizers import make_optimizer
 from lit_llm.train import Objective, optimizer_step
 

@@ -16,8 +16,8 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint import load_model
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import Example
-from lit_llm.loss import next_token_loss
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.loss import next_token_loss
 from lit_llm.optimizers import make_optimizer
 from lit_llm.train import Objective, optimizer_step
 

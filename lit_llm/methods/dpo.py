@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.data.batches import MicroBatch
-from lit_llm.loss import document_log_probs
 from lit_llm.methods.lora import LoRA, switched_off
+from lit_llm.methods.loss import document_log_probs
 from lit_llm.model.gpt import GPT
 
 
