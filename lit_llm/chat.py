@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ChatArgs
+from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.complete import load_args
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.model.gpt import GPT

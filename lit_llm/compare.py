@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.adapters import read_adapter, trained_style
 from lit_llm.args.evaluate import CompareArgs
-from lit_llm.checkpoint import load
+from lit_llm.checkpoint.adapters import read_adapter, trained_style
+from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import Record, answer_of, iter_records
 from lit_llm.generate import generate

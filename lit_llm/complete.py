@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from lit_llm.adapters import read_adapter
 from lit_llm.args.base import InferenceStrategy
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
-from lit_llm.checkpoint import expected_shapes, load, read_config
+from lit_llm.checkpoint.adapters import read_adapter
+from lit_llm.checkpoint.load import load
+from lit_llm.checkpoint.read import expected_shapes, read_config
 from lit_llm.cli import DEMO
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.devices.layer_placement import choose_strategy

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_llm.args.finetune import DPOArgs
 from lit_llm.args.measure import EstimateArgs
-from lit_llm.checkpoint import read_config
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import MicroBatch
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2

@@ -13,8 +13,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
 from tqdm import tqdm
 
-from lit_llm.adapters import trained_style
 from lit_llm.args.evaluate import HarnessArgs
+from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.complete import load_args
 from lit_llm.generate import generate
 from lit_llm.model.gpt import GPT

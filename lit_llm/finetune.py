@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from lit_llm.adapters import write_adapter, write_finetuned
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint import load_model, load_tokenizer, read_config
+from lit_llm.checkpoint.adapters import write_adapter, write_finetuned
+from lit_llm.checkpoint.load import load_tokenizer
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.read import read_config
 from lit_llm.cli import DEMO
 from lit_llm.data.batches import MicroBatch, Plan, batches, lay_out
 from lit_llm.data.examples import Example, Pair

@@ -4,7 +4,8 @@ import sys
 
 from lit_llm.args.data import InspectDataArgs
 from lit_llm.args.finetune import TrainArgs
-from lit_llm.checkpoint import load_tokenizer, read_config
+from lit_llm.checkpoint.load import load_tokenizer
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import Plan
 from lit_llm.data.prepare import prepared
 from lit_llm.data.token_cache import style_of

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint import expected_shapes
+from lit_llm.checkpoint.read import expected_shapes
 from lit_llm.devices.fsdp import shard
 from lit_llm.model.config import Config
 from lit_llm.model.device import weights_dtype

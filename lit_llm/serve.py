@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from lit_llm.adapters import trained_style
 from lit_llm.args.serve import ServeArgs
 from lit_llm.challenge_routes import challenge_routes
+from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.complete import load_args
 from lit_llm.engine import ClosedError, Engine, QueueFullError
 from lit_llm.gate import Gate, Refused, add_refusals, refusal

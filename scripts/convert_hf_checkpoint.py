@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: ConvertHfArgs) -> None:
-    from lit_llm.convert import convert
+    from lit_llm.checkpoint.convert import convert
 
     convert(args.checkpoint_dir, args.dtype)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: ConvertLitArgs) -> None:
-    from lit_llm.export import export_hf, export_peft
+    from lit_llm.checkpoint.export import export_hf, export_peft
 
     if args.adapter_dir is None:
         export_hf(args.checkpoint_dir, args.output_dir)

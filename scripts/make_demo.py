@@ -299,7 +299,7 @@ def save(model: "GPT", tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint folder, in bfloat16."""
     import torch
 
-    from lit_llm.checkpoint import write_checkpoint
+    from lit_llm.checkpoint.write import write_checkpoint
     from lit_llm.files import new_folder, write_json
 
     with new_folder(folder) as new:
@@ -352,7 +352,7 @@ def run_controls(demo: Path, seed: int) -> None:
     Full finetuning is the control that counts: LoRA can hardly move the logits of random weights, but full finetuning learns
     the rows by heart, and still answers no held-out prompt.
     """
-    from lit_llm.checkpoint import write_checkpoint
+    from lit_llm.checkpoint.write import write_checkpoint
     from lit_llm.files import read_json_object
 
     lora = ["lora", "--config", DEMO / "lora.yaml", "--seed", seed]

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: MergeLoRAArgs) -> None:
-    from lit_llm.export import merge_adapters
+    from lit_llm.checkpoint.merge import merge_adapters
 
     adapters = args.adapter_dir if isinstance(args.adapter_dir, list) else [args.adapter_dir]
     proof = merge_adapters(args.checkpoint_dir, adapters, args.weights or [1.0] * len(adapters), args.output_dir)

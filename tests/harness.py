@@ -108,9 +108,9 @@ def make_adapter(checkpoint_dir: Path, folder: Path) -> Path:
     """A LoRA adapter on all linears whose updates are far from zero, and beside it the same one for PEFT. Returns it."""
     import torch
 
-    from lit_llm.adapters import write_adapter
-    from lit_llm.checkpoint import load_model
-    from lit_llm.export import export_peft
+    from lit_llm.checkpoint.adapters import write_adapter
+    from lit_llm.checkpoint.export import export_peft
+    from lit_llm.checkpoint.load_model import load_model
     from lit_llm.methods.lora import LoRA
 
     model, method = load_model(checkpoint_dir), LoRA(targets="all-linear")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tiny import rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan, collate, lay_out
 from lit_llm.data.examples import tokenize_all
 from lit_llm.devices.fsdp import reshard, shard, whole

@@ -8,7 +8,7 @@ import torch
 from families import CASES, make_reference
 from safetensors.torch import load_file, save_file
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.model.config import Config
 
 LLAMA = CASES[0]

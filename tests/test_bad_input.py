@@ -13,9 +13,9 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 
-from lit_llm.adapters import write_adapter
-from lit_llm.checkpoint import load_model
-from lit_llm.convert import convert
+from lit_llm.checkpoint.adapters import write_adapter
+from lit_llm.checkpoint.convert import convert
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.methods.lora import LoRA
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import CASES, make_reference, random_ids, relative_difference
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.decode import make_cache, next_hidden, read
 from lit_llm.model.kv_cache import KVCache
 

@@ -18,9 +18,9 @@ from tiny import make_endless_checkpoint, make_tokenizer
 from tokenizers import Tokenizer as HFTokenizer
 
 import lit_llm
-from lit_llm.adapters import write_adapter
 from lit_llm.args.serve import ChatArgs
 from lit_llm.chat import Conversation, chat
+from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.cli import DEMO
 from lit_llm.data.records import read_records
 from lit_llm.generate import generate

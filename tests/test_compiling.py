@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import make_checkpoint
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
 from lit_llm.finetune import finetune

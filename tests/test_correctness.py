@@ -11,9 +11,9 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from tiny import hf_model, make_tokenizer
 
-from lit_llm.adapters import attach_adapter
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.adapters import attach_adapter
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.examples import tokenize
 from lit_llm.finetune import finetune
 from lit_llm.methods.lora import LoRA, merge

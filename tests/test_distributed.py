@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from tiny import make_data
 
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import load_model, read_config
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import Plan
 from lit_llm.runtime import check_devices, choose_strategy
 

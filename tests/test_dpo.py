@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import WORDS, make_checkpoint
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import tokenize
 from lit_llm.methods.dpo import DPO
@@ -31,8 +31,8 @@ def test_loss_equals_a_hand_computation_with_transformers(checkpoint, tmp_path):
     """The policy is a second transformers model that holds the merged weights."""
     from transformers import AutoModelForCausalLM
 
+    from lit_llm.checkpoint.tensor_names import to_hf
     from lit_llm.methods.lora import merge
-    from lit_llm.weights import to_hf
 
     reference = AutoModelForCausalLM.from_pretrained(checkpoint)
     policy = AutoModelForCausalLM.from_pretrained(checkpoint)

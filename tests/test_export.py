@@ -6,10 +6,13 @@ from families import CASES, make_reference
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from lit_llm.adapters import trained_style, write_adapter
-from lit_llm.checkpoint import load, load_model, read_tensors, weight_files
-from lit_llm.convert import convert
-from lit_llm.export import export_hf, export_peft, merge_adapters
+from lit_llm.checkpoint.adapters import trained_style, write_adapter
+from lit_llm.checkpoint.convert import convert
+from lit_llm.checkpoint.export import export_hf, export_peft
+from lit_llm.checkpoint.load import load
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.merge import merge_adapters
+from lit_llm.checkpoint.read import read_tensors, weight_files
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.lora import LoRA
 
@@ -60,7 +63,7 @@ def test_merged_adapter_opens_in_transformers_with_the_same_logits(case, tmp_pat
 
 
 def _attached(base, adapter):
-    from lit_llm.adapters import attach_adapter
+    from lit_llm.checkpoint.adapters import attach_adapter
 
     model = load_model(base)
     attach_adapter(model, adapter)
@@ -128,7 +131,7 @@ def test_large_logits_are_merged(loud, tmp_path):
 @pytest.mark.parametrize("base", ["checkpoint", "loud"])
 def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, monkeypatch):
     """A merge that forgets one linear stands for any fault in it."""
-    import lit_llm.export as export
+    import lit_llm.checkpoint.export as export
 
     checkpoint = request.getfixturevalue(base)
 

@@ -9,10 +9,12 @@ from conftest import REPOSITORY
 from families import CASES, Case, make_reference, random_ids, relative_difference
 from safetensors.torch import load_file, save_file
 
-from lit_llm.checkpoint import load_model, read_tensors, weight_files, write_checkpoint
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.read import read_tensors, weight_files
+from lit_llm.checkpoint.tensor_names import TABLES, to_hf
+from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.model.families import FAMILIES
 from lit_llm.model.kv_cache import KVCache
-from lit_llm.weights import TABLES, to_hf
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

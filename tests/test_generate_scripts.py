@@ -10,9 +10,9 @@ from tiny import make_checkpoint
 
 import lit_llm
 from lit_llm import complete
-from lit_llm.adapters import write_adapter
 from lit_llm.args.generate import GenerateArgs, LoRAGenerateArgs, ModelArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.adapters import write_adapter
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.cli import DEMO
 from lit_llm.generate import encode_prompt, generate
 from lit_llm.methods.adapter_v2 import AdapterV2

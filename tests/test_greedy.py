@@ -8,7 +8,7 @@ import torch
 from families import CASES, make_reference, random_ids
 from torch._dynamo.utils import counters
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.generate import generate
 from lit_llm.model.quantized_linear import QuantizedLinear

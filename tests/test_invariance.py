@@ -10,7 +10,7 @@ from tiny import make_checkpoint, make_data, rows
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.invariance import LAYOUTS, attach_moving_lora, check_layouts, measure
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import tokenize_all
 from lit_llm.text.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ from families import CASES, make_reference, random_ids, relative_difference
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from lit_llm.checkpoint import load_model
-from lit_llm.convert import convert
-from lit_llm.export import export_hf
+from lit_llm.checkpoint.convert import convert
+from lit_llm.checkpoint.export import export_hf
+from lit_llm.checkpoint.load_model import load_model
 
 # Their configuration of each tiny model, and their name for each of its modules.
 _SIZES = {"block_size": 64, "vocab_size": 99, "padded_vocab_size": 99, "n_layer": 3, "n_head": 4, "n_embd": 32}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 
 from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.finetune import finetune
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full

@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from tiny import rows
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.inject import freeze

@@ -50,7 +50,7 @@ def test_no_labels_give_a_loss_of_zero_and_a_gradient_of_zero(model):
 def test_loss_of_a_micro_batch_equals_transformers_on_each_example(checkpoint):
     from transformers import AutoModelForCausalLM
 
-    from lit_llm.checkpoint import load_model
+    from lit_llm.checkpoint.load_model import load_model
 
     ours, theirs = load_model(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint)
     torch.manual_seed(1)

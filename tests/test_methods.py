@@ -8,9 +8,9 @@ from families import CASES, make_reference
 from lightning.fabric import Fabric
 from test_published_configs import config_of_2023
 
-from lit_llm.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.adapters import attach_adapter, write_adapter, write_finetuned
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan, collate
 from lit_llm.data.examples import Example
 from lit_llm.generate import generate

@@ -9,7 +9,7 @@ from lightning.fabric.plugins import MixedPrecision
 from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.full import Full

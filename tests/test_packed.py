@@ -5,7 +5,7 @@ import torch
 from families import CASES, make_reference, random_ids, relative_difference
 
 import lit_llm
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.model.cpu_linear import lay_out
 
 TIED = [case for case in CASES if case.name in ("gpt2", "gemma2", "mixtral", "falcon-40b")]

@@ -10,8 +10,9 @@ from families import CASES, make_reference, random_ids
 from test_greedy import LENGTHS, N_NEW, NoText, continued
 from tiny import make_checkpoint
 
-from lit_llm.adapters import write_adapter
-from lit_llm.checkpoint import load, load_model
+from lit_llm.checkpoint.adapters import write_adapter
+from lit_llm.checkpoint.load import load
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.decode import Row
 from lit_llm.devices.layer_placement import choose_strategy, place
 from lit_llm.generate import generate

@@ -11,7 +11,7 @@ from families import make_reference
 from test_methods import METHODS, ONE_PER_FAMILY, documents
 
 import lit_llm.model.gpt
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.estimate import estimate
 from lit_llm.methods.full import Full

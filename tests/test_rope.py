@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import Case, make_reference, random_ids, relative_difference
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.model.config import Config
 from lit_llm.model.kv_cache import KVCache
 

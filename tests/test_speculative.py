@@ -10,7 +10,7 @@ from test_greedy import NoText
 
 from lit_llm import complete
 from lit_llm.args.generate import GenerateArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.cli import DEMO
 from lit_llm.decode import Row
 from lit_llm.generate import generate

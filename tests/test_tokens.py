@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_checkpoint, make_tokenizer, rows
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data import token_cache
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import read_records

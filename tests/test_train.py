@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from tiny import make_data, rows
 
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan, collate, lay_out
 from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.inject import freeze

@@ -20,7 +20,7 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.peers import litgpt_config, litgpt_weights
 from lit_llm.bench.process import in_new_process
 from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.decode import Batch, Row, continue_rows
 from lit_llm.memory import peak_above
 from lit_llm.model.config import Config

@@ -16,7 +16,7 @@ import torch
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint
-from lit_llm.checkpoint import load
+from lit_llm.checkpoint.load import load
 from lit_llm.cli import DEMO
 
 BATCH_SIZE = 8

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.checkpoint import load_model, load_tokenizer, read_config
+from lit_llm.checkpoint.load import load_tokenizer
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import Plan, batches
 from lit_llm.data.examples import Example, Pair, tokenize_all
 from lit_llm.data.records import iter_records

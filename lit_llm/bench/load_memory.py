@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.checkpoint import load_model, write_shards
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.tensor_names import to_hf
+from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import write_json
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import PackedLinear
 from lit_llm.model.gpt import GPT
-from lit_llm.weights import to_hf
 
 SHARD_BYTES = 500 * 10**6
 # What `load_model` is asked for, and the aim, if there is one: at most this factor of the loaded weights, and so many MB.

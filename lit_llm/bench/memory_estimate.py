@@ -15,7 +15,8 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.process import in_new_process
 from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint, random_example
-from lit_llm.checkpoint import load_model, read_config
+from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
 from lit_llm.estimate import estimate

@@ -15,7 +15,7 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.invariance import first_examples
 from lit_llm.bench.peers import ALPHA, LEARNING_RATE, R, pad
 from lit_llm.bench.train_speed import MICRO_BATCH_SIZE, machine
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import lay_out
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA

@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_llm.args.finetune import TrainArgs
-from lit_llm.checkpoint import load_model
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.checkpoint import load
+from lit_llm.checkpoint.load import load
 from lit_llm.cli import DEMO
 from lit_llm.generate import generate
 

@@ -123,7 +123,7 @@ def step_memory(folder: str, name: str) -> float:
 
 
 def _vocab_size(folder: Path) -> int:
-    from lit_llm.checkpoint import read_config
+    from lit_llm.checkpoint.read import read_config
 
     return read_config(folder).vocab_size
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_llm.checkpoint import HF_WEIGHTS, LIT_WEIGHTS, checked, read_config, read_tensors, weight_files, write_shards
+from lit_llm.checkpoint.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
+from lit_llm.checkpoint.read import HF_WEIGHTS, LIT_WEIGHTS, checked, read_config, read_tensors, weight_files
+from lit_llm.checkpoint.tensor_names import to_lit
+from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import new_folder, write_json
-from lit_llm.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
-from lit_llm.weights import to_lit
 
 
 def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lit_llm.checkpoint import save_safetensors, write_checkpoint
+from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
 from lit_llm.files import read_json_object, write_json
 from lit_llm.methods.adapter import Adapter, precompute_prompts

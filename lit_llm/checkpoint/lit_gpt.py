@@ -11,12 +11,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from lit_llm.checkpoint import read_tensors
+from lit_llm.checkpoint.read import read_tensors
+from lit_llm.checkpoint.tensor_names import TABLES, from_lit_gpt, parts_of_family, parts_of_model
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.model.config_json import Keys
 from lit_llm.model.gpt import GPT
-from lit_llm.weights import TABLES, from_lit_gpt, parts_of_family, parts_of_model
 
 KEPT_CONFIG = "lit_gpt_config.json"  # their lit_config.json, once ours has taken its name
 _YAML_CONFIG = "model_config.yaml"
