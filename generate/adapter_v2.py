@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: AdapterGenerateArgs) -> None:
-    from lit_llm.complete import answer
+    from lit_llm.generation.answer_prompts import answer
 
     answer(args)
 

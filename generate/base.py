@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: GenerateArgs) -> None:
-    from lit_llm.complete import complete
+    from lit_llm.generation.answer_prompts import complete
 
     complete(args)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: ChatArgs) -> None:
-    from lit_llm.chat import chat
+    from lit_llm.generation.chat import chat
 
     chat(args)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: FullGenerateArgs) -> None:
-    from lit_llm.complete import answer_finetuned
+    from lit_llm.generation.answer_prompts import answer_finetuned
 
     answer_finetuned(args)
 

@@ -16,7 +16,7 @@ from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import Record, answer_of, iter_records
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 from lit_llm.model.device import resolve_device
 from lit_llm.model.gpt import GPT
 from lit_llm.score import Span, score

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_llm.decode import Batch, Row, TokenScore, choose, prompt_scores
+from lit_llm.generation.decode import Batch, Row, TokenScore, choose, prompt_scores
+from lit_llm.generation.sampling import NOT_FINITE, Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.sampling import NOT_FINITE, Sampling
 from lit_llm.text.stream import TextStream
 from lit_llm.text.tokenizer import Tokenizer
 

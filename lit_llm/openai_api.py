@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lit_llm.args.base import PENALTIES
 from lit_llm.engine import Token
 from lit_llm.gate import Refused, Stops, Text, as_unicode
-from lit_llm.sampling import Sampling, usable
+from lit_llm.generation.sampling import Sampling, usable
 
 MAX_N = 16
 MAX_TOP = 20

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from lit_llm.answers import Answers, EventStream, collect, json_response, prompt_tokens, to_json
 from lit_llm.engine import Chunk, Engine, Job, Token
 from lit_llm.gate import Refused, check_scores, openai_error
-from lit_llm.generate import encode_prompt
+from lit_llm.generation.generate import encode_prompt
 from lit_llm.openai_api import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
 from lit_llm.text.conversation import check_messages, end_ids, prompt_ids, stop_strings
 from lit_llm.text.stream import candidate_text

@@ -18,9 +18,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from lit_llm.args.serve import ServeArgs
 from lit_llm.challenge_routes import challenge_routes
 from lit_llm.checkpoint.adapters import trained_style
-from lit_llm.complete import load_args
 from lit_llm.engine import ClosedError, Engine, QueueFullError
 from lit_llm.gate import Gate, Refused, add_refusals, refusal
+from lit_llm.generation.load_from_options import load_args
 from lit_llm.memory import available_bytes
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache

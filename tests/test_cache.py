@@ -5,7 +5,7 @@ import torch
 from families import CASES, make_reference, random_ids, relative_difference
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.decode import make_cache, next_hidden, read
+from lit_llm.generation.decode import make_cache, next_hidden, read
 from lit_llm.model.kv_cache import KVCache
 
 SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]

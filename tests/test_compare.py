@@ -13,7 +13,7 @@ from tiny import WORDS, make_checkpoint
 import lit_llm
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.compare import compare, paired_bootstrap
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 from lit_llm.text.conversation import prompt_ids, stop_strings
 
 

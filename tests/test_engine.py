@@ -13,10 +13,10 @@ from serving import wait_until
 
 import lit_llm
 from lit_llm.cli import DEMO
-from lit_llm.decode import TokenScore
 from lit_llm.engine import ClosedError, Engine, Job, QueueFullError, Task
-from lit_llm.generate import generate
-from lit_llm.sampling import Sampling
+from lit_llm.generation.decode import TokenScore
+from lit_llm.generation.generate import generate
+from lit_llm.generation.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from tiny import hf_model, make_checkpoint
 
 import lit_llm
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 from lit_llm.text.tokenizer import Tokenizer
 
 FAMILIES = {

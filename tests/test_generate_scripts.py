@@ -9,12 +9,12 @@ import yaml
 from tiny import make_checkpoint
 
 import lit_llm
-from lit_llm import complete
 from lit_llm.args.generate import GenerateArgs, LoRAGenerateArgs, ModelArgs
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.cli import DEMO
-from lit_llm.generate import encode_prompt, generate
+from lit_llm.generation import answer_prompts
+from lit_llm.generation.generate import encode_prompt, generate
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.lora import LoRA
 
@@ -32,7 +32,7 @@ def run(capsys):
     """Run the script for plain models; returns what it wrote to stdout and stderr."""
 
     def run(**options):
-        complete.complete(GenerateArgs(**{"max_new_tokens": 30, "accelerator": "cpu", **options}))
+        answer_prompts.complete(GenerateArgs(**{"max_new_tokens": 30, "accelerator": "cpu", **options}))
         return capsys.readouterr()
 
     return run
@@ -132,23 +132,23 @@ def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, ca
     found = []
     for merge in (False, True):
         options = {"temperature": 0.0, "max_new_tokens": 12, "accelerator": "cpu", "merge": merge}
-        complete.answer(LoRAGenerateArgs(prompt_file=tmp_path / "p.jsonl", adapter_dir=folder, **options))
+        answer_prompts.answer(LoRAGenerateArgs(prompt_file=tmp_path / "p.jsonl", adapter_dir=folder, **options))
         found.append(capsys.readouterr().out)
-    complete.answer(LoRAGenerateArgs(prompt="the red cat", input="a dog", adapter_dir=folder, **options))
+    answer_prompts.answer(LoRAGenerateArgs(prompt="the red cat", input="a dog", adapter_dir=folder, **options))
     assert found[0] == found[1]
     assert json.loads(found[0].splitlines()[0])["text"] == capsys.readouterr().out[:-1]
     options |= {"prompt_file": tmp_path / "p.jsonl", "output_file": tmp_path / "a.jsonl"}
-    complete.answer(LoRAGenerateArgs(adapter_dir=folder, **options))
+    answer_prompts.answer(LoRAGenerateArgs(adapter_dir=folder, **options))
     with pytest.raises(ValueError, match="other options"):  # rounded otherwise
-        complete.answer(LoRAGenerateArgs(adapter_dir=folder, **{**options, "merge": False}))
-    model, _, _ = complete.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
+        answer_prompts.answer(LoRAGenerateArgs(adapter_dir=folder, **{**options, "merge": False}))
+    model, _, _ = answer_prompts.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_answers_of_an_adapter_that_was_trained_again_are_refused_in_the_same_file(checkpoint, prompt_file, tmp_path):
     def answer():
         files = {"prompt_file": tmp_path / "p.jsonl", "output_file": tmp_path / "a.jsonl"}
-        complete.answer(LoRAGenerateArgs(**files, adapter_dir=folder, max_new_tokens=2, accelerator="cpu"))
+        answer_prompts.answer(LoRAGenerateArgs(**files, adapter_dir=folder, max_new_tokens=2, accelerator="cpu"))
 
     (tmp_path / "p.jsonl").write_text('"the red cat"\n"a dog"\n')
     folder = make_adapter(tmp_path / "lora", LoRA(targets="all-linear"), checkpoint)
@@ -183,14 +183,14 @@ def test_a_prompt_is_printed_as_it_was_given(run, demo, shared_data):
 def test_what_is_not_lora_cannot_be_merged(checkpoint, tmp_path):
     folder = make_adapter(tmp_path / "v2", AdapterV2(start_layer=1), checkpoint)
     with pytest.raises(ValueError, match="--merge is for LoRA"):
-        complete.load_args(ModelArgs(adapter_dir=folder, merge=True))
+        answer_prompts.load_args(ModelArgs(adapter_dir=folder, merge=True))
 
 
 def test_weights_are_laid_out_by_columns_where_memory_allows(monkeypatch, capsys):
-    model, _, _ = complete.load_args(ModelArgs(accelerator="cpu"))
+    model, _, _ = answer_prompts.load_args(ModelArgs(accelerator="cpu"))
     assert not model.h[0].mlp.up.weight.is_contiguous()
-    monkeypatch.setattr(complete, "available_bytes", lambda device: 10**6)
-    model, _, _ = complete.load_args(ModelArgs(accelerator="cpu"))
+    monkeypatch.setattr(answer_prompts, "available_bytes", lambda device: 10**6)
+    model, _, _ = answer_prompts.load_args(ModelArgs(accelerator="cpu"))
     assert model.h[0].mlp.up.weight.is_contiguous()
     assert "too little memory" in capsys.readouterr().err
 

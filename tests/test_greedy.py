@@ -9,10 +9,10 @@ from families import CASES, make_reference, random_ids
 from torch._dynamo.utils import counters
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.decode import Batch, Row, continue_rows
-from lit_llm.generate import generate
+from lit_llm.generation.decode import Batch, Row, continue_rows
+from lit_llm.generation.generate import generate
+from lit_llm.generation.sampling import Sampling
 from lit_llm.model.quantized_linear import QuantizedLinear
-from lit_llm.sampling import Sampling
 
 N_NEW = 24
 LENGTHS = [13, 1, 8, 19, 3, 9, 2, 16]

@@ -13,7 +13,7 @@ from lit_llm.checkpoint.adapters import attach_adapter, write_adapter, write_fin
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan, collate
 from lit_llm.data.examples import Example
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full

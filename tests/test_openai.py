@@ -17,7 +17,7 @@ import lit_llm
 from lit_llm import answers, challenge_routes, gate, openai_routes, serve
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 from lit_llm.serve import make_app
 from lit_llm.text.conversation import prompt_ids, question
 

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lit_llm.sampling import Sampling, distribution, draw, penalize, sample
+from lit_llm.generation.sampling import Sampling, distribution, draw, penalize, sample
 
 SETTINGS = [
     Sampling(temperature=1.0),

@@ -8,14 +8,14 @@ import torch
 from families import CASES, make_reference, random_ids
 from test_greedy import NoText
 
-from lit_llm import complete
 from lit_llm.args.generate import GenerateArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.cli import DEMO
-from lit_llm.decode import Row
-from lit_llm.generate import generate
-from lit_llm.sampling import Sampling
-from lit_llm.speculative import continue_drafted, judge
+from lit_llm.generation import answer_prompts
+from lit_llm.generation.decode import Row
+from lit_llm.generation.generate import generate
+from lit_llm.generation.sampling import Sampling
+from lit_llm.generation.speculative import continue_drafted, judge
 
 CRITICAL = {4: 18.5, 7: 24.3, 24: 51.2}  # of chi-square by degrees of freedom, at a probability of 0.001
 SOME = [c for c in CASES if c.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "mixtral")]
@@ -105,11 +105,11 @@ def test_the_script_drafts_and_refuses_a_model_with_other_tokens(tmp_path, check
     how = {"max_new_tokens": 40, "temperature": 0.0, "accelerator": "cpu", "prompt": "In the village"}
     outputs = []
     for draft in (None, DEMO / "checkpoint"):
-        complete.complete(GenerateArgs(**how, draft_checkpoint_dir=draft))
+        answer_prompts.complete(GenerateArgs(**how, draft_checkpoint_dir=draft))
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
     with pytest.raises(ValueError, match="has other tokens"):
-        complete.complete(GenerateArgs(**how, draft_checkpoint_dir=checkpoint))
+        answer_prompts.complete(GenerateArgs(**how, draft_checkpoint_dir=checkpoint))
     with pytest.raises(ValueError, match="does not go with --logprobs, --compile"):
         GenerateArgs(**how, draft_checkpoint_dir=checkpoint, compile=True, logprobs=1, output_file=tmp_path / "o")
 
@@ -122,4 +122,6 @@ def test_models_that_turn_by_the_length_are_not_drafted(tmp_path, checkpoint):
     config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="not for RoPE of type dynamic"):
-        complete.complete(GenerateArgs(prompt="a", checkpoint_dir=folder, draft_checkpoint_dir=checkpoint, accelerator="cpu"))
+        answer_prompts.complete(
+            GenerateArgs(prompt="a", checkpoint_dir=folder, draft_checkpoint_dir=checkpoint, accelerator="cpu")
+        )

@@ -21,12 +21,12 @@ from lit_llm.bench.peers import litgpt_config, litgpt_weights
 from lit_llm.bench.process import in_new_process
 from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.decode import Batch, Row, continue_rows
+from lit_llm.generation.decode import Batch, Row, continue_rows
+from lit_llm.generation.sampling import Sampling
 from lit_llm.memory import peak_above
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout
 from lit_llm.model.gpt import GPT
-from lit_llm.sampling import Sampling
 
 N_PROMPT, N_NEW = 128, 64
 BATCH_SIZES = (1, 8)

@@ -17,7 +17,7 @@ import torch
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint.load import load
 from lit_llm.cli import DEMO
-from lit_llm.generate import generate
+from lit_llm.generation.generate import generate
 
 N_QUESTIONS = 48
 LEAVING = 0.25  # of the requests

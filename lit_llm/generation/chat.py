@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import trained_style
-from lit_llm.complete import load_args
-from lit_llm.decode import Batch, Row, continue_rows
+from lit_llm.generation.decode import Batch, Row, continue_rows
+from lit_llm.generation.load_from_options import load_args
+from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.sampling import Sampling
 from lit_llm.text.conversation import default_style, end_ids, prompt_ids, stop_strings
 from lit_llm.text.tokenizer import Tokenizer
 

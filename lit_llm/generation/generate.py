@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lit_llm.decode import Batch, Completion, Row, continue_rows
+from lit_llm.generation.decode import Batch, Completion, Row, continue_rows
+from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.sampling import Sampling
 from lit_llm.text.tokenizer import Tokenizer
 
 

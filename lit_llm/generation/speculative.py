@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.decode import Row
+from lit_llm.generation.decode import Row
+from lit_llm.generation.sampling import NOT_FINITE, Sampling, are_finite, distribution, draw, penalize
 from lit_llm.model.gpt import GPT
-from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, distribution, draw, penalize
 from lit_llm.text.tokenizer import Tokenizer
 
 N_DRAFTED = 4

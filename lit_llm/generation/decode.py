@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from lit_llm.generation.sampling import NOT_FINITE, Sampling, are_finite, sample
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
-from lit_llm.sampling import NOT_FINITE, Sampling, are_finite, sample
 from lit_llm.text.stream import TextStream
 from lit_llm.text.tokenizer import Tokenizer
 

@@ -2,37 +2,26 @@
 
 import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lit_llm.args.base import InferenceStrategy
-from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs, ModelArgs
+from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
 from lit_llm.checkpoint.adapters import read_adapter
-from lit_llm.checkpoint.load import load
-from lit_llm.checkpoint.read import expected_shapes, read_config
 from lit_llm.cli import DEMO
-from lit_llm.decode import Batch, Row, continue_rows
-from lit_llm.devices.layer_placement import choose_strategy
-from lit_llm.devices.tensor_parallel import join, split
 from lit_llm.files import read_json_object
-from lit_llm.generate import check_context, encode_prompt
-from lit_llm.memory import available_bytes, peak_memory_gb
-from lit_llm.methods.lora import merge
-from lit_llm.model.config import Config
-from lit_llm.model.cpu_linear import Layout, lay_out
-from lit_llm.model.device import resolve_device, weights_dtype
+from lit_llm.generation.decode import Batch, Row, continue_rows
+from lit_llm.generation.generate import check_context, encode_prompt
+from lit_llm.generation.load_from_options import _load
+from lit_llm.generation.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
+from lit_llm.generation.sampling import Sampling
+from lit_llm.generation.speculative import check_draft, continue_drafted
+from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
-from lit_llm.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.ranks import naming_lost_ranks
-from lit_llm.sampling import Sampling
-from lit_llm.speculative import check_draft, continue_drafted
 from lit_llm.text.conversation import end_ids, prompt_ids, stop_strings
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
@@ -212,55 +201,3 @@ def _keys(args: GenerateArgs, model: GPT, draft: GPT | None, encoded: Sequence[l
     told = [*models, *sums, getattr(args, "merge", False), *[getattr(args, name) for name in names]]
     everything = ([ids, *told] for ids in encoded for _ in range(args.num_samples))
     return [hashlib.sha256(json.dumps([args.seed + i, *x]).encode()).hexdigest()[:16] for i, x in enumerate(everything)]
-
-
-def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
-    """The model that the options name, its tokenizer and its folder."""
-    checkpoint_dir = args.checkpoint_dir
-    if checkpoint_dir is None and args.adapter_dir is not None:
-        checkpoint_dir = Path(read_adapter(args.adapter_dir)["base_checkpoint_dir"])
-    checkpoint_dir = checkpoint_dir or DEMO / "checkpoint"
-    return *_load(args, checkpoint_dir, args.adapter_dir), checkpoint_dir
-
-
-def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
-    """A model whose weights are laid out for decoding on its device, and its tokenizer."""
-    device, start, merging = resolve_device(args.accelerator), time.perf_counter(), getattr(args, "merge", False)
-    if merging and adapter_dir is not None and (method := read_adapter(adapter_dir)["method"]) != "lora":
-        raise ValueError(f"--merge is for LoRA; {adapter_dir} is of {method}, which has no place in the weights. Leave it out")
-    strategy, devices = None, [device]
-    if args.devices > 1:
-        asked: InferenceStrategy = getattr(args, "strategy", "layers")
-        unmerged, config = adapter_dir is not None and not merging, read_config(checkpoint_dir)
-        strategy, why = choose_strategy(asked, config, device, args.devices, args.quantize, unmerged)
-        print(f"strategy: {why}", file=sys.stderr)
-    if strategy == "tensor":
-        devices = [device := join(args.devices, device)]
-    elif strategy == "layers":
-        devices = [torch.device(device.type, i) for i in range(args.devices)]
-    names = [str(device) for device in devices]
-    layout, at_once = _layout(args, read_config(checkpoint_dir), device) if strategy is None else None, not merging
-    model, tokenizer = load(
-        checkpoint_dir, adapter_dir, names, args.precision, args.quantize, strategy == "tensor", layout if at_once else None
-    )
-    if merging:
-        merge(model)
-    if strategy == "tensor":
-        split(model, device)
-    elif layout is not None and not at_once:
-        lay_out(model, layout)
-    print(f"loaded {checkpoint_dir} on {', '.join(names)} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    return model, tokenizer
-
-
-def _layout(args: GenerateArgs | ModelArgs, config: Config, device: torch.device) -> Layout | None:
-    """What was asked for; else, for float32 on a CPU, by columns, if what lies in a mapped file can be copied out of it."""
-    if args.cpu_weights is not None or device.type != "cpu" or weights_dtype(args.precision, device) != torch.float32:
-        return args.cpu_weights
-    width = 1 if args.quantize is not None else 4  # bytes of a weight within the blocks, at most
-    needed = sum(math.prod(shape) * (width if name.startswith("h.") else 4) for name, shape in expected_shapes(config).items())
-    available = available_bytes(device)
-    if available is not None and needed > 0.8 * available:
-        print("too little memory is free to lay weights out by columns: decoding is slower", file=sys.stderr)
-        return None
-    return "columns"
