@@ -19,6 +19,7 @@ from lit_llm.data.examples import Example, Pair
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import PAIR, answer_of, iter_records
 from lit_llm.data.token_cache import style_of
+from lit_llm.estimation.advice import estimate_for, explain, terms
 from lit_llm.files import remove_leftovers
 from lit_llm.held_out import Answers, outcome_of, question_of, tell
 from lit_llm.loggers import check_logger, make_loggers
@@ -31,7 +32,7 @@ from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.optimizers import check_optimizer, make_optimizer
 from lit_llm.preflight import inspect, load_examples, show
-from lit_llm.probe import ESTIMATE_FROM, estimate_for, explain, probe, terms
+from lit_llm.probe import ESTIMATE_FROM, probe
 from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
 from lit_llm.report_html import changed_options, write_report
 from lit_llm.resume import step_of

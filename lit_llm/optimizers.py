@@ -25,12 +25,6 @@ _BITSANDBYTES: dict[str, tuple[str, tuple[float, float]]] = {
     "paged_lion8bit": ("PagedLion8bit", (0.9, 0.99)),
 }
 
-STATE_BYTES: dict[str, float] = {
-    "adamw": 8, "paged_adamw": 8, "adamw8bit": 2.04, "paged_adamw8bit": 2.04, "lion": 4, "paged_lion": 4, "lion8bit": 1.02,
-    "paged_lion8bit": 1.02, "sgd": 4, "adafactor": 0,
-}  # fmt: skip
-"""State for each trained parameter; 8 bits come with one float32 for each 256 of them, adafactor keeps a row and a column."""
-
 
 def check_optimizer(name: str, device: torch.device) -> None:
     """Raises ValueError if the optimizer does not run on the device."""

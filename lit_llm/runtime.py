@@ -12,9 +12,9 @@ from torch import nn
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.checkpoint.read import expected_shapes
 from lit_llm.devices.fsdp import shard
+from lit_llm.estimation.step_memory import STATE_BYTES
 from lit_llm.model.config import Config
 from lit_llm.model.device import weights_dtype
-from lit_llm.optimizers import STATE_BYTES
 from lit_llm.ranks import BACKENDS, n_started, start_others, started_elsewhere
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from lit_llm.cli import run
 def main(args: EstimateArgs) -> None:
     import json
 
-    from lit_llm.estimate import estimate_run
+    from lit_llm.estimation.step_memory import estimate_run
 
     print(json.dumps(estimate_run(args), indent=2))
 

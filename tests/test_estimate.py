@@ -7,7 +7,7 @@ from test_published_configs import config_of_2023
 from tiny import make_checkpoint
 
 from lit_llm.checkpoint.read import read_config
-from lit_llm.estimate import estimate
+from lit_llm.estimation.step_memory import estimate
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 

@@ -12,9 +12,10 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import tokenize_all
+from lit_llm.estimation.step_memory import STATE_BYTES
 from lit_llm.methods.full import Full
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.optimizers import STATE_BYTES, check_optimizer, make_optimizer, state_tensors
+from lit_llm.optimizers import check_optimizer, make_optimizer, state_tensors
 from lit_llm.resume import State, load_state, save_state
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.train import Objective, optimizer_step

@@ -13,7 +13,7 @@ from test_methods import METHODS, ONE_PER_FAMILY, documents
 import lit_llm.model.gpt
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
-from lit_llm.estimate import estimate
+from lit_llm.estimation.step_memory import estimate
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA

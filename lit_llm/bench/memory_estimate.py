@@ -19,7 +19,7 @@ from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
-from lit_llm.estimate import estimate
+from lit_llm.estimation.step_memory import estimate
 from lit_llm.memory import peak_above
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full

@@ -17,6 +17,7 @@ from lit_llm.args.finetune import DPOArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import MicroBatch
+from lit_llm.estimation.gpu_plan import plan
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
@@ -26,7 +27,6 @@ from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
-from lit_llm.plan import plan
 
 BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}
 """Per weight, scales included: one float32 for each 64 weights of 4 bits, or one byte and a float32 for each 256 of those."""
@@ -188,3 +188,10 @@ def _logits_chunk(model: GPT, n_labels: int) -> int:
 
     rows = min(max(1, CHUNK_LOGITS // model.config.vocab_size), n_labels)
     return 4 * rows * model.config.vocab_size
+
+
+STATE_BYTES: dict[str, float] = {
+    "adamw": 8, "paged_adamw": 8, "adamw8bit": 2.04, "paged_adamw8bit": 2.04, "lion": 4, "paged_lion": 4, "lion8bit": 1.02,
+    "paged_lion8bit": 1.02, "sgd": 4, "adafactor": 0,
+}  # fmt: skip
+"""State for each trained parameter; 8 bits come with one float32 for each 256 of them, adafactor keeps a row and a column."""
