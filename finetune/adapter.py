@@ -5,8 +5,8 @@ from lit_llm.cli import run
 
 
 def main(args: AdapterFinetuneArgs) -> None:
-    from lit_llm.finetune import finetune
     from lit_llm.methods.adapter import Adapter
+    from lit_llm.training.finetune import finetune
 
     finetune(args, Adapter(**vars(args.adapter)))
 

@@ -5,8 +5,8 @@ from lit_llm.cli import run
 
 
 def main(args: AdapterV2FinetuneArgs) -> None:
-    from lit_llm.finetune import finetune
     from lit_llm.methods.adapter_v2 import AdapterV2
+    from lit_llm.training.finetune import finetune
 
     finetune(args, AdapterV2(**vars(args.adapter)))
 

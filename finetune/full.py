@@ -5,8 +5,8 @@ from lit_llm.cli import run
 
 
 def main(args: FullFinetuneArgs) -> None:
-    from lit_llm.finetune import finetune
     from lit_llm.methods.full import Full
+    from lit_llm.training.finetune import finetune
 
     finetune(args, Full(**vars(args.full)))
 

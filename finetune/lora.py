@@ -5,8 +5,8 @@ from lit_llm.cli import run
 
 
 def main(args: LoRAFinetuneArgs) -> None:
-    from lit_llm.finetune import finetune
     from lit_llm.methods.lora import LoRA
+    from lit_llm.training.finetune import finetune
 
     finetune(args, LoRA(**vars(args.lora)))
 

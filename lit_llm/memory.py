@@ -2,34 +2,13 @@
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from lit_llm.data.batches import MicroBatch
-
 # Where allocating fails, PyTorch raises an error of its own for CUDA, and for the CPU a RuntimeError with this text.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
-
-
-class OutOfMemoryError(MemoryError):
-    """Says which micro-batch did not fit."""
-
-
-@contextmanager
-def naming_the_batch(batch: MicroBatch) -> Iterator[None]:
-    """Turn a failed allocation into one that names the micro-batch."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        n_tokens, longest = batch.ids.size(1), max(batch.lengths)
-        raise OutOfMemoryError(
-            f"{len(batch.lengths)} documents, {n_tokens:,} tokens, the longest {longest:,}; {batch.targets.numel():,} labels"
-        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

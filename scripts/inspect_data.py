@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: InspectDataArgs) -> None:
-    from lit_llm.inspect import inspect_data
+    from lit_llm.training.preflight import inspect_data
 
     inspect_data(args)
 

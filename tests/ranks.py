@@ -27,12 +27,13 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.quantized_linear import QuantizedLinear
-from lit_llm.optimizers import make_optimizer
 from lit_llm.ranks import largest, n_ranks, rank
-from lit_llm.resume import State, load_state, save_state, trained_parameters
-from lit_llm.runtime import launch
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, optimizer_step, validate
+from lit_llm.training.fabric import launch
+from lit_llm.training.loop import optimizer_step, validate
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
+from lit_llm.training.saves import State, load_state, save_state, trained_parameters
 
 LORA = {"targets": "all-linear", "dropout": 0.0}
 BASE = {}  # float32, not quantized

@@ -12,12 +12,12 @@ from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
-from lit_llm.finetune import finetune
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
-from lit_llm.probe import _plain
+from lit_llm.training.finetune import finetune
+from lit_llm.training.probe import _plain
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
@@ -82,7 +82,7 @@ def test_a_compiled_run_with_dropout_resumes_bit_identical(tmp_path, data_dir):
 def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir, tmp_path, monkeypatch, capsys):
     """On a clock that only the blocks advance: the first one, which compiles, by more."""
     clock, passes = [0.0], []
-    monkeypatch.setattr("lit_llm.probe.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("lit_llm.training.probe.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def compile_slowly(model):
         run_block = model.run_block
@@ -94,7 +94,7 @@ def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir
 
         model.run_block = compiled
 
-    monkeypatch.setattr("lit_llm.finetune.compile_blocks", compile_slowly)
+    monkeypatch.setattr("lit_llm.training.finetune.compile_blocks", compile_slowly)
     args = LoRAFinetuneArgs(
         checkpoint_dir=checkpoint, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu",
         train=TrainArgs(compile=True, max_steps=1), eval=EvalArgs(interval=None, samples=0, initial=False),

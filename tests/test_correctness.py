@@ -15,10 +15,10 @@ from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.adapters import attach_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.examples import tokenize
-from lit_llm.finetune import finetune
 from lit_llm.methods.lora import LoRA, merge
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Schedule
+from lit_llm.training.finetune import finetune
+from lit_llm.training.schedule import Schedule
 
 
 def test_every_named_test_exists_and_every_bug_has_one():

@@ -13,7 +13,7 @@ from lit_llm.data.examples import tokenize, tokenize_all
 from lit_llm.data.records import read_records
 from lit_llm.text.conversation import prompt_ids, question
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Schedule
+from lit_llm.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")

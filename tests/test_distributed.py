@@ -23,7 +23,7 @@ from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import Plan
-from lit_llm.runtime import check_devices, choose_strategy
+from lit_llm.training.fabric import check_devices, choose_strategy
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ import csv
 import pytest
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.finetune import finetune
-from lit_llm.loggers import check_logger
 from lit_llm.methods.lora import LoRA
+from lit_llm.training.finetune import finetune
+from lit_llm.training.metrics import check_logger
 
 
 def test_tensorboard_shows_the_rows_of_metrics_csv_and_goes_on_after_a_resumption(tmp_path, checkpoint, data_dir):

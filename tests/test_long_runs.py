@@ -15,11 +15,11 @@ from tiny import make_checkpoint
 
 from lit_llm.args.finetune import AdapterFinetuneArgs, EvalArgs, FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.finetune import finetune
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
-from lit_llm.summary import summary
+from lit_llm.training.finetune import finetune
+from lit_llm.training.summary import summary
 
 
 @pytest.fixture
@@ -158,12 +158,12 @@ from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm import cli
 from lit_llm.finetune import finetune
 from lit_llm.methods.lora import LoRA
-import lit_llm.probe, lit_llm.finetune, torch
+import lit_llm.training.probe, lit_llm.training.finetune, torch
 
 folder = Path(sys.argv[1])
 
 def main(args: LoRAFinetuneArgs) -> None:
-    probe = lit_llm.finetune.probe
+    probe = lit_llm.training.finetune.probe
 
     def limited(*a):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -173,7 +173,7 @@ def main(args: LoRAFinetuneArgs) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 
-    lit_llm.finetune.probe = limited
+    lit_llm.training.finetune.probe = limited
     finetune(args, LoRA())
 
 cli.run(main)

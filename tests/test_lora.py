@@ -12,9 +12,11 @@ from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.optimizers import make_optimizer
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, fit
+from lit_llm.training.loop import fit
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
+from lit_llm.training.schedule import Schedule
 
 
 def attached(checkpoint, **arguments):

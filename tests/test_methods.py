@@ -21,8 +21,9 @@ from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
-from lit_llm.optimizers import make_optimizer
-from lit_llm.train import Objective, fit
+from lit_llm.training.loop import fit
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
 
 METHODS = {
     "full": lambda: Full(),

@@ -15,10 +15,11 @@ from lit_llm.data.examples import tokenize_all
 from lit_llm.estimation.step_memory import STATE_BYTES
 from lit_llm.methods.full import Full
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.optimizers import check_optimizer, make_optimizer, state_tensors
-from lit_llm.resume import State, load_state, save_state
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, optimizer_step
+from lit_llm.training.loop import optimizer_step
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import check_optimizer, make_optimizer, state_tensors
+from lit_llm.training.saves import State, load_state, save_state
 
 ON_CPU = [name for name in STATE_BYTES if not name.startswith("paged")]
 

@@ -8,9 +8,9 @@ from tiny import make_data, rows
 
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import Example, tokenize
-from lit_llm.preflight import compare, inspect, show
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.preflight import compare, inspect, show
 
 
 def plan_of(examples, packing=True):

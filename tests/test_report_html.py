@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from webdriver import browser
 
-from lit_llm.report_html import write_report
+from lit_llm.training.report import write_report
 
 
 class Page(HTMLParser):

@@ -25,14 +25,14 @@ from lit_llm.args.finetune import (
     LoRAFinetuneArgs,
     TrainArgs,
 )
-from lit_llm.finetune import finetune
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
-from lit_llm.report import Metrics
-from lit_llm.resume import State, set_aside_later
+from lit_llm.training.finetune import finetune
+from lit_llm.training.metrics import Metrics
+from lit_llm.training.saves import State, set_aside_later
 
 TIME = {"tokens_per_second", "peak_memory_gb", "seconds"}
 
@@ -86,7 +86,7 @@ def test_ten_kills_at_random_moments_leave_whole_folders_and_a_bit_identical_res
     has begun."""
     data_dir = make_data(tmp_path / "data", n_train=38)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lit_llm.finetune"])  # so that no run has to import torch again
+    context.set_forkserver_preload(["lit_llm.training.finetune"])  # so that no run has to import torch again
     draw = random.Random(7)
     out_dir = tmp_path / "killed"
     n_whole = n_in_a_save = 0

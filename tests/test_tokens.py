@@ -14,7 +14,7 @@ from lit_llm.data.records import read_records
 from lit_llm.data.token_cache import examples_of
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, noisy_embeddings
+from lit_llm.training.objective import Objective, noisy_embeddings
 
 CHAT = [
     {"role": "user", "content": "the red cat"},

@@ -22,7 +22,8 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, optimizer_step, validate
+from lit_llm.training.loop import optimizer_step, validate
+from lit_llm.training.objective import Objective
 
 
 def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkpointing=False):

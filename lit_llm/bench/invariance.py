@@ -24,7 +24,7 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.gpt import GPT
-from lit_llm.train import Loss
+from lit_llm.training.objective import Loss
 
 LAYOUTS = ((1, False, 1), (3, False, 1), (8, False, 1), (1, True, 1), (4, True, 1), (2, True, 2), (2, False, 3))
 """Size of a micro-batch, packing, and processes. What is dealt to several is computed here by one, and added as they add it."""

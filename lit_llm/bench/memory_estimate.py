@@ -26,8 +26,9 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.optimizers import make_optimizer
-from lit_llm.train import Objective, optimizer_step
+from lit_llm.training.loop import optimizer_step
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
 
 TOLERANCE = 0.1
 SIZES = {"pythia-70m": (12, 1024), "llama-100m": (4, 1024)}

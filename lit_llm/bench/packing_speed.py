@@ -20,8 +20,9 @@ from lit_llm.data.batches import lay_out
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import cross_entropy_sum, next_token_loss
-from lit_llm.optimizers import make_optimizer
-from lit_llm.train import Objective, optimizer_step
+from lit_llm.training.loop import optimizer_step
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
 
 LAYOUTS = {
     "packed": "first-fit-decreasing, end to end",

@@ -18,8 +18,9 @@ from lit_llm.data.batches import Plan
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.optimizers import make_optimizer
-from lit_llm.train import Objective, optimizer_step
+from lit_llm.training.loop import optimizer_step
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import make_optimizer
 
 R, ALPHA, LEARNING_RATE = 8, 16, 3e-4
 

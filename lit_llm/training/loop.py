@@ -10,113 +10,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.data.batches import MicroBatch, Plan, collate, empty_like
 from lit_llm.data.examples import Example, Pair
 from lit_llm.devices.fsdp import whole
-from lit_llm.memory import naming_the_batch, peak_memory_gb
-from lit_llm.model.gpt import GPT
+from lit_llm.memory import peak_memory_gb
 from lit_llm.progress import Progress
 from lit_llm.ranks import largest, n_ranks, rank, shared_folder, total
-from lit_llm.report import Metrics
-from lit_llm.resume import State, largest_weight, load_state, remove_old_saves, save_state, saves, set_aside_later
+from lit_llm.training.metrics import Metrics
+from lit_llm.training.out_of_memory import naming_the_batch
+from lit_llm.training.saves import State, largest_weight, load_state, remove_old_saves, save_state, saves, set_aside_later
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
-"""Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
-
-
-class Objective(nn.Module):
-    """A model with its loss: the one forward pass that precision and distribution wrap."""
-
-    def __init__(self, gpt: GPT, loss: Loss, neftune_alpha: float | None = None) -> None:
-        super().__init__()
-        self.gpt = gpt
-        self.loss = loss
-        self.neftune_alpha = neftune_alpha
-
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.neftune_alpha is None or not self.training:
-            return self.loss(self.gpt, batch)
-        with noisy_embeddings(self.gpt, batch.lengths, self.neftune_alpha):
-            return self.loss(self.gpt, batch)
-
-
-@contextmanager
-def noisy_embeddings(gpt: GPT, lengths: Sequence[int], alpha: float) -> Iterator[None]:
-    """Add uniform noise of at most alpha / sqrt(L C) to the embeddings of each document of L tokens (NEFTune,
-    https://arxiv.org/abs/2310.05914, algorithm 1)."""
-
-    def add_noise(module: nn.Module, inputs: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-        sizes = torch.tensor(lengths, device=embedded.device)
-        bound = alpha / (sizes.repeat_interleave(sizes) * embedded.size(-1)).sqrt()  # (N,)
-        return embedded + (torch.rand_like(embedded) * 2 - 1) * bound[:, None].to(embedded.dtype)
-
-    hook = gpt.wte.register_forward_hook(add_noise)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Length of a run and the learning rate along it."""
-
-    learning_rate: float
-    min_lr: float
-    warmup_steps: int
-    total_steps: int | None
-    """None where only `max_seconds` ends the run."""
-    max_seconds: float
-    warmup_seconds: float = math.inf
-    """The warmup ends here if `warmup_steps` are not made by then."""
-
-    @classmethod
-    def from_args(cls, args: TrainArgs, steps_per_epoch: int) -> "Schedule":
-        """Raises ValueError if a given warmup reaches the end of the run."""
-        epochs = 1 if args.epochs is None and args.max_steps is None and args.max_time is None else args.epochs
-        limits = [steps for steps in (args.max_steps, epochs and epochs * steps_per_epoch) if steps is not None]
-        total = min(limits) if limits else None
-        seconds = math.inf if args.max_time is None else args.max_time * 3600
-        warmup, warmup_seconds = args.lr_warmup_steps, math.inf
-        if warmup is None and total is None:
-            warmup, warmup_seconds = 100, 0.1 * seconds
-        elif warmup is None:
-            assert total is not None
-            warmup = min(100, total // 10)
-        elif total is not None and warmup >= total:
-            raise ValueError(f"--train.lr_warmup_steps {warmup} reaches the end of the run, which has {total} steps")
-        min_lr = 0.1 * args.learning_rate if args.min_lr is None else args.min_lr
-        return cls(args.learning_rate, min_lr, warmup, total, seconds, warmup_seconds)
-
-    def at(self, step: int, seconds: float) -> float:
-        """Learning rate of a step (0 is the first), `seconds` into the run.
-
-        Linear warmup from above 0, then a cosine (https://arxiv.org/abs/1608.03983, eq. 5) to `min_lr` at the last step; over
-        the time, where only that is limited.
-        """
-        warm = max((step + 1) / (self.warmup_steps + 1), seconds / self.warmup_seconds)
-        if warm < 1:
-            return self.learning_rate * warm
-        if self.total_steps is None:
-            done = min(seconds / self.max_seconds, 1.0)
-        else:
-            done = (step - self.warmup_steps) / max(self.total_steps - 1 - self.warmup_steps, 1)
-        return self.min_lr + (self.learning_rate - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def ended(self, state: State) -> bool:
-        steps_over = self.total_steps is not None and state.step >= self.total_steps
-        return steps_over or state.seconds >= self.max_seconds
+from lit_llm.training.objective import Objective
+from lit_llm.training.schedule import Schedule
 
 
 def fit(

@@ -15,8 +15,8 @@ from torch import nn
 
 from lit_llm.devices.fsdp import part_like, part_of, reshard, write_whole
 from lit_llm.files import read_json_object, remove_folder, write_json
-from lit_llm.optimizers import load_state_tensors, state_tensors
 from lit_llm.ranks import largest, n_ranks, of_all, rank, shared_folder
+from lit_llm.training.optimizers import load_state_tensors, state_tensors
 
 
 @dataclass

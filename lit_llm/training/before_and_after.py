@@ -9,9 +9,9 @@ from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.data.records import Record, answer_of, asked
 from lit_llm.generation.generate import Completion, generate
 from lit_llm.model.gpt import GPT
-from lit_llm.resume import State
 from lit_llm.text.conversation import prompt_ids, stop_strings
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.saves import State
 
 
 class Answers:

@@ -9,9 +9,10 @@ import torch
 
 from lit_llm.data.batches import Plan, collate
 from lit_llm.data.examples import Example, Pair
-from lit_llm.memory import naming_the_batch, peak_above, peak_memory_gb
+from lit_llm.memory import peak_above, peak_memory_gb
 from lit_llm.ranks import n_ranks
-from lit_llm.train import Objective
+from lit_llm.training.objective import Objective
+from lit_llm.training.out_of_memory import naming_the_batch
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -1,18 +1,25 @@
 """What a run is about to train on, told and judged before any weight is loaded."""
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
+from lit_llm.args.data import InspectDataArgs
+from lit_llm.args.finetune import TrainArgs
+from lit_llm.checkpoint.load import load_tokenizer
+from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import Plan
 from lit_llm.data.examples import Example, Pair, drop_long
+from lit_llm.data.prepare import prepared
 from lit_llm.data.records import Record, answer_of, asked, iter_records
-from lit_llm.data.token_cache import examples_of
+from lit_llm.data.token_cache import examples_of, style_of
 from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.preflight import inspect, load_examples, show
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
 COMPARED = 1000  # records, from the first on, that are held against their tokens
@@ -223,3 +230,28 @@ def show(example: Example | Pair, tokenizer: Tokenizer, colour: bool) -> str:
             text += f"{opening}{part}{closing}" if on else part
         texts.append(text)
     return "\n--- rejected:\n".join(texts)
+
+
+def inspect_data(args: InspectDataArgs) -> None:
+    """Print some examples and then what finetuning tells before it starts.
+
+    Raises:
+        ValueError: if finetuning would refuse the data.
+    """
+    config = read_config(args.checkpoint_dir)
+    tokenizer = load_tokenizer(args.checkpoint_dir, config)
+    data_dir = prepared(args.data_dir) if args.data_dir.is_file() else args.data_dir
+    paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
+    style = args.prompt_style or style_of(paths[0], tokenizer)
+    limit = min(args.max_seq_length or config.block_size, config.block_size)
+    found = [load_examples(path, style, tokenizer, args.mask_prompt, args.train_on, limit) for path in paths if path.is_file()]
+    examples, n_dropped = found[0]
+    for number, example in enumerate(examples[: args.num_examples], 1):
+        print(f"--- example {number} of {len(examples)}")
+        print(show(example, tokenizer, sys.stdout.isatty()))
+    val_examples = found[1][0] if args.split == "train" and len(found) > 1 else []
+    lengths, train = [len(example) for example in examples], TrainArgs()
+    plan = Plan(lengths, train.global_batch_size, train.micro_batch_size, max(lengths), train.packing, 0)
+    preflight = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
+    print(f"---\nstyle           {style}\n{preflight.text()}")
+    preflight.check()

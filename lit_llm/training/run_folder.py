@@ -14,7 +14,7 @@ import yaml
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.files import read_json_object, write_json
 from lit_llm.ranks import n_ranks
-from lit_llm.resume import machine, saves
+from lit_llm.training.saves import machine, saves
 
 
 def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:

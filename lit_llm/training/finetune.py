@@ -21,27 +21,29 @@ from lit_llm.data.records import PAIR, answer_of, iter_records
 from lit_llm.data.token_cache import style_of
 from lit_llm.estimation.advice import estimate_for, explain, terms
 from lit_llm.files import remove_leftovers
-from lit_llm.held_out import Answers, outcome_of, question_of, tell
-from lit_llm.loggers import check_logger, make_loggers
-from lit_llm.memory import OutOfMemoryError
 from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method, freeze
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.device import resolve_device, weights_dtype
-from lit_llm.optimizers import check_optimizer, make_optimizer
-from lit_llm.preflight import inspect, load_examples, show
-from lit_llm.probe import ESTIMATE_FROM, probe
 from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
-from lit_llm.report_html import changed_options, write_report
-from lit_llm.resume import step_of
-from lit_llm.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run, write_options
-from lit_llm.runtime import check_devices, choose_strategy, launch, resolve_precision
-from lit_llm.summary import summary
 from lit_llm.text.conversation import prompt_style
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.train import Objective, Schedule, fit
+from lit_llm.training.before_and_after import Answers, outcome_of, question_of, tell
+from lit_llm.training.fabric import check_devices, choose_strategy, launch, resolve_precision
+from lit_llm.training.loop import fit
+from lit_llm.training.metrics import check_logger, make_loggers
+from lit_llm.training.objective import Objective
+from lit_llm.training.optimizers import check_optimizer, make_optimizer
+from lit_llm.training.out_of_memory import OutOfMemoryError
+from lit_llm.training.preflight import inspect, load_examples, show
+from lit_llm.training.probe import ESTIMATE_FROM, probe
+from lit_llm.training.report import changed_options, write_report
+from lit_llm.training.run_folder import as_yaml, check_same_data, find_save, is_finished, start_run, write_options
+from lit_llm.training.saves import step_of
+from lit_llm.training.schedule import Schedule
+from lit_llm.training.summary import summary
 
 
 @naming_lost_ranks("The same command with --resume auto goes on from the newest save")
