@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: ChallengeCheckArgs) -> None:
-    from lit_llm.challenge import check_url
+    from lit_llm.evaluation.challenge_check import check_url
 
     check_url(args)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: CompareArgs) -> None:
-    from lit_llm.compare import compare
+    from lit_llm.evaluation.compare import compare
 
     compare(args)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: HarnessArgs) -> None:
-    from lit_llm.evaluate import evaluate
+    from lit_llm.evaluation.harness import evaluate
 
     evaluate(args)
 

@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: PerplexityArgs) -> None:
-    from lit_llm.perplexity import evaluate_file
+    from lit_llm.evaluation.perplexity import evaluate_file
 
     evaluate_file(args)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import lm_eval.evaluator  # noqa: F401  # once for all that are forked
 from ranks import fork
 
-import lit_llm.evaluate  # noqa: F401
+import lit_llm.evaluation.harness  # noqa: F401
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from tiny import WORDS, make_checkpoint
 
 import lit_llm
 from lit_llm.args.evaluate import CompareArgs
-from lit_llm.compare import compare, paired_bootstrap
+from lit_llm.evaluation.compare import compare, paired_bootstrap
 from lit_llm.generation.generate import generate
 from lit_llm.text.conversation import prompt_ids, stop_strings
 
@@ -99,7 +99,7 @@ def test_tasks_are_compared_question_by_question(checkpoint, other, tmp_path, ca
     from harness import write_task
 
     from lit_llm.args.evaluate import HarnessArgs
-    from lit_llm.evaluate import evaluate
+    from lit_llm.evaluation.harness import evaluate
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     questions = [{"q": f"the {a} {b}", "a": ["red", "blue house", "cat"]} for a in WORDS[2:6] for b in WORDS[8:12]]

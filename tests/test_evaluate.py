@@ -10,8 +10,8 @@ pytest.importorskip("lm_eval")
 from harness import FAMILIES, make_adapter, make_model, write_gsm8k, write_mmlu, write_task, write_truthfulqa
 
 import lit_llm
-from lit_llm.evaluate import HarnessModel
-from lit_llm.score import Span, score
+from lit_llm.evaluation.harness import HarnessModel
+from lit_llm.evaluation.score import Span, score
 
 
 @pytest.fixture(scope="module", autouse=True)

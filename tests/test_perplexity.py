@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lit_llm
-from lit_llm.perplexity import perplexity, windows
+from lit_llm.evaluation.perplexity import perplexity, windows
 
 
 @pytest.mark.parametrize(("n", "context", "stride"), [(23, 8, 8), (23, 8, 3), (8, 8, 8), (9, 8, 1), (5, 8, 8)])
@@ -46,7 +46,7 @@ def test_perplexity_equals_the_rolling_log_likelihood_of_the_harness_own_model(s
     pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
 
-    from lit_llm.evaluate import HarnessModel
+    from lit_llm.evaluation.harness import HarnessModel
 
     folder = shared_data / "stories260K"
     text = (shared_data / "tinyshakespeare" / "input.txt").read_text()[:20_000]

@@ -14,6 +14,7 @@ from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.devices.layer_placement import choose_strategy, place
+from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.decode import Row
 from lit_llm.generation.generate import generate
 from lit_llm.generation.sampling import Sampling
@@ -25,7 +26,6 @@ from lit_llm.methods.lora import LoRA, merge
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import quantize_linears
-from lit_llm.score import Span, score
 
 FIRST, SECOND = (torch.device(NAME, i) for i in range(2))
 

@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 import lit_llm
 from lit_llm.args.evaluate import ChallengeCheckArgs
 from lit_llm.args.serve import ServeArgs
-from lit_llm.challenge import RULES, STORY, Server, check, check_url
+from lit_llm.evaluation.challenge_check import RULES, STORY, Server, check, check_url
 from lit_llm.serve import make_app
 from lit_llm.text.stream import TextStream, pieces
 

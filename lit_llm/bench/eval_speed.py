@@ -51,7 +51,7 @@ def compare_speed(shape: dict[str, Any], repetitions: int, n_questions: int) -> 
     from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
-    from lit_llm.evaluate import HarnessModel
+    from lit_llm.evaluation.harness import HarnessModel
 
     results = {}
     with tempfile.TemporaryDirectory() as name:

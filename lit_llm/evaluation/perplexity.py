@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass
 
 from lit_llm.args.evaluate import PerplexityArgs
+from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.model.gpt import GPT
-from lit_llm.score import Span, score
 from lit_llm.text.tokenizer import Tokenizer
 
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.checkpoint.adapters import trained_style
+from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.generate import generate
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import usable
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import naming_lost_ranks
-from lit_llm.score import Span, score
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer

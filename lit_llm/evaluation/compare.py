@@ -16,10 +16,10 @@ from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import Record, answer_of, iter_records
+from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.generate import generate
 from lit_llm.model.device import resolve_device
 from lit_llm.model.gpt import GPT
-from lit_llm.score import Span, score
 from lit_llm.text.conversation import default_style, end_ids, stop_strings
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -136,7 +136,7 @@ class _Tasks:
     """Tasks of the harness and what the models made of them."""
 
     def __init__(self, args: CompareArgs) -> None:
-        from lit_llm.evaluate import task_manager, task_names
+        from lit_llm.evaluation.harness import task_manager, task_names
 
         assert args.tasks is not None
         self.args, self.names = args, task_names(args.tasks)
@@ -147,7 +147,7 @@ class _Tasks:
     def run(self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path) -> None:
         from lm_eval.evaluator import simple_evaluate
 
-        from lit_llm.evaluate import HarnessModel
+        from lit_llm.evaluation.harness import HarnessModel
 
         results: Any = simple_evaluate(
             model=HarnessModel(model, tokenizer, checkpoint_dir, self.args.batch_size), tasks=list(self.names),
