@@ -5,7 +5,7 @@ from lit_llm.cli import run
 
 
 def main(args: ServeArgs) -> None:
-    from lit_llm.serve import serve
+    from lit_llm.serving.app import serve
 
     serve(args)
 

@@ -12,7 +12,7 @@ from webdriver import browser
 import lit_llm
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
-from lit_llm.serve import make_app
+from lit_llm.serving.app import make_app
 from lit_llm.text.conversation import prompt_ids
 
 QUESTION = "Where does Frida live?"

@@ -13,10 +13,10 @@ from serving import wait_until
 
 import lit_llm
 from lit_llm.cli import DEMO
-from lit_llm.engine import ClosedError, Engine, Job, QueueFullError, Task
 from lit_llm.generation.decode import TokenScore
 from lit_llm.generation.generate import generate
 from lit_llm.generation.sampling import Sampling
+from lit_llm.serving.engine import ClosedError, Engine, Job, QueueFullError, Task
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import torch
 from serving import serving, wait_until
 
 import lit_llm
-from lit_llm import answers, challenge_routes, gate, openai_routes, serve
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
 from lit_llm.generation.generate import generate
-from lit_llm.serve import make_app
+from lit_llm.serving import app, challenge_routes, limits, openai_routes, response
+from lit_llm.serving.app import make_app
 from lit_llm.text.conversation import prompt_ids, question
 
 QUESTION = "Where does Frida live?"
@@ -226,7 +226,7 @@ def test_prompts_are_written_once_and_not_in_the_event_loop(client, url, monkeyp
 
     def recorded(*arguments):
         threads.append(threading.current_thread().name)
-        return answers.prompt_tokens(*arguments)
+        return response.prompt_tokens(*arguments)
 
     for routes in (openai_routes, challenge_routes):
         monkeypatch.setattr(routes, "prompt_tokens", recorded)
@@ -237,7 +237,7 @@ def test_prompts_are_written_once_and_not_in_the_event_loop(client, url, monkeyp
 
 
 def test_more_log_probabilities_than_one_answer_may_have_are_refused(url, monkeypatch):
-    monkeypatch.setattr(gate, "MAX_LOG_PROBS", 1000)
+    monkeypatch.setattr(limits, "MAX_LOG_PROBS", 1000)
     scored, messages = {"logprobs": 4, "max_tokens": 20}, [{"role": "user", "content": "a"}]
     assert send(url, request_of(**scored, n=10))[0] == 200
     status, answer = send(url, request_of(**scored, n=10, echo=True))
@@ -431,12 +431,12 @@ def test_an_empty_prompt_needs_a_bos(demo, checkpoint):
 def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(demo, monkeypatch, capsys):
     config = demo[0].config
     n_bytes = 2 * config.n_layer * 8 * config.n_query_groups * 100 * config.head_size * 4
-    monkeypatch.setattr(serve, "available_bytes", lambda device: n_bytes - 1)
+    monkeypatch.setattr(app, "available_bytes", lambda device: n_bytes - 1)
     with pytest.raises(ValueError, match=r"keys and values of 8 requests of 100 tokens take .* Lower --max_length"):
         make_app(*demo, ServeArgs(max_length=100))
     app = make_app(*demo, ServeArgs(max_length=100, kv_cache="int8"))
     app.state.engine.close(0)
-    monkeypatch.setattr(serve, "available_bytes", lambda device: n_bytes)
+    monkeypatch.setattr(app, "available_bytes", lambda device: n_bytes)
     app = make_app(*demo, ServeArgs(max_length=100))
     app.state.engine.close(0)
     assert f"take {n_bytes / 1e9:.2f} GB" in capsys.readouterr().err
@@ -448,7 +448,7 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, 
 
     def one(i):
         try:
-            answers.append(complete(client, max_tokens=200, logprobs=0).choices[0].text)
+            response.append(complete(client, max_tokens=200, logprobs=0).choices[0].text)
         except openai.RateLimitError as error:
             refused.append(error.body["code"])
 

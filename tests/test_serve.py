@@ -22,7 +22,7 @@ import lit_llm
 from lit_llm.args.evaluate import ChallengeCheckArgs
 from lit_llm.args.serve import ServeArgs
 from lit_llm.evaluation.challenge_check import RULES, STORY, Server, check, check_url
-from lit_llm.serve import make_app
+from lit_llm.serving.app import make_app
 from lit_llm.text.stream import TextStream, pieces
 
 

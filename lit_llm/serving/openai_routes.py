@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from lit_llm.answers import Answers, EventStream, collect, json_response, prompt_tokens, to_json
-from lit_llm.engine import Chunk, Engine, Job, Token
-from lit_llm.gate import Refused, check_scores, openai_error
 from lit_llm.generation.generate import encode_prompt
-from lit_llm.openai_api import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
+from lit_llm.serving.engine import Chunk, Engine, Job, Token
+from lit_llm.serving.errors import Refused, openai_error
+from lit_llm.serving.limits import check_scores
+from lit_llm.serving.openai_requests import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
+from lit_llm.serving.response import Answers, EventStream, collect, json_response, prompt_tokens, to_json
 from lit_llm.text.conversation import check_messages, end_ids, prompt_ids, stop_strings
 from lit_llm.text.stream import candidate_text
 from lit_llm.text.tokenizer import Tokenizer

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lit_llm.args.base import PENALTIES
-from lit_llm.engine import Token
-from lit_llm.gate import Refused, Stops, Text, as_unicode
 from lit_llm.generation.sampling import Sampling, usable
+from lit_llm.serving.engine import Token
+from lit_llm.serving.errors import Refused
+from lit_llm.serving.limits import Stops, Text, as_unicode
 
 MAX_N = 16
 MAX_TOP = 20

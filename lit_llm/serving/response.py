@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from lit_llm.engine import Chunk, Engine, Job, Token
-from lit_llm.gate import Refused
 from lit_llm.generation.decode import TokenScore
+from lit_llm.serving.engine import Chunk, Engine, Job, Token
+from lit_llm.serving.errors import Refused
 from lit_llm.text.stream import pieces
 from lit_llm.text.tokenizer import Tokenizer
 

@@ -16,15 +16,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from lit_llm.args.serve import ServeArgs
-from lit_llm.challenge_routes import challenge_routes
 from lit_llm.checkpoint.adapters import trained_style
-from lit_llm.engine import ClosedError, Engine, QueueFullError
-from lit_llm.gate import Gate, Refused, add_refusals, refusal
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.memory import available_bytes
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
-from lit_llm.openai_routes import openai_routes
+from lit_llm.serving.challenge_routes import challenge_routes
+from lit_llm.serving.engine import ClosedError, Engine, QueueFullError
+from lit_llm.serving.errors import Refused, add_refusals, refusal
+from lit_llm.serving.limits import Gate
+from lit_llm.serving.openai_routes import openai_routes
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 

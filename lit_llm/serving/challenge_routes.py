@@ -11,11 +11,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from lit_llm.answers import Answers, collect, json_response, prompt_tokens
-from lit_llm.engine import Engine, Job, Token
-from lit_llm.gate import Refused, Stops, Text, check_scores
 from lit_llm.generation.generate import encode_prompt
 from lit_llm.generation.sampling import Sampling, usable
+from lit_llm.serving.engine import Engine, Job, Token
+from lit_llm.serving.errors import Refused
+from lit_llm.serving.limits import Stops, Text, check_scores
+from lit_llm.serving.response import Answers, collect, json_response, prompt_tokens
 from lit_llm.text.stream import candidate_text
 
 LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
