@@ -31,7 +31,8 @@ def test_help_comes_without_torch(path):
 def test_scripts_start_without_what_they_may_not_need():
     """Mistakes in the data, and answers on a CPU, need neither Lightning nor a compiler, which take seconds to import."""
     code = (
-        "import sys, lit_llm.training.finetune, lit_llm.generation.answer_prompts, lit_llm.generation.chat, lit_llm.serving.app, lit_llm.evaluation.perplexity\n"
+        "import sys, lit_llm.training.finetune, lit_llm.generation.answer_prompts, lit_llm.generation.chat\n"
+        "import lit_llm.serving.app, lit_llm.evaluation.perplexity\n"
         "heavy = {'lightning', 'torch._dynamo', 'sympy', 'transformers', 'bitsandbytes'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

@@ -17,7 +17,8 @@ import lit_llm
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
 from lit_llm.generation.generate import generate
-from lit_llm.serving import app, challenge_routes, limits, openai_routes, response
+from lit_llm.serving import app as serving_app
+from lit_llm.serving import challenge_routes, limits, openai_routes, response
 from lit_llm.serving.app import make_app
 from lit_llm.text.conversation import prompt_ids, question
 
@@ -431,12 +432,12 @@ def test_an_empty_prompt_needs_a_bos(demo, checkpoint):
 def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(demo, monkeypatch, capsys):
     config = demo[0].config
     n_bytes = 2 * config.n_layer * 8 * config.n_query_groups * 100 * config.head_size * 4
-    monkeypatch.setattr(app, "available_bytes", lambda device: n_bytes - 1)
+    monkeypatch.setattr(serving_app, "available_bytes", lambda device: n_bytes - 1)
     with pytest.raises(ValueError, match=r"keys and values of 8 requests of 100 tokens take .* Lower --max_length"):
         make_app(*demo, ServeArgs(max_length=100))
     app = make_app(*demo, ServeArgs(max_length=100, kv_cache="int8"))
     app.state.engine.close(0)
-    monkeypatch.setattr(app, "available_bytes", lambda device: n_bytes)
+    monkeypatch.setattr(serving_app, "available_bytes", lambda device: n_bytes)
     app = make_app(*demo, ServeArgs(max_length=100))
     app.state.engine.close(0)
     assert f"take {n_bytes / 1e9:.2f} GB" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from lit_llm.text.stream import token_texts
 from lit_llm.text.tokenizer import Tokenizer
 
 N_BEFORE = 4  # tokens with text that decide how the next is written: those of a character, of which each may be a byte

@@ -19,7 +19,6 @@ from lit_llm.data.records import Record, answer_of, asked, iter_records
 from lit_llm.data.token_cache import examples_of, style_of
 from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.training.preflight import inspect, load_examples, show
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
 COMPARED = 1000  # records, from the first on, that are held against their tokens
