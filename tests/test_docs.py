@@ -1,30 +1,14 @@
 """What the documentation says, held against the code."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import REPOSITORY
+from docs import commands, run_all
 from tiny import make_checkpoint, make_data, rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs
-
-BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-
-
-def commands(path):
-    return [line for block in BLOCK.findall((REPOSITORY / path).read_text()) for line in block.splitlines() if line.strip()]
-
-
-def run_all(lines, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for line in lines:
-        line = re.sub(r"^python (\S+)", rf"{sys.executable} {REPOSITORY}/\1", line)
-        done = subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_the_finetuning_tutorial_runs_as_written(tmp_path):
@@ -39,7 +23,7 @@ def test_the_finetuning_tutorial_runs_as_written(tmp_path):
 def test_the_data_tutorial_runs_as_written(tmp_path):
     import json
 
-    from test_tokens import CHAT
+    from templates import CHAT
 
     from lit_llm.text.styles import STYLES
 
@@ -89,7 +73,7 @@ def test_the_readme_runs_on_a_csv(tmp_path):
 
 
 def test_the_page_for_users_of_lit_gpt_runs_as_written(tmp_path):
-    from test_lit_gpt import make_lit_gpt
+    from lit_gpt import make_lit_gpt
 
     make_lit_gpt(tmp_path / "checkpoints" / "org" / "mine", "llama", "litgpt-0.4")
     run_all(commands("tutorials/from_lit_gpt.md"), tmp_path)

@@ -1,6 +1,6 @@
 """Run as a script: scripts on two ranks, in forked processes.
 
-`python tests/split.py FILE`, a JSON list of arguments and where what is printed goes.
+`python tests/support/split.py FILE`, a JSON list of arguments and where what is printed goes.
 """
 
 import json
@@ -14,7 +14,7 @@ from ranks import fork
 
 import lit_llm.evaluation.harness  # noqa: F401
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def run(arguments, output):

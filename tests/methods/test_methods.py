@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from families import CASES, make_reference
+from families import make_reference
 from lightning.fabric import Fabric
-from test_published_configs import config_of_2023
+from methods import METHODS, ONE_PER_FAMILY, documents
+from published import config_of_2023
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import Plan, collate
-from lit_llm.data.examples import Example
 from lit_llm.generation.generate import generate
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
@@ -24,17 +24,6 @@ from lit_llm.model.gpt import GPT
 from lit_llm.training.loop import fit
 from lit_llm.training.objective import Objective
 from lit_llm.training.optimizers import make_optimizer
-
-METHODS = {
-    "full": lambda: Full(),
-    "last block": lambda: Full("h.1"),
-    "lora": lambda: LoRA(targets="all-linear,head", dropout=0.0),
-    "dora": lambda: LoRA(targets="all-linear", dropout=0.0, use_dora=True),
-    "adapter": lambda: Adapter(prompt_length=4, start_layer=0),
-    "adapter_v2": lambda: AdapterV2(prompt_length=4, start_layer=1),
-}
-
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +38,6 @@ def folders(tmp_path_factory):
         return made[case.name]
 
     return folder
-
-
-def documents(vocab_size, n=6):
-    """Ragged examples with masked beginnings."""
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for i in range(n):
-        length = 12 + 8 * i
-        ids = torch.randint(vocab_size, (length,), generator=generator, dtype=torch.int32)
-        found.append(Example(ids, torch.arange(length) >= 2))
-    return found
 
 
 @pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)

@@ -6,28 +6,12 @@ import shutil
 import pytest
 import torch
 from families import CASES, make_reference, random_ids
+from greedy import LENGTHS, N_NEW, NoText, continued
 from torch._dynamo.utils import counters
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import generate
-from lit_llm.generation.sampling import Sampling
 from lit_llm.model.quantized_linear import QuantizedLinear
-
-N_NEW = 24
-LENGTHS = [13, 1, 8, 19, 3, 9, 2, 16]
-
-
-class NoText:
-    """Stands where a tokenizer is needed: nothing ends a text."""
-
-    eos_ids = frozenset()
-
-    def decode_more(self, ids):
-        return ""
-
-    def token_bytes(self, i, before):
-        return b""
 
 
 def theirs(reference, prompts):
@@ -52,14 +36,6 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
         assert batch == [theirs(reference, [prompt])[0] for prompt in prompts]
     else:
         assert batch == theirs(reference, prompts)
-
-
-def continued(model, prompts, **options):
-    """New tokens of a batch of three places, which rows leave and join."""
-    rows = [Row(NoText(), prompt, N_NEW, Sampling(0.0)) for prompt in prompts]
-    for _ in continue_rows(Batch[Row](model, 3, 20 + N_NEW, **options), rows):
-        pass
-    return [row.completion().ids for row in rows]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

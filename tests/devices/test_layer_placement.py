@@ -7,7 +7,7 @@ import pytest
 import torch
 from devices import NAME, make_believe_devices
 from families import CASES, make_reference, random_ids
-from test_greedy import LENGTHS, N_NEW, NoText, continued
+from greedy import LENGTHS, N_NEW, NoText, continued
 from tiny import make_checkpoint
 
 from lit_llm.checkpoint.adapters import write_adapter

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_published_configs import config_of_2023
+from published import config_of_2023
 from tiny import make_checkpoint
 
 from lit_llm.checkpoint.read import read_config

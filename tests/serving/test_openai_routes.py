@@ -11,12 +11,11 @@ import openai
 import pytest
 import tokenizers
 import torch
-from serving import serving, wait_until
+from serving import alone, serving, wait_until
 
 import lit_llm
 from lit_llm.args.serve import ServeArgs
 from lit_llm.cli import DEMO
-from lit_llm.generation.generate import generate
 from lit_llm.serving import app as serving_app
 from lit_llm.serving import challenge_routes, limits, openai_routes, response
 from lit_llm.serving.app import make_app
@@ -56,11 +55,6 @@ def ask(client, text=QUESTION, **options):
 
 def complete(client, prompt=PROMPT, **options):
     return client.completions.create(**{"model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 30} | options)
-
-
-def alone(demo, ids, n=30, **options):
-    (found,) = generate(*demo, [ids], max_new_tokens=n, **{"temperature": 0, **options})
-    return found
 
 
 def test_the_models_are_listed(client):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from templates import CHAT
 from tiny import make_checkpoint, make_tokenizer, rows
 
 from lit_llm.checkpoint.load_model import load_model
@@ -15,13 +16,6 @@ from lit_llm.data.token_cache import examples_of
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.training.objective import Objective, noisy_embeddings
-
-CHAT = [
-    {"role": "user", "content": "the red cat"},
-    {"role": "assistant", "content": "sees a dog"},
-    {"role": "user", "content": "and the blue one"},
-    {"role": "assistant", "content": "likes it"},
-]
 
 
 def equal(found, expected):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from families import CASES, make_reference, random_ids
-from test_greedy import NoText
+from greedy import NoText
 
 from lit_llm.args.generate import GenerateArgs
 from lit_llm.checkpoint.load_model import load_model

@@ -1,6 +1,6 @@
 """Run as a script: one optimizer step of every method on 2 and on 4 ranks by each strategy, and what rank 0 finds in files.
 
-`python tests/ranks.py CHECKPOINT FOLDER`; a test calls `measure` in a process of its own to compare.
+`python tests/support/ranks.py CHECKPOINT FOLDER`; a test calls `measure` in a process of its own to compare.
 """
 
 import os

@@ -22,7 +22,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from lit_llm.text.tokenizer import Tokenizer
 
-DATA = Path(os.environ.get("LIT_LLM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("LIT_LLM_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ENGLISH = "The quick brown fox jumps over the lazy dog. It isn't 3.14159 or 1,000,000; it's what we'd call \"fine\", isn't it?"
 CODE = "def f(x: int) -> str:\n    if x:\n\t\treturn f'{x!r}'  # comment\n\n\n    return \"\\n\"\r\n"
 WORLD = "Grüße, naïve café; Привет мир! 你好，世界。こんにちは 안녕하세요 مرحبا بالعالم नमस्ते ไทย ﬁ Å Å ｆｕｌｌ"  # noqa: RUF001

@@ -4,8 +4,7 @@ import re
 
 import pytest
 from conftest import REPOSITORY
-from serving import serving, wait_until
-from test_openai import alone
+from serving import alone, serving, wait_until
 from tiny import make_endless_checkpoint
 from webdriver import browser
 

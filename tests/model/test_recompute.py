@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import make_reference
-from test_methods import METHODS, ONE_PER_FAMILY, documents
+from methods import METHODS, ONE_PER_FAMILY, documents
 
 import lit_llm.model.gpt
 from lit_llm.checkpoint.load_model import load_model

@@ -51,7 +51,7 @@ def answers(tmp_path_factory):
     todo = [[arguments, f"{folder}/{i}"] for i, arguments in enumerate(scripts)]
     todo[2][0].append(f"--output_file={folder}/two-2.json")
     (folder / "todo.json").write_text(json.dumps(todo))
-    command = [sys.executable, REPOSITORY / "tests/split.py", folder / "todo.json"]
+    command = [sys.executable, REPOSITORY / "tests/support/split.py", folder / "todo.json"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = {name: json.loads((folder / f"{name}-2.json").read_text())["results"] for name in ("one", "two")}

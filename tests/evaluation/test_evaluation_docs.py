@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from conftest import REPOSITORY
-from test_docs import commands, run_all
+from docs import commands, run_all
 from tiny import make_checkpoint, rows
 
 TUTORIALS = REPOSITORY / "tutorials"

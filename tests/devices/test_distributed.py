@@ -62,7 +62,7 @@ def one_process(checkpoint, folder):
 @pytest.fixture(scope="module")
 def several(checkpoint, folder, one_process):
     """What each strategy on each number of processes has found."""
-    command = [sys.executable, REPOSITORY / "tests/ranks.py", checkpoint, folder]
+    command = [sys.executable, REPOSITORY / "tests/support/ranks.py", checkpoint, folder]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}

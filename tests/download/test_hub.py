@@ -21,7 +21,7 @@ from lit_llm.args.checkpoint import DownloadArgs
 from lit_llm.download import resumable
 from lit_llm.download.hub import download_checkpoint, download_url, known_repositories, local_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REPO = "org/tiny"
 IMPATIENT = "import lit_llm.download.resumable; lit_llm.download.resumable.FIRST_WAIT = 0.01; "
 

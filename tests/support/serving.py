@@ -7,6 +7,8 @@ import time
 
 import uvicorn
 
+from lit_llm.generation.generate import generate
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -36,3 +38,8 @@ def wait_until(condition, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to hold"
         time.sleep(0.01)
+
+
+def alone(demo, ids, n=30, **options):
+    (found,) = generate(*demo, [ids], max_new_tokens=n, **{"temperature": 0, **options})
+    return found
