@@ -8,7 +8,7 @@ _LAZY = {
     "GPT": "lit_llm.model.gpt",
     "Config": "lit_llm.model.config",
     "Tokenizer": "lit_llm.text.tokenizer",
-    "load": "lit_llm.checkpoint.load_model",
+    "load": "lit_llm.checkpoint.load",
 }
 __all__ = ["GPT", "Config", "Tokenizer", "load"]
 
