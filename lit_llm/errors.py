@@ -1,0 +1,33 @@
+"""Errors that a user can fix.
+
+A message says what is wrong and what to do next. It names arguments in backticks, `quantize` or `train.optimizer`; the command
+line prints those of the running script as flags.
+"""
+
+import re
+from collections.abc import Container
+
+
+class LitError(ValueError):
+    """Base class of the errors that a user can fix."""
+
+
+class DataError(LitError):
+    """Training or evaluation data that cannot be used."""
+
+
+class CheckpointError(LitError):
+    """A checkpoint, adapter or saved run that cannot be used."""
+
+
+class OptionError(LitError):
+    """An argument, or a combination of arguments, that cannot be used."""
+
+
+class OutOfMemory(LitError):  # noqa: N818
+    """A step that does not fit into the memory of the device."""
+
+
+def with_flags(message: str, options: Container[str]) -> str:
+    """The message with `name` written as --name, for every name in `options`."""
+    return re.sub(r"`([a-z_][\w.]*)`", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
