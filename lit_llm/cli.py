@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from lit_llm.errors import with_flags
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 DEMO = Path(__file__).parent / "demo"
@@ -71,12 +73,13 @@ def run(main: Callable[[Any], None]) -> None:
     """
     if _rank():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # one process speaks for all
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     args_type = typing.get_type_hints(main)["args"]
     description = inspect.getdoc(sys.modules[main.__module__])
     parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with options; args.yaml of a run repeats it.")
     parser.add_class_arguments(args_type)
+    options = {option[2:] for action in parser._actions for option in action.option_strings}
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {with_flags(str(message), options)}", file=sys.stderr)
     argv = _join_texts(parser, _complete_switches(parser, sys.argv[1:]))
     values = parser.parse_args(argv)
     if hasattr(args_type, "method") and values.checkpoint_dir is None and values.data_dir is None:
@@ -86,7 +89,7 @@ def run(main: Callable[[Any], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
-        _fail(_tell(error), error)
+        _fail(with_flags(_tell(error), options), error)
     except Exception:
         sys.stderr = sys.__stderr__
         raise

@@ -2,9 +2,14 @@ import ast
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from conftest import REPOSITORY
+
+from lit_llm import cli
+from lit_llm.args.finetune import LoRAFinetuneArgs
+from lit_llm.errors import OptionError
 
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY))
@@ -62,3 +67,22 @@ def test_scripts_import_the_package_only():
         for node in ast.parse((REPOSITORY / path).read_text()).body:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert node.module.split(".")[0] not in ("finetune", "generate", "eval", "scripts")
+
+
+def test_messages_name_the_flags_that_the_script_has(monkeypatch, capsys):
+    """A library names arguments; a user of a script reads flags, those of groups too, and no flag that is not there."""
+    monkeypatch.setattr(sys, "argv", ["finetune/lora.py"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def main(args: LoRAFinetuneArgs) -> None:
+        warnings.warn("`lora.r` is high", stacklevel=1)
+        raise OptionError("`quantize` and `train.optimizer` exclude each other.\nUse `adamw` without `lora` or `top_k`.")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --lora.r is high",
+        "error: --quantize and --train.optimizer exclude each other.",
+        "error: Use `adamw` without --lora or `top_k`.",
+    ]

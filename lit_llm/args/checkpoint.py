@@ -45,9 +45,9 @@ class DownloadArgs(Checked):
         return [
             (
                 self.repo_id is not None and not well_formed,
-                f"--repo_id takes ORG/NAME, as in EleutherAI/pythia-70m; found {self.repo_id}",
+                f"`repo_id` takes ORG/NAME, as in EleutherAI/pythia-70m; found {self.repo_id}",
             ),
-            *[(self.repo_id is None and bool(value), f"--{name} needs --repo_id ORG/NAME") for name, value in others.items()],
+            *[(self.repo_id is None and bool(value), f"`{name}` needs `repo_id` ORG/NAME") for name, value in others.items()],
         ]
 
 
@@ -82,4 +82,4 @@ class MergeLoRAArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
-        return [(found not in (0, n), f"--weights has {found} numbers for {n} adapters")]
+        return [(found not in (0, n), f"`weights` has {found} numbers for {n} adapters")]

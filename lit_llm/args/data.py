@@ -36,13 +36,13 @@ class PrepareArgs(Checked):
         return [
             (
                 not 0 <= self.val_split_fraction < 1,
-                f"--val_split_fraction must be at least 0 and below 1, found {self.val_split_fraction}",
+                f"`val_split_fraction` must be at least 0 and below 1, found {self.val_split_fraction}",
             ),
             *self.below(0, "seed", allow_equal=True),
             *self.below(0, "min_answer_chars", "max_chars", "max_examples"),
             (
                 self.near_duplicates is not None and not 0.3 <= self.near_duplicates <= 1,
-                f"--near_duplicates must be at least 0.3 and at most 1, found {self.near_duplicates}",
+                f"`near_duplicates` must be at least 0.3 and at most 1, found {self.near_duplicates}",
             ),
         ]
 
@@ -67,8 +67,8 @@ class ColumnArgs(PrepareArgs):
             *super().rules(),
             (
                 twice is not None,
-                f"the column {twice!r} cannot hold two things. Name another with --instruction_column, --input_column, "
-                "--output_column or --system_column",
+                f"the column {twice!r} cannot hold two things. Name another with `instruction_column`, `input_column`, "
+                "`output_column` or `system_column`",
             ),
         ]
 
@@ -141,7 +141,7 @@ class PrepareTextArgs(PrepareArgs):
     """Documents are cut, where a paragraph, line or word ends, to rows of at most so many characters; EOS follows the last."""
 
     def rules(self) -> list[tuple[bool, str]]:
-        return [*super().rules(), *self.below(0, "chunk_chars"), (self.separator == "", "--separator must not be empty")]
+        return [*super().rules(), *self.below(0, "chunk_chars"), (self.separator == "", "`separator` must not be empty")]
 
 
 @dataclass(frozen=True)

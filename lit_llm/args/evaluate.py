@@ -39,10 +39,10 @@ class HarnessArgs(ModelArgs):
         return [
             *super().rules(),
             *self.below(0, "batch_size", "limit"),
-            (self.devices == 1 and self.strategy != "auto", f"--strategy {self.strategy} needs --devices above 1"),
+            (self.devices == 1 and self.strategy != "auto", f"`strategy` {self.strategy} needs `devices` above 1"),
             *self.below(0, "num_fewshot", allow_equal=True),
-            (self.prompt_style is not None and not self.apply_chat_template, "--prompt_style needs --apply_chat_template"),
-            (self.log_samples and self.output_file is None, "--log_samples needs --output_file FILE to write beside"),
+            (self.prompt_style is not None and not self.apply_chat_template, "`prompt_style` needs `apply_chat_template`"),
+            (self.log_samples and self.output_file is None, "`log_samples` needs `output_file` FILE to write beside"),
         ]
 
 
@@ -101,11 +101,11 @@ class CompareArgs(Checked):
             *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
             *self.below(0, "seed", allow_equal=True),
             *self.below(0, "num_fewshot", allow_equal=True),
-            (self.data_dir is None and self.tasks is None, "give --data_dir, --tasks, or both"),
-            (self.tasks is None and self.include_path is not None, "--include_path needs --tasks"),
-            (self.tasks is None and self.num_fewshot is not None, "--num_fewshot needs --tasks"),
-            (self.data_dir is None and self.prompt_style is not None, "--prompt_style needs --data_dir"),
-            (len(self.models) < 2, "--models takes at least two folders, as in `[base, finetuned]`"),
+            (self.data_dir is None and self.tasks is None, "give `data_dir`, `tasks`, or both"),
+            (self.tasks is None and self.include_path is not None, "`include_path` needs `tasks`"),
+            (self.tasks is None and self.num_fewshot is not None, "`num_fewshot` needs `tasks`"),
+            (self.data_dir is None and self.prompt_style is not None, "`prompt_style` needs `data_dir`"),
+            (len(self.models) < 2, "`models` takes at least two folders, as in `[base, finetuned]`"),
         ]
 
 
@@ -123,5 +123,5 @@ class ChallengeCheckArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *self.below(0, "timeout", "context"),
-            (not self.url.startswith(("http://", "https://")), f"--url must begin with http:// or https://, found {self.url}"),
+            (not self.url.startswith(("http://", "https://")), f"`url` must begin with http:// or https://, found {self.url}"),
         ]

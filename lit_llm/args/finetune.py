@@ -64,12 +64,12 @@ class TrainArgs(Checked):
             *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
             (
                 self.max_loss_spike is not None and 0 < self.max_loss_spike <= 1,
-                f"--train.max_loss_spike {self.max_loss_spike} would stop at any loss above the mean. Take 2 or more",
+                f"`train.max_loss_spike` {self.max_loss_spike} would stop at any loss above the mean. Take 2 or more",
             ),
-            (self.keep_last is not None and self.save_interval is None, "--train.keep_last needs --train.save_interval"),
+            (self.keep_last is not None and self.save_interval is None, "`train.keep_last` needs `train.save_interval`"),
             (
                 self.min_lr is not None and self.min_lr > self.learning_rate,
-                f"--train.min_lr {self.min_lr} is above --train.learning_rate {self.learning_rate}",
+                f"`train.min_lr` {self.min_lr} is above `train.learning_rate` {self.learning_rate}",
             ),
         ]
 
@@ -99,7 +99,7 @@ class EvalArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *self.below(0, "interval", "patience", "max_batches", "max_new_tokens", group="eval."),
-            (self.patience is not None and self.interval is None, "--eval.patience needs --eval.interval"),
+            (self.patience is not None and self.interval is None, "`eval.patience` needs `eval.interval`"),
             *self.below(0, "samples", "exact_match", group="eval.", allow_equal=True),
         ]
 
@@ -126,7 +126,7 @@ class LoRAArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *self.below(0, "r", "alpha", "lr_ratio", group="lora."),
-            (not 0 <= self.dropout < 1, f"--lora.dropout must be at least 0 and below 1, found {self.dropout}"),
+            (not 0 <= self.dropout < 1, f"`lora.dropout` must be at least 0 and below 1, found {self.dropout}"),
         ]
 
 
@@ -181,15 +181,15 @@ class FinetuneArgs(Checked):
         one = (self.checkpoint_dir is None) != (self.data_dir is None)
         given, lacking = ("data_dir", "checkpoint_dir") if self.checkpoint_dir is None else ("checkpoint_dir", "data_dir")
         return [
-            (one, f"--{given} needs --{lacking}. Give both, or neither for the embedded demo"),
+            (one, f"`{given}` needs `{lacking}`. Give both, or neither for the embedded demo"),
             *self.below(0, "max_seq_length", "devices", "num_nodes"),
             *self.below(0, "seed", allow_equal=True),
             (
                 self.precision == "16-true",
-                "--precision 16-true overflows in training. Take 16-mixed, or bf16-true where the device supports it",
+                "`precision` 16-true overflows in training. Take 16-mixed, or bf16-true where the device supports it",
             ),
-            (self.cpu_offload and self.strategy != "fsdp", "--cpu_offload needs --strategy fsdp"),
-            (self.quantize is not None and self.precision == "16-mixed", "--quantize does not go with --precision 16-mixed"),
+            (self.cpu_offload and self.strategy != "fsdp", "`cpu_offload` needs `strategy` fsdp"),
+            (self.quantize is not None and self.precision == "16-mixed", "`quantize` does not go with `precision` 16-mixed"),
         ]
 
 
@@ -223,7 +223,7 @@ class FullFinetuneArgs(FinetuneArgs):
     full: FullArgs = field(default_factory=FullArgs)
 
     def rules(self) -> list[tuple[bool, str]]:
-        quantized = "--quantize freezes the weights that full finetuning trains. Take finetune/lora.py for a quantized base"
+        quantized = "`quantize` freezes the weights that full finetuning trains. Take finetune/lora.py for a quantized base"
         return [*super().rules(), (self.quantize is not None, quantized)]
 
 
@@ -286,6 +286,6 @@ class DPOFinetuneArgs(FinetuneArgs):
     dpo: DPOArgs = field(default_factory=DPOArgs)
 
     def rules(self) -> list[tuple[bool, str]]:
-        unmasked = "--mask_prompt false has no effect here: a preference is about the answers only"
-        noise = "--train.neftune_alpha does not go with DPO: it compares with a model without noise"
+        unmasked = "`mask_prompt` false has no effect here: a preference is about the answers only"
+        noise = "`train.neftune_alpha` does not go with DPO: it compares with a model without noise"
         return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]

@@ -67,50 +67,51 @@ class GenerateArgs(Checked):
         as_lines = self.output_file is not None or self.has_many_prompts()
         one_text = not as_lines and self.num_samples == 1
         defaults = {"batch_size": 16, "logprobs": None, "compile": False, "kv_cache": None}
-        undrafted = [] if self.draft_checkpoint_dir is None else [n for n, d in defaults.items() if getattr(self, n) != d]
+        drafted = self.draft_checkpoint_dir is not None
+        undrafted = [f"`{name}`" for name, default in defaults.items() if drafted and getattr(self, name) != default]
         return [
-            ((self.prompt is None) == (self.prompt_file is None), "give either --prompt TEXT or --prompt_file FILE"),
+            ((self.prompt is None) == (self.prompt_file is None), "give either `prompt` TEXT or `prompt_file` FILE"),
             *self.below(0, "num_samples", "batch_size", "max_new_tokens", "devices"),
             *sampling_rules(self),
             *[
                 (
                     self.devices > 1 and bool(getattr(self, name)),
-                    f"--devices {self.devices} does not go with --{name}. Leave it out",
+                    f"`devices` {self.devices} does not go with `{name}`. Leave it out",
                 )
                 for name in ("cpu_weights", "compile", "draft_checkpoint_dir")
             ],
             (
                 self.devices > 1 and self.strategy != "layers" and self.output_file is not None,
-                f"--devices {self.devices} does not go with --output_file. Leave it out, or take --strategy layers on GPUs",
+                f"`devices` {self.devices} does not go with `output_file`. Leave it out, or take `strategy` layers on GPUs",
             ),
-            (self.devices == 1 and self.strategy != "auto", f"--strategy {self.strategy} needs --devices above 1"),
+            (self.devices == 1 and self.strategy != "auto", f"`strategy` {self.strategy} needs `devices` above 1"),
             *self.below(0, "seed", "logprobs", allow_equal=True),
             (
                 self.output_file is not None
                 and self.prompt_file is not None
                 and self.output_file.resolve() == self.prompt_file.resolve(),
-                "--output_file is the --prompt_file. Give another",
+                "`output_file` is the `prompt_file`. Give another",
             ),
-            ("" in self.stop, "--stop must not be empty"),
+            ("" in self.stop, "`stop` must not be empty"),
             (
                 self.temperature == 0 and (self.top_k is not None or self.top_p < 1 or self.min_p > 0),
-                "--temperature 0 takes the likeliest token: --top_k, --top_p and --min_p cannot act. Leave them out",
+                "`temperature` 0 takes the likeliest token: `top_k`, `top_p` and `min_p` cannot act. Leave them out",
             ),
             (
                 self.stream and not one_text,
-                "--stream prints one text: leave out --num_samples, --output_file or the .jsonl file",
+                "`stream` prints one text: leave out `num_samples`, `output_file` or the .jsonl file",
             ),
-            (self.logprobs is not None and not as_lines, "--logprobs are written as JSON lines: give an --output_file"),
-            (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
-            (bool(undrafted), f"--draft_checkpoint_dir does not go with --{', --'.join(undrafted)}"),
-            (self.compile and self.cpu_weights is not None, "--compile cannot look into --cpu_weights. Leave out one of them"),
+            (self.logprobs is not None and not as_lines, "`logprobs` are written as JSON lines: give an `output_file`"),
+            (self.cpu_weights is not None and self.quantize is not None, "give either `cpu_weights` or `quantize`"),
+            (bool(undrafted), f"`draft_checkpoint_dir` does not go with {', '.join(undrafted)}"),
+            (self.compile and self.cpu_weights is not None, "`compile` cannot look into `cpu_weights`. Leave out one of them"),
             (
                 self.temperature == 0 and self.num_samples > 1,
-                "--temperature 0 gives the same text each time: leave out --num_samples",
+                "`temperature` 0 gives the same text each time: leave out `num_samples`",
             ),
             (
                 self.precision is not None and self.precision.endswith("-mixed"),
-                f"--precision {self.precision} is for training. Generate in 32-true, 16-true or bf16-true",
+                f"`precision` {self.precision} is for training. Generate in 32-true, 16-true or bf16-true",
             ),
         ]
 
@@ -134,7 +135,7 @@ class AdapterGenerateArgs(GenerateArgs):
 
     def rules(self) -> list[tuple[bool, str]]:
         wrong = bool(self.input) and self.has_many_prompts()
-        return [*super().rules(), (wrong, "--input goes with --prompt: a record of a .jsonl file has an input of its own")]
+        return [*super().rules(), (wrong, "`input` goes with `prompt`: a record of a .jsonl file has an input of its own")]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class LoRAGenerateArgs(AdapterGenerateArgs):
 
     def rules(self) -> list[tuple[bool, str]]:
         wrong = self.merge and self.quantize is not None
-        return [*super().rules(), (wrong, "--merge needs the base in full precision: leave out --quantize")]
+        return [*super().rules(), (wrong, "`merge` needs the base in full precision: leave out `quantize`")]
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class FullGenerateArgs(GenerateArgs):
 
     def rules(self) -> list[tuple[bool, str]]:
         wrong = bool(self.input) and self.has_many_prompts()
-        return [*super().rules(), (wrong, "--input goes with --prompt: a record of a .jsonl file has an input of its own")]
+        return [*super().rules(), (wrong, "`input` goes with `prompt`: a record of a .jsonl file has an input of its own")]
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,9 @@ class ModelArgs(Checked):
         mixed = self.precision is not None and self.precision.endswith("-mixed")
         return [
             *self.below(0, "devices"),
-            (self.devices > 1 and self.cpu_weights is not None, "--devices does not go with --cpu_weights. Leave it out"),
-            (mixed, f"--precision {self.precision} is for training. Take 32-true, 16-true or bf16-true"),
-            (self.merge and self.adapter_dir is None, "--merge needs --adapter_dir"),
-            (self.merge and self.quantize is not None, "--merge needs the base in full precision: leave out --quantize"),
-            (self.cpu_weights is not None and self.quantize is not None, "give either --cpu_weights or --quantize"),
+            (self.devices > 1 and self.cpu_weights is not None, "`devices` does not go with `cpu_weights`. Leave it out"),
+            (mixed, f"`precision` {self.precision} is for training. Take 32-true, 16-true or bf16-true"),
+            (self.merge and self.adapter_dir is None, "`merge` needs `adapter_dir`"),
+            (self.merge and self.quantize is not None, "`merge` needs the base in full precision: leave out `quantize`"),
+            (self.cpu_weights is not None and self.quantize is not None, "give either `cpu_weights` or `quantize`"),
         ]

@@ -66,12 +66,12 @@ class BenchmarkArgs(Checked):
         given = [name for name in self.used_by if getattr(self, name) != defaults[name]]
         return [
             *self.below(0, "repetitions", "n_examples", "clients", "seconds"),
-            *[(self.check not in self.used_by[name], f"--{name} has no effect on --check {self.check}") for name in given],
+            *[(self.check not in self.used_by[name], f"`{name}` has no effect on `check` {self.check}") for name in given],
             (
                 self.check == "prepare_speed" and self.n_examples < 20_000,
-                "--check prepare_speed needs --n_examples of 20000 or more: fewer rows are not cached",
+                "`check` prepare_speed needs `n_examples` of 20000 or more: fewer rows are not cached",
             ),
-            (lacking, f"--check {self.check} needs --checkpoint_dir and --data_dir"),
+            (lacking, f"`check` {self.check} needs `checkpoint_dir` and `data_dir`"),
         ]
 
 
@@ -109,9 +109,9 @@ class EstimateArgs(Checked):
     def rules(self) -> list[tuple[bool, str]]:
         return [
             *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours", "devices", "num_nodes"),
-            (self.method == "full" and self.quantize is not None, "--quantize freezes the weights that --method full trains"),
-            (self.hours is not None and self.gpu is None, "--hours needs --gpu"),
-            (self.devices * self.num_nodes > 1 and self.gpu is None, "--devices and --num_nodes need --gpu"),
-            (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "--lora options have no effect on this method"),
-            (self.adapter != AdapterArgs() and "adapter" not in self.method, "--adapter options have no effect on this method"),
+            (self.method == "full" and self.quantize is not None, "`quantize` freezes the weights that `method` full trains"),
+            (self.hours is not None and self.gpu is None, "`hours` needs `gpu`"),
+            (self.devices * self.num_nodes > 1 and self.gpu is None, "`devices` and `num_nodes` need `gpu`"),
+            (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "`lora` options have no effect on this method"),
+            (self.adapter != AdapterArgs() and "adapter" not in self.method, "`adapter` options have no effect on this method"),
         ]

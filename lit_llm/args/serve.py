@@ -42,8 +42,8 @@ class ServeArgs(ModelArgs):
         return [
             *super().rules(),
             *self.below(0, "max_batch_size", "max_queue", "max_length", "max_new_tokens", "max_body_size", "timeout"),
-            (not 0 <= self.port <= 65535, f"--port must be from 0 to 65535, found {self.port}"),
-            (self.api_key == "", "--api_key is empty. Leave it out to serve without a key"),
+            (not 0 <= self.port <= 65535, f"`port` must be from 0 to 65535, found {self.port}"),
+            (self.api_key == "", "`api_key` is empty. Leave it out to serve without a key"),
         ]
 
 
@@ -74,6 +74,6 @@ class ChatArgs(ModelArgs):
             *sampling_rules(self),
             (
                 self.temperature == 0 and (self.top_k is not None or self.top_p < 1),
-                "--temperature 0 takes the likeliest token: --top_k and --top_p cannot act. Leave them out",
+                "`temperature` 0 takes the likeliest token: `top_k` and `top_p` cannot act. Leave them out",
             ),
         ]

@@ -40,7 +40,7 @@ class Sampling:
     seed: int = 1337
 
     def __post_init__(self) -> None:
-        if mistakes := [text for wrong, text in sampling_rules(self, dashes="") if wrong]:
+        if mistakes := [text for wrong, text in sampling_rules(self) if wrong]:
             raise ValueError("\n".join(mistakes))
 
     def generator(self) -> torch.Generator:

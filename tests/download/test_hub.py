@@ -310,7 +310,7 @@ def test_other_weights_in_the_folder_are_refused(hub, fetch_here):
     ],
 )
 def test_malformed_name_is_refused(repo_id):
-    with pytest.raises(ValueError, match="--repo_id takes ORG/NAME"):
+    with pytest.raises(ValueError, match="`repo_id` takes ORG/NAME"):
         DownloadArgs(repo_id=repo_id)
 
 

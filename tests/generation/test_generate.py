@@ -96,7 +96,7 @@ def test_a_prompt_beyond_the_context_is_refused(checkpoint):
     ("prompts", "options", "message"),
     [
         (["a"], {"max_new_tokens": -1}, "max_new_tokens and n_top must be at least 0, found -1"),
-        (["a"], {"temperature": float("nan")}, "temperature must be 0 or"),
+        (["a"], {"temperature": float("nan")}, "`temperature` must be 0 or"),
         ([[]], {}, r"prompts\[0\] has no tokens"),
         (["a", []], {}, r"prompts\[1\] has no tokens"),
         ([[5, 10**6]], {}, r"prompts\[0\] has no tokens, or one that the model does not have"),

@@ -109,5 +109,5 @@ def test_rows_whose_logits_are_not_finite_are_told_and_the_others_drawn():
     + [("repetition_penalty", v) for v in (0, 1e-38, 1e38, float("nan"))],
 )
 def test_settings_that_make_no_sense_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be .*, found "):
+    with pytest.raises(ValueError, match=f"^`{name}` must be .*, found "):
         Sampling(**{name: value})
