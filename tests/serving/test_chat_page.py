@@ -99,7 +99,7 @@ def test_the_page_asks_for_the_key(demo, tmp_path):
 
 
 def test_the_page_loads_nothing_from_elsewhere():
-    text = (REPOSITORY / "lit_llm" / "chat.html").read_text()
+    text = (REPOSITORY / "lit_llm" / "serving" / "chat.html").read_text()
     assert not re.findall(
         r"https?://|//\w+\.\w+/|\bsrc=|@import|url\(|innerHTML|outerHTML|insertAdjacentHTML|document\.write", text
     )

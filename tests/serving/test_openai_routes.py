@@ -443,7 +443,7 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, 
 
     def one(i):
         try:
-            response.append(complete(client, max_tokens=200, logprobs=0).choices[0].text)
+            answers.append(complete(client, max_tokens=200, logprobs=0).choices[0].text)
         except openai.RateLimitError as error:
             refused.append(error.body["code"])
 
