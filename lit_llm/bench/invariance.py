@@ -15,7 +15,7 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
-from lit_llm.data.batches import Plan, batches
+from lit_llm.data.batches import StepPlan, batches
 from lit_llm.data.examples import Example, Pair, tokenize_all
 from lit_llm.data.records import iter_records
 from lit_llm.data.token_cache import style_of
@@ -84,7 +84,7 @@ def check_layouts(model: GPT, examples: Sequence[Example | Pair]) -> list[dict[s
     expected_loss, expected = _gradient(model, _one_at_a_time(model, examples), n_targets)
     lengths, found = [len(example) for example in examples], []
     for micro_batch_size, packing, n_processes in LAYOUTS:
-        plan = Plan(lengths, len(examples), micro_batch_size, max(lengths), packing, seed=0)
+        plan = StepPlan(lengths, len(examples), micro_batch_size, max(lengths), packing, seed=0)
         dealt = plan.deal(range(len(examples)), n_processes)
         groups = [group for groups in dealt for group in groups if group]
         sums = (loss_of(model, batch)[0] for batch in batches(groups, examples))

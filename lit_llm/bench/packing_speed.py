@@ -16,7 +16,7 @@ from lit_llm.bench.invariance import first_examples
 from lit_llm.bench.peers import ALPHA, LEARNING_RATE, R, pad
 from lit_llm.bench.train_speed import MICRO_BATCH_SIZE, machine
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import lay_out
+from lit_llm.data.batches import pack
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import cross_entropy_sum, next_token_loss
@@ -50,7 +50,7 @@ def measure(args: BenchmarkArgs) -> None:
     def end_to_end(packing: bool) -> Callable[[Sequence[Example]], None]:
         def step(chosen: Sequence[Example]) -> None:
             lengths = [len(example) for example in chosen]
-            groups = lay_out(range(len(chosen)), lengths, MICRO_BATCH_SIZE, max(map(len, examples)), packing)
+            groups = pack(range(len(chosen)), lengths, MICRO_BATCH_SIZE, max(map(len, examples)), packing)
             optimizer_step(fabric, objective, optimizer, groups, chosen, LEARNING_RATE, 1.0)
 
         return step

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import Plan
+from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
@@ -47,8 +47,8 @@ def lit_llm_step(folder: Path, micro_batch_size: int) -> Step:
     objective.train()
 
     def step(examples: Sequence[Example]) -> float:
-        plan = Plan([len(e) for e in examples], len(examples), micro_batch_size, 512, packing=True, seed=0)
-        groups = plan.lay_out(range(len(examples)))
+        plan = StepPlan([len(e) for e in examples], len(examples), micro_batch_size, 512, packing=True, seed=0)
+        groups = plan.pack(range(len(examples)))
         return optimizer_step(fabric, objective, optimizer, groups, examples, LEARNING_RATE, args.max_norm)["train_loss"].item()
 
     return step

@@ -46,7 +46,7 @@ def collate(examples: Sequence[Example | Pair]) -> MicroBatch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Which examples each optimizer step trains on, and how they are laid out: a pure function of the step.
 
     Each epoch is a new order that takes every example once; its last step may be short.
@@ -72,9 +72,9 @@ class Plan:
         order = _order(len(self.lengths), self.seed * 1_000_003 + epoch)
         return order[first * self.global_batch_size : (first + 1) * self.global_batch_size].tolist()
 
-    def lay_out(self, indices: Sequence[int]) -> list[list[int]]:
+    def pack(self, indices: Sequence[int]) -> list[list[int]]:
         """The examples of a step in micro-batches."""
-        return lay_out(indices, self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
+        return pack(indices, self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
 
     def deal(self, indices: Sequence[int], n_ranks: int) -> list[list[list[int]]]:
         """The micro-batches of a step for each rank, as many for each: the last ones of a rank may be empty.
@@ -88,7 +88,7 @@ class Plan:
             rank = tokens.index(min(tokens))
             shares[rank].append(index)
             tokens[rank] += self.lengths[index]
-        dealt = [self.lay_out(share) for share in shares]
+        dealt = [self.pack(share) for share in shares]
         most = max(map(len, dealt))
         return [groups + [[]] * (most - len(groups)) for groups in dealt]
 
@@ -98,7 +98,7 @@ def _order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def lay_out(
+def pack(
     indices: Sequence[int], lengths: Sequence[int], micro_batch_size: int, max_tokens: int, packing: bool
 ) -> list[list[int]]:
     """Group examples, longest first: first-fit-decreasing into a token budget if packing, else `micro_batch_size` each."""

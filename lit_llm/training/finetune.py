@@ -14,7 +14,7 @@ from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
 from lit_llm.cli import DEMO
-from lit_llm.data.batches import MicroBatch, Plan, batches, lay_out
+from lit_llm.data.batches import MicroBatch, StepPlan, batches, pack
 from lit_llm.data.examples import Example, Pair
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import PAIR, answer_of, iter_records
@@ -205,13 +205,13 @@ def _examples(
     return examples, n_dropped
 
 
-def _plan(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> Plan:
+def _plan(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> StepPlan:
     lengths = [len(example) for example in examples]
     sizes = args.train.global_batch_size, min(args.train.micro_batch_size, args.train.global_batch_size)
-    return Plan(lengths, *sizes, max(lengths), args.train.packing, args.seed)
+    return StepPlan(lengths, *sizes, max(lengths), args.train.packing, args.seed)
 
 
 def _validation(args: FinetuneArgs, examples: Sequence[Example | Pair]) -> list[MicroBatch]:
     lengths = [len(example) for example in examples]
-    groups = lay_out(range(len(lengths)), lengths, args.train.micro_batch_size, max(lengths, default=0), args.train.packing)
+    groups = pack(range(len(lengths)), lengths, args.train.micro_batch_size, max(lengths, default=0), args.train.packing)
     return list(batches(groups, examples))

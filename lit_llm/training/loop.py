@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
-from lit_llm.data.batches import MicroBatch, Plan, collate, empty_like
+from lit_llm.data.batches import MicroBatch, StepPlan, collate, empty_like
 from lit_llm.data.examples import Example, Pair
 from lit_llm.devices.fsdp import whole
 from lit_llm.memory import peak_memory_gb
@@ -37,7 +37,7 @@ def fit(
     fabric: "Fabric",
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    plan: StepPlan,
     examples: Sequence[Example | Pair],
     validation: Sequence[MicroBatch],
     args: TrainArgs,

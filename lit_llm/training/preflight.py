@@ -12,7 +12,7 @@ from lit_llm.args.data import InspectDataArgs
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.read import read_config
-from lit_llm.data.batches import Plan
+from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Pair, drop_long
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import Record, answer_of, asked, iter_records
@@ -153,7 +153,7 @@ def inspect(
     n_dropped: int,
     style: str,
     tokenizer: Tokenizer,
-    plan: Plan,
+    plan: StepPlan,
 ) -> Preflight:
     """Counts over examples. Beside them only a checksum of each is held."""
     seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
@@ -204,11 +204,11 @@ def _digest(example: Example | Pair) -> bytes:
     return digest.digest()
 
 
-def _efficiency(plan: Plan) -> float:
+def _efficiency(plan: StepPlan) -> float:
     """Tokens over room; a micro-batch that is not packed has the room of its longest example for each."""
     used = room = 0
     for step in range(plan.steps_per_epoch):
-        for group in plan.lay_out(plan.examples(step)):
+        for group in plan.pack(plan.examples(step)):
             used += sum(plan.lengths[i] for i in group)
             most = max(plan.lengths[i] for i in group)
             room += plan.micro_batch_size * plan.max_tokens if plan.packing else len(group) * most
@@ -250,7 +250,7 @@ def inspect_data(args: InspectDataArgs) -> None:
         print(show(example, tokenizer, sys.stdout.isatty()))
     val_examples = found[1][0] if args.split == "train" and len(found) > 1 else []
     lengths, train = [len(example) for example in examples], TrainArgs()
-    plan = Plan(lengths, train.global_batch_size, train.micro_batch_size, max(lengths), train.packing, 0)
+    plan = StepPlan(lengths, train.global_batch_size, train.micro_batch_size, max(lengths), train.packing, 0)
     preflight = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
     print(f"---\nstyle           {style}\n{preflight.text()}")
     preflight.check()

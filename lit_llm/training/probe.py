@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lit_llm.data.batches import Plan, collate
+from lit_llm.data.batches import StepPlan, collate
 from lit_llm.data.examples import Example, Pair
 from lit_llm.memory import peak_above, peak_memory_gb
 from lit_llm.ranks import n_ranks
@@ -24,7 +24,7 @@ ESTIMATE_FROM = 0.25
 def probe(
     fabric: "Fabric",
     objective: Objective,
-    plan: Plan,
+    plan: StepPlan,
     examples: Sequence[Example | Pair],
     total_steps: int | None,
     compiled: bool = False,

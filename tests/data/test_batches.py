@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import rows
 
 from lit_llm.args.finetune import TrainArgs
-from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.batches import StepPlan, collate, pack
 from lit_llm.data.examples import tokenize, tokenize_all
 from lit_llm.data.records import read_records
 from lit_llm.text.conversation import prompt_ids, question
@@ -87,12 +87,12 @@ def test_no_label_crosses_a_document():
     seed=st.integers(0, 3),
 )
 def test_every_example_is_trained_once_per_epoch(lengths, global_batch_size, micro_batch_size, packing, seed):
-    plan = Plan(lengths, global_batch_size, micro_batch_size, max(lengths), packing, seed)
+    plan = StepPlan(lengths, global_batch_size, micro_batch_size, max(lengths), packing, seed)
     assert plan.steps_per_epoch == math.ceil(len(lengths) / global_batch_size)
     for epoch in range(2):
         seen = []
         for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-            groups = plan.lay_out(plan.examples(step))
+            groups = plan.pack(plan.examples(step))
             seen += [i for group in groups for i in group]
             for group in groups:
                 if packing:
@@ -103,17 +103,17 @@ def test_every_example_is_trained_once_per_epoch(lengths, global_batch_size, mic
 
 
 def test_epochs_differ_in_order_and_repeat_with_the_seed():
-    plan = Plan([1] * 40, 10, 2, 1, True, seed=0)
+    plan = StepPlan([1] * 40, 10, 2, 1, True, seed=0)
     first, second = ([plan.examples(s) for s in range(4 * e, 4 * e + 4)] for e in (0, 1))
     assert first != second
-    assert first == [Plan([1] * 40, 10, 2, 1, True, seed=0).examples(s) for s in range(4)]
-    assert first != [Plan([1] * 40, 10, 2, 1, True, seed=1).examples(s) for s in range(4)]
+    assert first == [StepPlan([1] * 40, 10, 2, 1, True, seed=0).examples(s) for s in range(4)]
+    assert first != [StepPlan([1] * 40, 10, 2, 1, True, seed=1).examples(s) for s in range(4)]
 
 
 def test_packing_uses_fewer_micro_batches():
     lengths = [100] + [10] * 31
-    assert len(lay_out(range(32), lengths, 4, 100, packing=True)) == 2
-    assert len(lay_out(range(32), lengths, 4, 100, packing=False)) == 8
+    assert len(pack(range(32), lengths, 4, 100, packing=True)) == 2
+    assert len(pack(range(32), lengths, 4, 100, packing=False)) == 8
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tiny import make_data
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
-from lit_llm.data.batches import Plan
+from lit_llm.data.batches import StepPlan
 from lit_llm.training.fabric import check_devices, choose_strategy
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -32,13 +32,13 @@ CPU = torch.device("cpu")
 def test_every_example_is_dealt_once_and_all_ranks_make_as_many_passes(checkpoint):
     lengths = [len(example) for example in ragged(checkpoint)]
     for packing in (True, False):
-        plan = Plan(lengths, 9, 2, max(lengths), packing, 0)
+        plan = StepPlan(lengths, 9, 2, max(lengths), packing, 0)
         for n_ranks in (1, 2, 4, 16):
             dealt = plan.deal(plan.examples(0), n_ranks)
             assert len(dealt) == n_ranks
             assert len({len(groups) for groups in dealt}) == 1
             assert sorted(i for groups in dealt for group in groups for i in group) == list(range(9))
-        assert plan.deal(plan.examples(0), 1)[0] == plan.lay_out(plan.examples(0))
+        assert plan.deal(plan.examples(0), 1)[0] == plan.pack(plan.examples(0))
         tokens = [sum(lengths[i] for group in groups for i in group) for groups in plan.deal(plan.examples(0), 2)]
         assert max(tokens) < 1.2 * min(tokens)
 

@@ -7,7 +7,7 @@ from tiny import rows
 
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import Plan
+from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
@@ -136,7 +136,7 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         fabric = Fabric(accelerator="cpu", devices=1)
         optimizer = make_optimizer(model, method, train, fabric.device)
         objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
-        plan = Plan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
+        plan = StepPlan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
         out_dir = out_dir or Path(folder)
         return fit(
             fabric, objective, optimizer, plan, examples, list(validation), train, EvalArgs(), out_dir, lambda folder: None

@@ -12,7 +12,7 @@ from published import config_of_2023
 from lit_llm.args.finetune import EvalArgs, TrainArgs
 from lit_llm.checkpoint.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import Plan, collate
+from lit_llm.data.batches import StepPlan, collate
 from lit_llm.generation.generate import generate
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
@@ -93,7 +93,7 @@ def train_two_steps(model, method, examples, out_dir):
         if parameter.requires_grad:
             watch(parameter, n)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
-    plan = Plan([len(e) for e in examples], 3, 1, 60, True, 0)
+    plan = StepPlan([len(e) for e in examples], 3, 1, 60, True, 0)
     state = fit(fabric, objective, optimizer, plan, examples, [collate(examples)], train, EvalArgs(), out_dir, lambda f: None)
     assert state.step == 2
     assert state.first_val_loss is not None

@@ -17,7 +17,7 @@ from tiny import rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.batches import StepPlan, collate, pack
 from lit_llm.data.examples import tokenize_all
 from lit_llm.devices.fsdp import reshard, shard, whole
 from lit_llm.methods.adapter_v2 import AdapterV2
@@ -116,9 +116,9 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
     if load_from is not None:
         load_state(load_from, model, optimizer)
         found |= {f"before/{n}": weight for n, weight in weights().items()}
-    batches = [collate([examples[i] for i in g]) for g in lay_out(range(9), lengths, micro_batch_size, max(lengths), False)]
+    batches = [collate([examples[i] for i in g]) for g in pack(range(9), lengths, micro_batch_size, max(lengths), False)]
     found["val_loss"] = torch.tensor(validate(fabric, objective, batches, None))
-    plan = Plan(lengths, 9, micro_batch_size, max(lengths), False, 0)
+    plan = StepPlan(lengths, 9, micro_batch_size, max(lengths), False, 0)
     groups = plan.deal(plan.examples(0), n_ranks())[rank()]
     measured = optimizer_step(fabric, objective, optimizer, groups, examples, 1e-3, 1.0)
     if save_to is not None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import make_data, rows
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.data.batches import Plan, collate, lay_out
+from lit_llm.data.batches import StepPlan, collate, pack
 from lit_llm.data.examples import tokenize_all
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
@@ -45,8 +45,8 @@ def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkp
     fabric = Fabric(accelerator="cpu", devices=1)
     optimizer = Catch([{"params": freeze(model, method), "lr_scale": 1.0}], lr=1.0)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
-    plan = Plan([len(e) for e in examples], len(examples), micro_batch_size, max(map(len, examples)), packing, 0)
-    measured = optimizer_step(fabric, objective, optimizer, plan.lay_out(plan.examples(0)), examples, 1.0, None)
+    plan = StepPlan([len(e) for e in examples], len(examples), micro_batch_size, max(map(len, examples)), packing, 0)
+    measured = optimizer_step(fabric, objective, optimizer, plan.pack(plan.examples(0)), examples, 1.0, None)
     return measured["train_loss"].item(), caught
 
 
@@ -81,7 +81,7 @@ def test_validation_loss_does_not_depend_on_the_batches(checkpoint, ragged):
     lengths = [len(e) for e in ragged]
     losses = []
     for size, packing in ((1, False), (8, False), (2, True)):
-        groups = lay_out(range(8), lengths, size, max(lengths), packing)
+        groups = pack(range(8), lengths, size, max(lengths), packing)
         losses.append(validate(fabric, objective, [collate([ragged[i] for i in g]) for g in groups], None))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 

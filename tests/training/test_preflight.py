@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import make_data, rows
 
-from lit_llm.data.batches import Plan
+from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, tokenize
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.tokenizer import Tokenizer
@@ -14,7 +14,7 @@ from lit_llm.training.preflight import compare, inspect, show
 
 
 def plan_of(examples, packing=True):
-    return Plan([len(e) for e in examples], 4, 2, max(map(len, examples)), packing, 0)
+    return StepPlan([len(e) for e in examples], 4, 2, max(map(len, examples)), packing, 0)
 
 
 def inspected(examples, tokenizer, val_examples=(), style="alpaca", **options):
