@@ -115,3 +115,19 @@ def test_scripts_named_in_the_documents_exist():
     for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]:
         for script in re.findall(r"\b(?:finetune|generate|eval|scripts)/\w+\.py", path.read_text()):
             assert (REPOSITORY / script).is_file(), f"{path.name}: {script}"
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks():
+    """Each cell of the comparison occurs in the row of its shape and tool in tutorials/benchmarks.md."""
+    measured = (REPOSITORY / "tutorials" / "benchmarks.md").read_text().splitlines()
+    tools = ("lit_llm", "peft|transformers", "litgpt")
+    rows = re.findall(
+        r"^\| (.*?) \| ([\d.]+).*? \| ([\d.]+).*? \| ([\d.]+).*? \|$", (REPOSITORY / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 5
+    shape = ""
+    for what, *figures in rows:
+        shape = next(iter(re.findall(r"[a-z]+-\d+m", what)), shape)
+        for tool, figure in zip(tools, figures, strict=True):
+            row = re.compile(rf"\| {shape} \|(.*\|)? ({tool}) \|(.*\|)? {re.escape(figure)}[ |]")
+            assert any(row.search(line) for line in measured), (what, tool, figure)
