@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY lit_llm lit_llm
 RUN pip install --no-cache-dir -c constraints.txt ".[serve]"
 
-# The weights are fetched while the image is built: none are in the repository, and the container may have no network.
+# Download the weights during the build: the repository has none, and the container may have no network.
 ARG REPO_ID=mistralai/Mistral-7B-v0.1
 COPY scripts scripts
 RUN python scripts/download.py --repo_id "$REPO_ID" && mv "checkpoints/$REPO_ID" base

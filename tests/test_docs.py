@@ -5,7 +5,8 @@ import re
 
 import pytest
 from conftest import REPOSITORY
-from docs import commands, run_all
+from docs import commands, definitions, rooms_picture, rooms_table, run_all
+from english import foreign_phrases
 from tiny import make_checkpoint, make_data, rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs
@@ -115,3 +116,55 @@ def test_scripts_named_in_the_documents_exist():
     for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]:
         for script in re.findall(r"\b(?:finetune|generate|eval|scripts)/\w+\.py", path.read_text()):
             assert (REPOSITORY / script).is_file(), f"{path.name}: {script}"
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks():
+    """Each cell of the comparison occurs in the row of its shape and tool in tutorials/benchmarks.md."""
+    measured = (REPOSITORY / "tutorials" / "benchmarks.md").read_text().splitlines()
+    tools = ("lit_llm", "peft|transformers", "litgpt")
+    rows = re.findall(
+        r"^\| (.*?) \| ([\d.]+).*? \| ([\d.]+).*? \| ([\d.]+).*? \|$", (REPOSITORY / "README.md").read_text(), re.M
+    )
+    assert len(rows) == 5
+    shape = ""
+    for what, *figures in rows:
+        shape = next(iter(re.findall(r"[a-z]+-\d+m", what)), shape)
+        for tool, figure in zip(tools, figures, strict=True):
+            row = re.compile(rf"\| {shape} \|(.*\|)? ({tool}) \|(.*\|)? {re.escape(figure)}[ |]")
+            assert any(row.search(line) for line in measured), (what, tool, figure)
+
+
+ARCHITECTURE = REPOSITORY / "tutorials" / "architecture.md"
+
+
+def test_the_picture_and_the_table_of_rooms_are_those_of_the_code():
+    text = ARCHITECTURE.read_text()
+    assert rooms_picture() in text, rooms_picture()
+    shown = {room: sorted(re.findall(r"`(\w+)`", cell)) for room, cell in re.findall(r"^\| `(\w+)/` \| (.*?) \|", text, re.M)}
+    assert shown == rooms_table()
+
+
+def test_files_and_functions_named_in_the_architecture_exist():
+    """`name()` is defined in a file that the same paragraph or step names."""
+    text = re.sub(r"^```.*?^```$", "", ARCHITECTURE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = 0
+    for block in re.split(r"\n\s*\n|^\d+\. ", text, flags=re.MULTILINE):
+        named = [REPOSITORY / path for path in re.findall(r"`((?:lit_llm|tests|finetune|generate)/[\w/]+\.py)`", block)]
+        assert all(path.is_file() for path in named), block
+        defined = set().union(*map(definitions, named))
+        for name in re.findall(r"`([\w.]+)\(\)`", block):
+            assert name in defined, f"{name} is not in {[path.name for path in named]}"
+            found += 1
+    assert found > 50
+
+
+# Phrases that stay, by file: what a test elsewhere pins, or what is meant literally.
+EXCEPTIONS = {
+    "tutorials/models.md": {"'but for' in 'Qwen 1.5, 2 and 2.5 but for their mixtures of experts, Qw'; use: except"},
+}
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("tutorials/*.md")]
+
+
+@pytest.mark.parametrize("path", [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS])
+def test_the_english_is_that_of_a_python_programmer(path):
+    assert set(foreign_phrases(REPOSITORY / path)) == EXCEPTIONS.get(path, set())

@@ -1,9 +1,12 @@
 """Commands of the documentation."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from conftest import REPOSITORY
 
@@ -20,3 +23,36 @@ def run_all(lines, cwd):
         line = re.sub(r"^python (\S+)", rf"{sys.executable} {REPOSITORY}/\1", line)
         done = subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def rooms_picture() -> str:
+    """The rooms of lit_llm as boxes, from the layers that import-linter enforces in pyproject.toml."""
+    layers = [["finetune/*.py", "generate/*.py", "eval/*.py", "scripts/*.py"], *_layers()]
+    lines = [" │ ".join(names).center(84) for names in layers]
+    edge = "─" * 86
+    return "\n".join([f"┌{edge}┐", f"\n├{edge}┤\n".join(f"│ {line} │" for line in lines), f"└{edge}┘"])
+
+
+def _layers() -> Iterator[list[str]]:
+    (layers,) = re.findall(r"^layers = \[\n(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    for layer in re.findall(r'"(.*)"', layers):
+        names = re.split(r" [|:] ", layer)
+        yield [f"{name}.py" if (REPOSITORY / "lit_llm" / f"{name}.py").is_file() else f"{name}/" for name in names]
+
+
+def rooms_table() -> dict[str, list[str]]:
+    """Folder of lit_llm -> its modules."""
+    folders = sorted(path.parent for path in (REPOSITORY / "lit_llm").glob("*/__init__.py"))
+    modules = {f.name: sorted(path.stem for path in f.glob("*.py") if path.stem != "__init__") for f in folders}
+    return {name: found for name, found in modules.items() if found}
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions and classes of a file, and methods as `Class.method`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{f.name}" for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return found
