@@ -27,6 +27,7 @@ from lit_llm.memory import peak_above
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout
 from lit_llm.model.gpt import GPT
+from lit_llm.text.ending import Ending
 
 N_PROMPT, N_NEW = 128, 64
 BATCH_SIZES = (1, 8)
@@ -49,8 +50,6 @@ Decode = Callable[[Tensor, int], list[list[int]]]
 class _NoText:
     """Stands where a tokenizer is needed: nothing ends a text, and no contender makes any."""
 
-    eos_ids: frozenset[int] = frozenset()
-
     def decode_more(self, ids: Sequence[int]) -> str:
         return ""
 
@@ -65,7 +64,7 @@ def _ours(folder: Path, layout: Layout) -> Decode:
 
 def decode(model: GPT, prompts: Sequence[list[int]], n_new: int, compile: bool = False) -> list[list[int]]:
     """New tokens of each prompt, as the generate scripts make them."""
-    rows = [Row(_NoText(), prompt, n_new, Sampling(temperature=0.0)) for prompt in prompts]  # type: ignore[arg-type]
+    rows = [Row(_NoText(), prompt, n_new, Sampling(temperature=0.0), Ending()) for prompt in prompts]  # type: ignore[arg-type]
     batch = Batch[Row](model, len(rows), max(map(len, prompts)) + n_new, compile=compile)
     for _ in continue_rows(batch, rows):
         pass

@@ -18,6 +18,7 @@ from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.checkpoint.load import load
 from lit_llm.cli import DEMO
 from lit_llm.generation.generate import generate
+from lit_llm.text.ending import raw_ending
 
 N_QUESTIONS = 48
 LEAVING = 0.25  # of the requests
@@ -85,7 +86,7 @@ def questions() -> list[Question]:
     while len(found) < N_QUESTIONS:
         prompt = " ".join(row["output"] for row in draw.sample(rows, draw.randint(1, 6)))
         n_new = draw.randint(4, 64)
-        (alone,) = generate(model, tokenizer, [prompt], max_new_tokens=n_new, temperature=0)
+        (alone,) = generate(model, tokenizer, [prompt], max_new_tokens=n_new, temperature=0, ending=raw_ending(tokenizer))
         ids = tokenizer.encode(prompt)
         answer = tokenizer.decode(ids + alone.ids)[len(prompt) :]
         found.setdefault(answer, Question(prompt, n_new, answer, len(alone.ids)))

@@ -17,10 +17,12 @@ from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import Record, answer_of, iter_records
 from lit_llm.evaluation.score import Span, score
-from lit_llm.generation.generate import generate
+from lit_llm.generation.generate import generate_batch
+from lit_llm.generation.sampling import Sampling
 from lit_llm.model.device import resolve_device
 from lit_llm.model.gpt import GPT
-from lit_llm.text.conversation import default_style, end_ids, stop_strings
+from lit_llm.text.conversation import default_style
+from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.tokenizer import Tokenizer
 
 Ratios = tuple[Tensor, Tensor]
@@ -82,12 +84,11 @@ def _ask(args: CompareArgs, model: GPT, tokenizer: Tokenizer, records: Sequence[
     for i, found in zip(fits, score(model, spans, args.batch_size, "losses"), strict=True):
         losses[i] = -math.fsum(found.log_probs)
     questions = [i for i in fits if "text" not in records[i]]
-    stop = stop_strings(style, tokenizer) if questions else ()
-    tokenizer.eos_ids = end_ids(style, tokenizer) if questions else tokenizer.eos_ids
+    until = ending(style, tokenizer) if questions else raw_ending(tokenizer)
     for start in range(0, len(questions), args.batch_size):
         batch = questions[start : start + args.batch_size]
         asked = [ids[i][: -n_scored[i]] for i in batch]
-        made = generate(model, tokenizer, asked, max_new_tokens=args.max_new_tokens, temperature=0, stop=stop)
+        made = generate_batch(model, tokenizer, asked, args.max_new_tokens, Sampling(temperature=0), until)
         for i, completion in zip(batch, made, strict=True):
             answers[i], ended[i] = completion.text.strip(), completion.ended
     return Result(answers, ended, losses, torch.tensor(n_scored).float())

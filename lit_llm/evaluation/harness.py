@@ -16,12 +16,13 @@ from tqdm import tqdm
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.evaluation.score import Span, score
-from lit_llm.generation.generate import generate
+from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.load_from_options import load_args
-from lit_llm.generation.sampling import usable
+from lit_llm.generation.sampling import Sampling, usable
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import naming_lost_ranks
 from lit_llm.text.conversation import default_style, prompt_style
+from lit_llm.text.ending import raw_ending
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -113,7 +114,8 @@ class HarnessModel(TemplateLM):
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
         how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
         how["temperature"] = usable(how["temperature"])
-        found = generate(self.model, self.tokenizer, kept, max_new_tokens=n_new, stop=stop, **how)
+        until = raw_ending(self.tokenizer).with_strings(stop)
+        found = generate_batch(self.model, self.tokenizer, kept, n_new, Sampling(**how), until)
         return [c.text for c in found]  # the harness cuts at one stop sequence after the other: the earliest is the same place
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:

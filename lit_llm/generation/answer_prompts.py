@@ -22,7 +22,8 @@ from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import naming_lost_ranks
-from lit_llm.text.conversation import end_ids, prompt_ids, stop_strings
+from lit_llm.text.conversation import prompt_ids
+from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -58,7 +59,6 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
 def _answer(
     args: AdapterGenerateArgs | FullGenerateArgs, prompts: Sequence[Prompt], model: GPT, tokenizer: Tokenizer, style: str
 ) -> None:
-    tokenizer.eos_ids = end_ids(style, tokenizer)
     encoded = _encode(args, model, prompts, lambda p: prompt_ids(style, tokenizer, as_messages(p, args.input)))
     _write(args, prompts, encoded, model, tokenizer, style)
 
@@ -95,7 +95,7 @@ def _write(
     style: str | None,
 ) -> None:
     """Answer the prompts in a style, or without one continue them. What is done is written in the order of the prompts."""
-    stop = (*args.stop, *(() if style is None else stop_strings(style, tokenizer)))
+    until = (raw_ending(tokenizer) if style is None else ending(style, tokenizer)).with_strings(args.stop)
     n, total = args.num_samples, len(prompts) * args.num_samples
     draft = None if args.draft_checkpoint_dir is None else _load(args, args.draft_checkpoint_dir, None)
     file, keys = None, []
@@ -116,7 +116,7 @@ def _write(
             sampling = Sampling(
                 args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, seed=args.seed + i
             )
-            row = Row(tokenizer, encoded[i // n], args.max_new_tokens, sampling, stop, style is None, args.logprobs)
+            row = Row(tokenizer, encoded[i // n], args.max_new_tokens, sampling, until, style is None, args.logprobs)
             places[row] = i
             yield row
 

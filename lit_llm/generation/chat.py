@@ -13,7 +13,8 @@ from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.text.conversation import default_style, end_ids, prompt_ids, stop_strings
+from lit_llm.text.conversation import default_style, prompt_ids
+from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
 
 HELP = """\
@@ -55,7 +56,7 @@ class Conversation:
             n_new = min(self.args.max_new_tokens, self.model.config.block_size - len(ids))
             sampling = Sampling(self.args.temperature, self.args.top_k, self.args.top_p, seed=self.args.seed + self._n_answers)
             self._n_answers += 1
-            row = Row(self.tokenizer, ids, n_new, sampling, stop_strings(self.style, self.tokenizer))
+            row = Row(self.tokenizer, ids, n_new, sampling, ending(self.style, self.tokenizer))
             for _, piece in continue_rows(Batch[Row](self.model, 1, len(ids) + n_new), [row]):
                 piece = piece if said else piece.lstrip()  # some styles write a space before an answer
                 said += piece
@@ -85,7 +86,6 @@ def chat(args: ChatArgs) -> None:
     """Answer lines of standard input until it ends or says /quit. Answers go to stdout, all else to stderr."""
     model, tokenizer, folder = load_args(args)
     style = args.prompt_style or trained_style(args.adapter_dir or folder) or default_style(tokenizer, is_text=False)
-    tokenizer.eos_ids = end_ids(style, tokenizer)
     conversation = Conversation(model, tokenizer, style, args)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines that were read with the wrong one

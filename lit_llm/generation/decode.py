@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_llm.generation.sampling import NOT_FINITE, Sampling, are_finite, sample
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
+from lit_llm.text.ending import Ending
 from lit_llm.text.stream import TextStream
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -53,7 +54,6 @@ class Row:
     Args:
         continues: The text goes on from the prompt's text, and keeps a leading space.
         n_top: Score the new tokens, each beside this many of the likeliest; None: no scores.
-        eos_ids: Tokens that end it; the tokenizer's if not given.
     """
 
     def __init__(
@@ -62,23 +62,22 @@ class Row:
         prompt: Sequence[int],
         max_new_tokens: int,
         sampling: Sampling,
-        stop: Sequence[str] = (),
+        ending: Ending,
         continues: bool = False,
         n_top: int | None = None,
-        eos_ids: frozenset[int] | None = None,
     ) -> None:
         self.ids, self.n_prompt, self.sampling, self.n_top = list(prompt), len(prompt), sampling, n_top
         self.generator = sampling.generator()
         self.scores: list[TokenScore] = []
         self.n_new, self.done, self.ended = 0, max_new_tokens == 0, False
         self.max_new_tokens = max_new_tokens
-        self._eos_ids = tokenizer.eos_ids if eos_ids is None else eos_ids
-        self.stream = TextStream(tokenizer, stop, self.ids if continues else ())
+        self._end_ids = ending.ids
+        self.stream = TextStream(tokenizer, ending.strings, self.ids if continues else ())
 
     def take(self, token: int, score: TokenScore | None = None) -> str:
         """Add a token, and return the text that became certain."""
         self.n_new += 1
-        if token in self._eos_ids:
+        if token in self._end_ids:
             self.done = self.ended = True
             return self.stream.close()
         self.ids.append(token)

@@ -17,6 +17,7 @@ from lit_llm.serving.engine import Engine, Job, Token
 from lit_llm.serving.errors import Refused
 from lit_llm.serving.limits import Stops, Text, check_scores
 from lit_llm.serving.response import Answers, collect, json_response, prompt_tokens
+from lit_llm.text.ending import raw_ending
 from lit_llm.text.stream import candidate_text
 
 LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
@@ -130,4 +131,5 @@ def _job(engine: Engine, asked: ProcessRequest, max_new_tokens: int) -> Job:
     )  # fmt: skip
     echo = bool(asked.echo_prompt)
     check_scores(n_new + len(prompt) * echo, asked.top_k_per_token, "top_k_per_token")
-    return Job(prompt, n_new, sampling, asked.stop_sequences, n_top=asked.top_k_per_token, score_prompt=echo)
+    until = raw_ending(engine.tokenizer).with_strings(asked.stop_sequences)
+    return Job(prompt, n_new, sampling, until, n_top=asked.top_k_per_token, score_prompt=echo)

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_llm.generation.decode import Batch, Row, TokenScore, choose, prompt_scores
 from lit_llm.generation.sampling import NOT_FINITE, Sampling
 from lit_llm.model.gpt import GPT
+from lit_llm.text.ending import Ending
 from lit_llm.text.stream import TextStream
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -28,16 +29,14 @@ class Job:
 
     prompt: list[int]
     max_new_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: Sequence[str] = ()
+    sampling: Sampling
+    ending: Ending
     n_top: int | None = None
     """Score the new tokens, each beside this many of the likeliest; None: no scores."""
     score_prompt: bool = False
     """Score the tokens of the prompt but the first as well."""
     continues: bool = True
     """The text goes on from the prompt's text, and keeps a leading space."""
-    eos_ids: frozenset[int] | None = None
-    """Tokens that end it; the tokenizer's if not given."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ class Task(Row):
     """A job under way: a row that emits what becomes certain. `emit` is called in the engine's thread, and must not wait."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, emit: Callable[[Chunk], None], deadline: float) -> None:
-        super().__init__(
-            tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.stop, job.continues, job.n_top, job.eos_ids
-        )
+        super().__init__(tokenizer, job.prompt, job.max_new_tokens, job.sampling, job.ending, job.continues, job.n_top)
         self.job, self.emit, self.deadline, self.cancelled, self.closed = job, emit, deadline, False, False
         before = job.prompt if job.continues else []
         self._pieces = None if job.n_top is None else TextStream(tokenizer, (), before)

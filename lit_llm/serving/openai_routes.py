@@ -15,7 +15,8 @@ from lit_llm.serving.errors import Refused, openai_error
 from lit_llm.serving.limits import check_scores
 from lit_llm.serving.openai_requests import ChatRequest, Common, CompletionRequest, Json, chat_logprobs, completion_logprobs
 from lit_llm.serving.response import Answers, EventStream, collect, json_response, prompt_tokens, to_json
-from lit_llm.text.conversation import check_messages, end_ids, prompt_ids, stop_strings
+from lit_llm.text.conversation import check_messages, prompt_ids
+from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -75,8 +76,7 @@ def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: i
     try:
         check_messages([*messages, {"role": "assistant", "content": "an answer"}])
         prompt = prompt_ids(style, engine.tokenizer, messages)
-        stop = [*asked.stop, *stop_strings(style, engine.tokenizer)]
-        eos_ids = end_ids(style, engine.tokenizer)
+        until = ending(style, engine.tokenizer).with_strings(asked.stop)
     except ValueError as error:
         raise Refused(400, str(error), "messages", "invalid_value") from error
     n_new = asked.limit()
@@ -86,10 +86,11 @@ def _chat_jobs(engine: Engine, asked: ChatRequest, style: str, max_new_tokens: i
     n_top = (asked.top_logprobs or 0) if asked.logprobs else None
     if n_top is not None:
         check_scores((asked.n or 1) * n_new, n_top, "top_logprobs")
-    return [Job(prompt, n_new, sampling, stop, n_top, continues=False, eos_ids=eos_ids) for sampling in asked.samplings()]
+    return [Job(prompt, n_new, sampling, until, n_top, continues=False) for sampling in asked.samplings()]
 
 
 def _completion_jobs(engine: Engine, asked: CompletionRequest, max_new_tokens: int) -> list[Job]:
+    until = raw_ending(engine.tokenizer).with_strings(asked.stop)
     n_new = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
     score_prompt = bool(asked.echo) and asked.logprobs is not None
     jobs = []
@@ -102,7 +103,7 @@ def _completion_jobs(engine: Engine, asked: CompletionRequest, max_new_tokens: i
             raise Refused(400, "the prompt is empty, or one of its tokens does not exist", "prompt", "invalid_value")
         _check_room(engine, "prompt", len(ids), n_new, max_new_tokens)
         jobs += [  # a prompt is scored once
-            Job(ids, n_new, sampling, asked.stop, asked.logprobs, score_prompt and i == 0)
+            Job(ids, n_new, sampling, until, asked.logprobs, score_prompt and i == 0)
             for i, sampling in enumerate(asked.samplings())
         ]
     if asked.logprobs is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
+from lit_llm.text.styles import STYLES, Message, Style, split_system
 from lit_llm.text.tokenizer import Tokenizer
 
 TrainOn = Literal["all", "last"]
@@ -184,14 +184,6 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int]
     return ids, trained
 
 
-def stop_strings(style: str, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Texts that end an answer in the style of a name, beside EOS: a further turn's beginning, and a closing in plain text."""
-    found = prompt_style(style, tokenizer)
-    closing = closing_of(found, tokenizer.special_tokens).strip()
-    is_plain = bool(closing) and bool(tokenizer.decode(tokenizer.encode_more(closing)[:1]))  # special tokens are not decoded
-    return (*(found.stop if isinstance(found, Turns) else ()), *([closing] if is_plain else []))
-
-
 def prompt_ids(style: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids that a model is given to answer a conversation, in the style of a name."""
     ids, _ = encode(prompt(prompt_style(style, tokenizer), messages, tokenizer.special_tokens), tokenizer)
@@ -200,12 +192,3 @@ def prompt_ids(style: str, tokenizer: Tokenizer, messages: Sequence[Message]) ->
     if not ids:
         raise ValueError("the prompt is empty and this tokenizer has no BOS to start from. Give a --prompt")
     return ids
-
-
-def end_ids(style: str, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: EOS, and the special token with which the style closes a turn, as `<|im_end|>`."""
-    answer = "the answer"
-    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    rendered = prompt_style(style, tokenizer).render(turns, False, tokenizer.special_tokens)
-    closing = tokenizer.encode_more(rendered.rpartition(answer)[2].strip())[:1]
-    return tokenizer.eos_ids if tokenizer.decode(closing) else tokenizer.eos_ids.union(closing)

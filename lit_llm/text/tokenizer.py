@@ -37,7 +37,6 @@ class Tokenizer:
 
     Attributes:
         bos_id, eos_id: Ids of the special tokens, or None where the checkpoint names none.
-        eos_ids: All ids that end a generation (`generation_config.json` may list several).
         adds_bos: Whether `encode` puts BOS first by default: `add_bos_token` of `tokenizer_config.json`, else the
             post-processor of `tokenizer.json`. (transformers 5 ignores `add_bos_token` beside a `tokenizer.json`, and then
             leaves out the BOS that transformers 4 put before the same checkpoint's prompts.)
@@ -80,7 +79,7 @@ class Tokenizer:
         listed = {name: _id_list(generation, name) or _id_list(model, name) for name in ("bos_token_id", "eos_token_id")}
         self.bos_id = self._special_id("bos", config, listed["bos_token_id"])
         self.eos_id = self._special_id("eos", config, listed["eos_token_id"])
-        self.eos_ids = frozenset(i for i in (self.eos_id, *listed["eos_token_id"]) if i is not None)
+        self._eos_ids = frozenset(i for i in (self.eos_id, *listed["eos_token_id"]) if i is not None)
         adds_bos = config.get("add_bos_token")
         if adds_bos is None:
             adds_bos = self._backend.adds_bos(self.bos_id)
@@ -96,6 +95,11 @@ class Tokenizer:
         self.chat_template = _chat_template(folder, config)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """All tokens that end a text (`generation_config.json` may list several)."""
+        return self._eos_ids
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
         """Token ids of `text`, in which the text of a special token stands for that token.

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.data.records import Record, answer_of, asked
-from lit_llm.generation.generate import Completion, generate
+from lit_llm.generation.decode import Completion
+from lit_llm.generation.generate import generate_batch
+from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.text.conversation import prompt_ids, stop_strings
+from lit_llm.text.conversation import prompt_ids
+from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.training.saves import State
 
@@ -25,7 +28,7 @@ class Answers:
         fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
-        self.stop = stop_strings(style, tokenizer)
+        self.ending = ending(style, tokenizer)
 
     def make(self) -> list[Completion]:
         """Greedy answers, in batches of 32."""
@@ -33,8 +36,8 @@ class Answers:
         found: list[Completion] = []
         for i in range(0, len(self.prompts), 32):
             batch = self.prompts[i : i + 32]
-            found += generate(
-                self.model, self.tokenizer, batch, max_new_tokens=self.max_new_tokens, temperature=0, stop=self.stop
+            found += generate_batch(
+                self.model, self.tokenizer, batch, self.max_new_tokens, Sampling(temperature=0), self.ending
             )
         return found
 

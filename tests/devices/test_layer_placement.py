@@ -26,6 +26,7 @@ from lit_llm.methods.lora import LoRA, merge
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import quantize_linears
+from lit_llm.text.ending import Ending
 
 FIRST, SECOND = (torch.device(NAME, i) for i in range(2))
 
@@ -100,7 +101,7 @@ def test_adapters_lie_where_their_layers_do(checkpoint, method, tmp_path):
 def test_a_draft_writes_what_the_model_does(tmp_path):
     make_checkpoint(tmp_path, num_hidden_layers=3)
     one, two = load_model(tmp_path), load_model(tmp_path, [FIRST, SECOND])
-    row = Row(NoText(), [1, 5, 9], N_NEW, Sampling(0.0))
+    row = Row(NoText(), [1, 5, 9], N_NEW, Sampling(0.0), Ending())
     for _ in continue_drafted(two, load_model(tmp_path, FIRST), row):
         pass
     assert [row.completion().ids] == greedy(one, [[1, 5, 9]], N_NEW)

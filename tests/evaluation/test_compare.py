@@ -14,7 +14,8 @@ import lit_llm
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.evaluation.compare import compare, paired_bootstrap
 from lit_llm.generation.generate import generate
-from lit_llm.text.conversation import prompt_ids, stop_strings
+from lit_llm.text.conversation import prompt_ids
+from lit_llm.text.ending import ending
 
 
 def test_the_interval_equals_that_of_another_resampling():
@@ -69,7 +70,7 @@ def test_of_a_conversation_the_last_answer_is_asked_for_and_texts_have_a_loss_al
     turns.append({"role": "user", "content": "and the bird"})
     (made,) = generate(
         model, tokenizer, [prompt_ids("vicuna", tokenizer, turns)], max_new_tokens=8, temperature=0,
-        stop=stop_strings("vicuna", tokenizer),
+        ending=ending("vicuna", tokenizer),
     )  # fmt: skip
     chat = {"messages": [*turns, {"role": "assistant", "content": made.text.strip() or "-"}]}
     data = data_of(tmp_path / "chats", chat, {"text": "the red cat sees"})

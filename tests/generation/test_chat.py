@@ -25,7 +25,8 @@ from lit_llm.data.records import read_records
 from lit_llm.generation.chat import Conversation, chat
 from lit_llm.generation.generate import generate
 from lit_llm.methods.lora import LoRA
-from lit_llm.text.conversation import end_ids, prompt_ids
+from lit_llm.text.conversation import prompt_ids
+from lit_llm.text.ending import ending
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +139,13 @@ def test_the_token_that_closes_a_turn_ends_an_answer(tmp_path):
     """As with Qwen's base models, whose texts end with another token than their answers."""
     make_tokenizer(tmp_path)
     plain = lit_llm.Tokenizer(tmp_path)
-    assert end_ids("chatml", plain) == end_ids("vicuna", plain) == plain.eos_ids
+    assert ending("chatml", plain).ids == ending("vicuna", plain).ids == plain.eos_ids
     extended = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
     extended.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     extended.save(str(tmp_path / "tokenizer.json"))
     tokenizer = lit_llm.Tokenizer(tmp_path)
-    assert end_ids("chatml", tokenizer) == tokenizer.eos_ids | {extended.token_to_id("<|im_end|>")}
-    assert end_ids("vicuna", tokenizer) == tokenizer.eos_ids
+    assert ending("chatml", tokenizer).ids == tokenizer.eos_ids | {extended.token_to_id("<|im_end|>")}
+    assert ending("vicuna", tokenizer).ids == tokenizer.eos_ids
 
 
 class Terminal:

@@ -5,6 +5,7 @@ from tiny import hf_model, make_checkpoint
 import lit_llm
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.generation.generate import generate
+from lit_llm.text.ending import Ending
 from lit_llm.text.tokenizer import Tokenizer
 
 FAMILIES = {
@@ -29,18 +30,13 @@ def greedy(theirs, ids, n):
     return new[0, ids.size(1) :].tolist()
 
 
-class NoEnd(Tokenizer):
-    """A tokenizer with which nothing ends a text."""
-
-    def __init__(self, folder):
-        super().__init__(folder)
-        self.eos_ids = frozenset()
+NEVER = Ending()
 
 
 def test_greedy_generation_equals_transformers_for_64_tokens(models):
     folder, theirs = models
     prompt = torch.randint(2, 320, (11,), generator=torch.Generator().manual_seed(1)).tolist()
-    (found,) = generate(load_model(folder), NoEnd(folder), [prompt], max_new_tokens=64, temperature=0)
+    (found,) = generate(load_model(folder), Tokenizer(folder), [prompt], max_new_tokens=64, temperature=0, ending=NEVER)
     assert found.ids == greedy(theirs, prompt, 64)
 
 
@@ -48,7 +44,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(models):
     folder, theirs = models
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(2, 320, (n,), generator=generator).tolist() for n in (3, 29, 1, 12)]
-    found = generate(load_model(folder), NoEnd(folder), prompts, max_new_tokens=20, temperature=0)
+    found = generate(load_model(folder), Tokenizer(folder), prompts, max_new_tokens=20, temperature=0, ending=NEVER)
     for prompt, completion in zip(prompts, found, strict=True):
         assert completion.ids == greedy(theirs, prompt, 20)
 
@@ -57,7 +53,7 @@ def test_cached_generation_equals_generation_without_the_cache(models):
     folder, _ = models
     model = load_model(folder)
     ids = list(range(5, 12))
-    (found,) = generate(model, NoEnd(folder), [ids], max_new_tokens=64, temperature=0)
+    (found,) = generate(model, Tokenizer(folder), [ids], max_new_tokens=64, temperature=0, ending=NEVER)
     with torch.no_grad():
         for _ in range(64):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
@@ -66,11 +62,10 @@ def test_cached_generation_equals_generation_without_the_cache(models):
 
 def test_generation_ends_at_eos_and_leaves_it_out(checkpoint):
     model, tokenizer = lit_llm.load(checkpoint)
-    free = NoEnd(checkpoint)
-    (long,) = generate(model, free, ["the red cat"], max_new_tokens=30, temperature=0)
+    (long,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=30, temperature=0, ending=NEVER)
     stop = long.ids[12]
-    tokenizer.eos_ids = frozenset([stop])
-    (found,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=30, temperature=0)
+    until = Ending(frozenset([stop]))
+    (found,) = generate(model, tokenizer, ["the red cat"], max_new_tokens=30, temperature=0, ending=until)
     assert found.ids == long.ids[: long.ids.index(stop)]
     assert found.ended
     assert not long.ended
@@ -95,13 +90,13 @@ def test_a_prompt_beyond_the_context_is_refused(checkpoint):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        (["a"], {"max_new_tokens": -1}, "max_new_tokens and n_top must be at least 0, found -1"),
+        (["a"], {"max_new_tokens": -1}, "`max_new_tokens` and `n_top` must be at least 0, found -1"),
         (["a"], {"temperature": float("nan")}, "`temperature` must be 0 or"),
-        ([[]], {}, r"prompts\[0\] has no tokens"),
-        (["a", []], {}, r"prompts\[1\] has no tokens"),
-        ([[5, 10**6]], {}, r"prompts\[0\] has no tokens, or one that the model does not have"),
-        ("abc", {}, "are lists of texts, not a text"),
-        (["a"], {"stop": "\n"}, "are lists of texts, not a text"),
+        ([[]], {}, r"`prompts`\[0\] has no tokens"),
+        (["a", []], {}, r"`prompts`\[1\] has no tokens"),
+        ([[5, 10**6]], {}, r"`prompts`\[0\] has no tokens, or one that the model does not have"),
+        ("abc", {}, "must be lists of strings, not a string"),
+        (["a"], {"stop": "\n"}, "must be lists of strings, not a string"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(checkpoint, prompts, options, message):

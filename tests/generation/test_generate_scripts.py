@@ -13,7 +13,7 @@ from lit_llm.args.generate import GenerateArgs, LoRAGenerateArgs, ModelArgs
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.cli import DEMO
-from lit_llm.generation import answer_prompts
+from lit_llm.generation import answer_prompts, load_from_options
 from lit_llm.generation.generate import encode_prompt, generate
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.lora import LoRA
@@ -141,7 +141,7 @@ def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, ca
     answer_prompts.answer(LoRAGenerateArgs(adapter_dir=folder, **options))
     with pytest.raises(ValueError, match="other options"):  # rounded otherwise
         answer_prompts.answer(LoRAGenerateArgs(adapter_dir=folder, **{**options, "merge": False}))
-    model, _, _ = answer_prompts.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
+    model, _, _ = load_from_options.load_args(ModelArgs(adapter_dir=folder, merge=True, accelerator="cpu"))
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -183,14 +183,14 @@ def test_a_prompt_is_printed_as_it_was_given(run, demo, shared_data):
 def test_what_is_not_lora_cannot_be_merged(checkpoint, tmp_path):
     folder = make_adapter(tmp_path / "v2", AdapterV2(start_layer=1), checkpoint)
     with pytest.raises(ValueError, match="--merge is for LoRA"):
-        answer_prompts.load_args(ModelArgs(adapter_dir=folder, merge=True))
+        load_from_options.load_args(ModelArgs(adapter_dir=folder, merge=True))
 
 
 def test_weights_are_laid_out_by_columns_where_memory_allows(monkeypatch, capsys):
-    model, _, _ = answer_prompts.load_args(ModelArgs(accelerator="cpu"))
+    model, _, _ = load_from_options.load_args(ModelArgs(accelerator="cpu"))
     assert not model.h[0].mlp.up.weight.is_contiguous()
-    monkeypatch.setattr(answer_prompts, "available_bytes", lambda device: 10**6)
-    model, _, _ = answer_prompts.load_args(ModelArgs(accelerator="cpu"))
+    monkeypatch.setattr(load_from_options, "available_bytes", lambda device: 10**6)
+    model, _, _ = load_from_options.load_args(ModelArgs(accelerator="cpu"))
     assert model.h[0].mlp.up.weight.is_contiguous()
     assert "too little memory" in capsys.readouterr().err
 

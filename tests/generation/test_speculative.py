@@ -16,6 +16,7 @@ from lit_llm.generation.decode import Row
 from lit_llm.generation.generate import generate
 from lit_llm.generation.sampling import Sampling
 from lit_llm.generation.speculative import continue_drafted, judge
+from lit_llm.text.ending import Ending
 
 CRITICAL = {4: 18.5, 7: 24.3, 24: 51.2}  # of chi-square by degrees of freedom, at a probability of 0.001
 SOME = [c for c in CASES if c.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "mixtral")]
@@ -40,7 +41,7 @@ def test_greedy_text_is_that_of_the_model_alone(case, tmp_path):
         prompt = random_ids(case, n_prompt).tolist()
         (alone,) = generate(model, NoText(), [prompt], max_new_tokens=n_new, temperature=0)
         for draft in (same, noisy):
-            row = Row(NoText(), prompt, n_new, Sampling(0.0))
+            row = Row(NoText(), prompt, n_new, Sampling(0.0), Ending())
             assert not "".join(continue_drafted(model, draft, row))
             assert row.completion().ids == alone.ids
 
@@ -54,7 +55,7 @@ def test_a_draft_that_is_right_saves_passes_of_the_model(tmp_path, monkeypatch):
         monkeypatch.setattr(
             model, "hidden", lambda *args, hidden=hidden, calls=calls, **how: (calls.append(1), hidden(*args, **how))[1]
         )
-        for _ in continue_drafted(model, draft, Row(NoText(), [5, 6, 7], 40, Sampling(0.0))):
+        for _ in continue_drafted(model, draft, Row(NoText(), [5, 6, 7], 40, Sampling(0.0), Ending())):
             pass
         passes.append(len(calls))
     assert passes[0] == 8  # 4 guesses and a token of its own each time
@@ -89,7 +90,7 @@ def test_sampled_pairs_have_the_distribution_of_the_model(tmp_path):
     model, _, noisy = make_models(case, tmp_path, vocab_size=5, sizes=sizes)
     prompt, counts, n = [3, 1, 4], torch.zeros(25), 3000
     for seed in range(n):
-        row = Row(NoText(), prompt, 3, Sampling(0.7, seed=seed))
+        row = Row(NoText(), prompt, 3, Sampling(0.7, seed=seed), Ending())
         for _ in continue_drafted(model, noisy, row):
             pass
         counts[row.ids[3] * 5 + row.ids[4]] += 1

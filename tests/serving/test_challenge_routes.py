@@ -232,7 +232,7 @@ def test_scores_are_those_of_the_model(served, server):
         assert max(token["top_logprob"].values()) == pytest.approx(log_probs[i].max().item(), abs=1e-4)
 
 
-def test_an_answer_ends_at_eos(served, server):
+def test_an_answer_ends_at_eos(served, server, monkeypatch):
     _, _, model, tokenizer = served
     whole = server.process(max_new_tokens=20)
     plain = lit_llm.Tokenizer.encode  # what the model makes of the prompt, token by token
@@ -240,11 +240,8 @@ def test_an_answer_ends_at_eos(served, server):
     with torch.no_grad():
         for _ in range(6):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    before, tokenizer.eos_ids = tokenizer.eos_ids, frozenset([ids[-1]])
-    try:
-        answer = server.process(max_new_tokens=20)
-    finally:
-        tokenizer.eos_ids = before
+    monkeypatch.setattr("lit_llm.text.tokenizer.Tokenizer.eos_ids", frozenset([ids[-1]]))
+    answer = server.process(max_new_tokens=20)
     first = ids.index(ids[-1], len(plain(tokenizer, STORY))) - len(plain(tokenizer, STORY))
     assert len(answer["tokens"]) == first
     assert whole["text"].startswith(answer["text"].rstrip("\ufffd"))

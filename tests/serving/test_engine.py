@@ -17,6 +17,9 @@ from lit_llm.generation.decode import TokenScore
 from lit_llm.generation.generate import generate
 from lit_llm.generation.sampling import Sampling
 from lit_llm.serving.engine import ClosedError, Engine, Job, QueueFullError, Task
+from lit_llm.text.ending import Ending, raw_ending
+
+EOS = Ending(frozenset([1]))  # of the demo's tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def prompts(tokenizer, n, seed=0):
 def test_answers_in_a_batch_are_those_of_each_prompt_alone(demo, make_engine):
     """60 jobs of all lengths through 4 places, greedy and sampled."""
     jobs = [
-        Job(ids, random.Random(i).randint(1, 60), Sampling(temperature=0.0 if i % 2 else 0.9, seed=i), continues=False)
+        Job(ids, random.Random(i).randint(1, 60), Sampling(temperature=0.0 if i % 2 else 0.9, seed=i), EOS, continues=False)
         for i, ids in enumerate(prompts(demo[1], 60))
     ]
     for job, chunks in zip(jobs, run(make_engine(), jobs), strict=True):
@@ -82,7 +85,7 @@ def test_answers_in_a_batch_are_those_of_each_prompt_alone(demo, make_engine):
 
 
 def test_scores_in_a_batch_are_those_of_each_prompt_alone(demo, make_engine):
-    jobs = [Job(ids, 12, Sampling(0.0), n_top=n % 4) for n, ids in enumerate(prompts(demo[1], 8, seed=1))]
+    jobs = [Job(ids, 12, Sampling(0.0), EOS, n_top=n % 4) for n, ids in enumerate(prompts(demo[1], 8, seed=1))]
     for job, chunks in zip(jobs, run(make_engine(), jobs), strict=True):
         (alone,) = generate(*demo, [job.prompt], max_new_tokens=12, temperature=0, n_top=job.n_top)
         tokens = [token for chunk in chunks for token in chunk.tokens]
@@ -99,7 +102,7 @@ def test_a_model_with_a_window_answers_as_alone(tmp_path, make_engine):
     model, tokenizer = lit_llm.load(folder)
     draw = torch.Generator().manual_seed(3)
     ids = [torch.randint(2, 300, (n,), generator=draw).tolist() for n in (3, 40, 16, 17, 90, 5, 15)]
-    jobs = [Job(prompt, 10 + 5 * i, Sampling(0.0), continues=False) for i, prompt in enumerate(ids)]
+    jobs = [Job(prompt, 10 + 5 * i, Sampling(0.0), raw_ending(tokenizer), continues=False) for i, prompt in enumerate(ids)]
     for job, chunks in zip(jobs, run(make_engine(model, tokenizer, max_batch_size=3), jobs), strict=True):
         (alone,) = generate(model, tokenizer, [job.prompt], max_new_tokens=job.max_new_tokens, temperature=0)
         assert text_of(chunks) == alone.text
@@ -115,9 +118,8 @@ def test_a_row_that_grows_beyond_the_short_table_of_longrope_answers_as_alone(tm
     (tmp_path / "generation_config.json").unlink()
     reference.generation_config.eos_token_id = None
     model, tokenizer = lit_llm.load(tmp_path)
-    tokenizer.eos_ids = frozenset()
     ids = [row[:n].tolist() for row, n in zip(torch.randint(2, 300, (3, 20)), (5, 12, 20), strict=True)]
-    jobs = [Job(prompt, 24, Sampling(0.0), continues=False) for prompt in ids]
+    jobs = [Job(prompt, 24, Sampling(0.0), Ending(), continues=False) for prompt in ids]
     for job, chunks in zip(jobs, run(make_engine(model, tokenizer), jobs), strict=True):
         theirs = reference.generate(torch.tensor([job.prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)
         assert text_of(chunks) == tokenizer.decode(theirs[0, len(job.prompt) :].tolist())
@@ -126,10 +128,10 @@ def test_a_row_that_grows_beyond_the_short_table_of_longrope_answers_as_alone(tm
 def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, make_engine):
     engine = make_engine()
     (ids,) = prompts(demo[1], 1, seed=5)
-    (whole,) = run(engine, [Job(ids, 40, Sampling(0.0))])
+    (whole,) = run(engine, [Job(ids, 40, Sampling(0.0), EOS)])
     for start in range(3, 30, 4):
         stop = text_of(whole)[start : start + 9]
-        (chunks,) = run(engine, [Job(ids, 40, Sampling(0.0), [stop, "never there"], n_top=1)])
+        (chunks,) = run(engine, [Job(ids, 40, Sampling(0.0), EOS.with_strings([stop, "never there"]), n_top=1)])
         expected = text_of(whole)[: text_of(whole).index(stop)]
         assert text_of(chunks) == expected
         assert "".join(token.text for chunk in chunks for token in chunk.tokens) == expected
@@ -143,7 +145,9 @@ def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, ma
 @pytest.mark.parametrize("n_bytes", [1, 2, 3])
 def test_tokens_join_to_a_text_that_ends_within_a_character(demo, n_bytes, stop):
     tokenizer, chunks = demo[1], []
-    task = Task(Job(tokenizer.encode("a"), 20, stop=stop, n_top=0), tokenizer, chunks.append, deadline=1e9)
+    task = Task(
+        Job(tokenizer.encode("a"), 20, Sampling(), EOS.with_strings(stop), n_top=0), tokenizer, chunks.append, deadline=1e9
+    )
     ids = [*tokenizer.encode_more("b🦜")[: 1 + n_bytes], min(tokenizer.eos_ids)]
     for token in ids:
         task.take(token, TokenScore(0.0, {}))
@@ -156,15 +160,15 @@ def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
     engine = make_engine(max_batch_size=1, max_queue=1)
     (ids,) = prompts(demo[1], 1)
     started, chunks = threading.Event(), queue.Queue()
-    long = engine.submit([Job(ids, 100, Sampling(1.0))], lambda i, chunk: started.set())
+    long = engine.submit([Job(ids, 100, Sampling(1.0), EOS)], lambda i, chunk: started.set())
     assert started.wait(30)
-    engine.submit([Job(ids, 3, Sampling(0.0))], lambda i, chunk: chunks.put((i, chunk)))
+    engine.submit([Job(ids, 3, Sampling(0.0), EOS)], lambda i, chunk: chunks.put((i, chunk)))
     with pytest.raises(QueueFullError):
-        engine.submit([Job(ids, 3)], print)
+        engine.submit([Job(ids, 3, Sampling(), EOS)], print)
     engine.cancel(long)
     gather(chunks, 1)
     wait_until(lambda: engine.n_open() == 0)
-    waiting = engine.submit([Job(ids, 100), Job(ids, 100)], lambda i, chunk: None)
+    waiting = engine.submit([Job(ids, 100, Sampling(), EOS), Job(ids, 100, Sampling(), EOS)], lambda i, chunk: None)
     engine.cancel(waiting[1:])
     assert engine.n_open() == 1
     engine.cancel(waiting)
@@ -174,16 +178,12 @@ def test_jobs_that_find_no_place_are_refused_before_anything_is_made_for_them(ma
     engine = make_engine(max_batch_size=1, max_queue=1)
     monkeypatch.setattr(Sampling, "generator", None)
     with pytest.raises(QueueFullError):
-        engine.submit([Job([5], 3)] * 3, print)
+        engine.submit([Job([5], 3, Sampling(), EOS)] * 3, print)
 
 
 def test_a_job_ends_when_its_time_is_over(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
-    endless = copy.copy(demo[1])
-    endless.eos_ids = frozenset()
-    ends = run(
-        make_engine(tokenizer=endless, timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0)) for _ in range(3)]
-    )
+    ends = run(make_engine(timeout=0.02, max_batch_size=1), [Job(ids[:100], 120, Sampling(1.0), Ending()) for _ in range(3)])
     assert {chunks[-1].finish for chunks in ends} == {"timeout"}
 
 
@@ -196,7 +196,7 @@ def test_a_job_counts_once_while_its_first_token_comes(demo, make_engine):
         if chunk.finish:
             done.set()
 
-    engine.submit([Job(ids, 1, Sampling(0.0))], emit)
+    engine.submit([Job(ids, 1, Sampling(0.0), EOS)], emit)
     assert done.wait(30)
     assert set(seen) == {1}
 
@@ -212,7 +212,7 @@ def test_a_job_that_is_cancelled_while_another_is_read_emits_nothing(demo, make_
             engine.cancel(tasks[1:])
         chunks.put((i, chunk))
 
-    tasks += engine.submit([Job(ids, 5, Sampling(0.0), n_top=0, score_prompt=True), Job(ids, 5, Sampling(0.0))], emit)
+    tasks += engine.submit([Job(ids, 5, Sampling(0.0), EOS, n_top=0, score_prompt=True), Job(ids, 5, Sampling(0.0), EOS)], emit)
     submitted.set()
     gather(chunks, 1)
     wait_until(lambda: engine.n_open() == 0)
@@ -223,10 +223,10 @@ def test_a_closed_engine_lets_jobs_end_for_a_while_and_takes_no_more(demo, make_
     (ids,) = prompts(demo[1], 1)
     for grace, finishes in ((30, ("stop", "length")), (0, ("closed",))):
         engine, chunks = make_engine(), queue.Queue()
-        engine.submit([Job(ids, 60, Sampling(1.0, seed=2))], lambda i, chunk, chunks=chunks: chunks.put((i, chunk)))
+        engine.submit([Job(ids, 60, Sampling(1.0, seed=2), EOS)], lambda i, chunk, chunks=chunks: chunks.put((i, chunk)))
         engine.close(grace)
         with pytest.raises(ClosedError):
-            engine.submit([Job(ids, 3)], print)
+            engine.submit([Job(ids, 3, Sampling(), EOS)], print)
         assert gather(chunks, 1)[0][-1].finish in finishes
         engine.join()
 
@@ -235,11 +235,11 @@ def test_a_fault_ends_the_jobs_that_it_hits_and_not_the_engine(demo, make_engine
     """A token beyond the embedding is such a fault: the routes let none through."""
     engine = make_engine()
     (ids,) = prompts(demo[1], 1)
-    bad, good = run(engine, [Job([10**6], 5, Sampling(0.0)), Job(ids, 5, Sampling(0.0))])
+    bad, good = run(engine, [Job([10**6], 5, Sampling(0.0), EOS), Job(ids, 5, Sampling(0.0), EOS)])
     assert bad[-1].finish == "error"
     assert good[-1].finish == "length"
     assert "IndexError" in capfd.readouterr().err
-    assert run(engine, [Job(ids, 5, Sampling(0.0))])[0][-1].finish == "length"
+    assert run(engine, [Job(ids, 5, Sampling(0.0), EOS)])[0][-1].finish == "length"
 
 
 def test_a_fault_in_writing_one_job_ends_no_other(demo, make_engine, capfd):
@@ -252,7 +252,7 @@ def test_a_fault_in_writing_one_job_ends_no_other(demo, make_engine, capfd):
             raise ArithmeticError("as if")
         chunks.put((i, chunk))
 
-    engine.submit([Job(ids, n, Sampling(0.0)) for n in (2, 8, 8)], emit)
+    engine.submit([Job(ids, n, Sampling(0.0), EOS) for n in (2, 8, 8)], emit)
     ends = [of_one[-1].finish for of_one in gather(chunks, 3)]
     assert ends == ["length", "error", "length"]
     wait_until(lambda: engine.n_open() == 0)
@@ -267,7 +267,7 @@ def test_a_job_whose_logits_are_not_finite_fails_alone(demo, make_engine, capfd,
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
     model.wte.weight[1500] = float("nan")
     ids, more = prompts(demo[1], 2)
-    jobs = [Job(ids[:20], 8, Sampling(0.7), **options), Job((ids + more)[:150], 20, Sampling(0.7), **options)]
+    jobs = [Job(ids[:20], 8, Sampling(0.7), EOS, **options), Job((ids + more)[:150], 20, Sampling(0.7), EOS, **options)]
     engine = make_engine(model)
     expected = [text_of(chunks) for chunks in run(make_engine(), jobs)]
     for bad in ([1500, *ids], [*ids, *more, 1500]):

@@ -2,6 +2,7 @@
 
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.sampling import Sampling
+from lit_llm.text.ending import Ending
 
 N_NEW = 24
 
@@ -23,7 +24,7 @@ class NoText:
 
 def continued(model, prompts, **options):
     """New tokens of a batch of three places, which rows leave and join."""
-    rows = [Row(NoText(), prompt, N_NEW, Sampling(0.0)) for prompt in prompts]
+    rows = [Row(NoText(), prompt, N_NEW, Sampling(0.0), Ending()) for prompt in prompts]
     for _ in continue_rows(Batch[Row](model, 3, 20 + N_NEW, **options), rows):
         pass
     return [row.completion().ids for row in rows]

@@ -9,7 +9,8 @@ from tiny import make_tokenizer
 
 from lit_llm.data.examples import tokenize
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.conversation import check_messages, conversation, encode, prompt, prompt_ids, prompt_style, stop_strings
+from lit_llm.text.conversation import check_messages, conversation, encode, prompt, prompt_ids, prompt_style
+from lit_llm.text.ending import ending
 from lit_llm.text.styles import STYLES
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -276,7 +277,7 @@ def test_a_stop_string_is_where_the_next_turn_begins(name, checkpoint):
     tokenizer = Tokenizer(checkpoint)
     style, tokens = prompt_style(name, tokenizer), tokenizer.special_tokens
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    stop = stop_strings(name, tokenizer)
+    stop = ending(name, tokenizer).strings
     behind = (
         style.render([*turns, turns[0]], True, tokens)[len(style.render(turns[:1], True, tokens)) :].lstrip().removeprefix("b")
     )
@@ -289,8 +290,8 @@ def test_a_stop_string_is_where_the_next_turn_begins(name, checkpoint):
 def test_a_special_token_that_closes_a_turn_is_no_stop_string(tmp_path):
     """It is never decoded; a tokenizer without it writes it in letters, which are."""
     make_tokenizer(tmp_path)
-    assert stop_strings("chatml", Tokenizer(tmp_path)) == ("<|im_end|>",)
+    assert ending("chatml", Tokenizer(tmp_path)).strings == ("<|im_end|>",)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "additional_special_tokens": ["<|im_end|>"]}))
-    assert stop_strings("chatml", Tokenizer(tmp_path)) == ()
-    assert stop_strings("falcon_instruct", Tokenizer(tmp_path)) == ("\nUser:",)
+    assert ending("chatml", Tokenizer(tmp_path)).strings == ()
+    assert ending("falcon_instruct", Tokenizer(tmp_path)).strings == ("\nUser:",)
