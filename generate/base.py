@@ -5,9 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: GenerateArgs) -> None:
-    from lit_llm.generation.answer_prompts import complete
+    from lit_llm.generation.answer_prompts import continue_prompts
 
-    complete(args)
+    continue_prompts(args)
 
 
 if __name__ == "__main__":

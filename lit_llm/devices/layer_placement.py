@@ -19,7 +19,7 @@ from lit_llm.ranks import n_started
 Strategy = Literal["tensor", "layers"]
 
 
-def choose_strategy(
+def choose_inference_strategy(
     asked: InferenceStrategy,
     config: Config,
     device: torch.device,

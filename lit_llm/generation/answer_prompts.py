@@ -14,7 +14,7 @@ from lit_llm.cli import DEMO
 from lit_llm.files import read_json_object
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
-from lit_llm.generation.load_from_options import _load
+from lit_llm.generation.load_from_options import load_for_inference
 from lit_llm.generation.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
 from lit_llm.generation.sampling import Sampling
 from lit_llm.generation.speculative import check_draft, continue_drafted
@@ -28,10 +28,10 @@ from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
 
 
-def complete(args: GenerateArgs) -> None:
+def continue_prompts(args: GenerateArgs) -> None:
     """Print each prompt and what follows it, once per sample."""
     prompts = _prompts(args)
-    model, tokenizer = _load(args, args.checkpoint_dir or DEMO / "checkpoint", None)
+    model, tokenizer = load_for_inference(args, args.checkpoint_dir or DEMO / "checkpoint", None)
     _write(args, prompts, _encode(args, model, prompts, lambda p: encode_prompt(tokenizer, as_text(p))), model, tokenizer, None)
 
 
@@ -39,8 +39,8 @@ def answer(args: AdapterGenerateArgs) -> None:
     """Print the answer to each instruction, asked in the style that the adapter was trained with, once per sample."""
     prompts = _prompts(args)
     about = read_adapter(args.adapter_dir)
-    model, tokenizer = _load(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    _answer(args, prompts, model, tokenizer, about["prompt_style"])
+    model, tokenizer = load_for_inference(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
+    _answer_in_style(args, prompts, model, tokenizer, about["prompt_style"])
 
 
 def answer_finetuned(args: FullGenerateArgs) -> None:
@@ -52,11 +52,11 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             f"{args.checkpoint_dir} has no finetuned.json, which finetune/full.py and scripts/merge_lora.py write. Use "
             "generate/base.py for a plain model, generate/lora.py --adapter_dir for an adapter"
         )
-    model, tokenizer = _load(args, args.checkpoint_dir, None)
-    _answer(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"])
+    model, tokenizer = load_for_inference(args, args.checkpoint_dir, None)
+    _answer_in_style(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"])
 
 
-def _answer(
+def _answer_in_style(
     args: AdapterGenerateArgs | FullGenerateArgs, prompts: Sequence[Prompt], model: GPT, tokenizer: Tokenizer, style: str
 ) -> None:
     encoded = _encode(args, model, prompts, lambda p: prompt_ids(style, tokenizer, as_messages(p, args.input)))
@@ -97,7 +97,7 @@ def _write(
     """Answer the prompts in a style, or without one continue them. What is done is written in the order of the prompts."""
     until = (raw_ending(tokenizer) if style is None else ending(style, tokenizer)).with_strings(args.stop)
     n, total = args.num_samples, len(prompts) * args.num_samples
-    draft = None if args.draft_checkpoint_dir is None else _load(args, args.draft_checkpoint_dir, None)
+    draft = None if args.draft_checkpoint_dir is None else load_for_inference(args, args.draft_checkpoint_dir, None)
     file, keys = None, []
     if args.output_file is not None:
         keys = _keys(args, model, None if draft is None else draft[0], encoded)

@@ -115,22 +115,22 @@ class Batch(Generic[R]):
         self._compiled: Callable[..., Tensor] | None = compiled_step(model, self.cache) if compile else None
 
     @torch.inference_mode()
-    def join(self, rows: Sequence[R]) -> Tensor:
+    def prefill(self, rows: Sequence[R]) -> Tensor:
         """Read the prompts of rows that are new here. Returns the hidden states (B, C) at their ends."""
         prompts, start = [row.ids for row in rows], len(self.rows)
         assert start + len(rows) <= self.size
         if start == 0:
-            hidden = read(self.model, self.cache, prompts)
+            hidden = prefill(self.model, self.cache, prompts)
         else:
             fresh = make_cache(self.model, len(rows), max(map(len, prompts)))
-            hidden = read(self.model, fresh, prompts)
+            hidden = prefill(self.model, fresh, prompts)
             for i in range(len(rows)):
                 self.cache.put(start + i, fresh, i)
         self.rows += rows
         return hidden
 
     @torch.inference_mode()
-    def step(self) -> Tensor:
+    def decode_step(self) -> Tensor:
         """Hidden states (B, C) after the last token of each row, which the cache lacks.
 
         LongRoPE turns a long sequence by another table than a short one: a row that becomes long is computed anew, as the Phi
@@ -138,12 +138,12 @@ class Batch(Generic[R]):
         there.
         """
         tokens, positions = [row.ids[-1] for row in self.rows], [len(row.ids) - 1 for row in self.rows]
-        hidden = next_hidden(self.model, self.cache, tokens, positions, self._compiled)
+        hidden = decode_step(self.model, self.cache, tokens, positions, self._compiled)
         if self.model.rope is not None and self.model.rope.switch is not None:
             for i, row in enumerate(self.rows):
                 if len(row.ids) == self.model.rope.switch + 1:
                     fresh = make_cache(self.model, 1, len(row.ids))
-                    hidden[i] = read(self.model, fresh, [row.ids])[0]
+                    hidden[i] = prefill(self.model, fresh, [row.ids])[0]
                     self.cache.put(i, fresh)
         return hidden
 
@@ -172,9 +172,9 @@ def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]
         joining = list(islice(waiting, batch.size - len(batch.rows)))
         if not joining and not batch.rows:
             return
-        hidden = batch.join(joining) if joining else batch.step()
+        hidden = batch.prefill(joining) if joining else batch.decode_step()
         taking = joining or list(batch.rows)
-        for row, (token, score) in zip(taking, choose(batch.model, hidden, taking), strict=True):
+        for row, (token, score) in zip(taking, sample_next(batch.model, hidden, taking), strict=True):
             if token < 0:
                 raise ValueError(NOT_FINITE)
             yield row, row.take(token, score)
@@ -187,7 +187,7 @@ def make_cache(model: GPT, size: int, max_length: int, int8: bool = False) -> KV
 
 
 @torch.inference_mode()
-def read(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Fill the first rows of a cache with prompts, and return the hidden states (B, C) at their ends."""
     device = model.device
     ends = torch.tensor([len(p) for p in prompts], device=device)
@@ -199,7 +199,7 @@ def read(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor
 
 
 @torch.inference_mode()
-def next_hidden(
+def decode_step(
     model: GPT,
     cache: KVCache,
     tokens: Sequence[int],
@@ -227,7 +227,7 @@ def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
 
 
 @torch.inference_mode()
-def choose(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[int, TokenScore | None]]:
+def sample_next(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[int, TokenScore | None]]:
     """The next token of each row, drawn as the row says, and its score if the row asks for it, from hidden states (B, C).
 
     The token is -1 where the logits of the row are not finite.

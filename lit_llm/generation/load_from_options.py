@@ -13,7 +13,7 @@ from lit_llm.checkpoint.adapters import read_adapter
 from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.read import expected_shapes, read_config
 from lit_llm.cli import DEMO
-from lit_llm.devices.layer_placement import choose_strategy
+from lit_llm.devices.layer_placement import choose_inference_strategy
 from lit_llm.devices.tensor_parallel import join, split
 from lit_llm.memory import available_bytes
 from lit_llm.methods.lora import merge
@@ -30,10 +30,10 @@ def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
     if checkpoint_dir is None and args.adapter_dir is not None:
         checkpoint_dir = Path(read_adapter(args.adapter_dir)["base_checkpoint_dir"])
     checkpoint_dir = checkpoint_dir or DEMO / "checkpoint"
-    return *_load(args, checkpoint_dir, args.adapter_dir), checkpoint_dir
+    return *load_for_inference(args, checkpoint_dir, args.adapter_dir), checkpoint_dir
 
 
-def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
+def load_for_inference(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
     """A model whose weights are laid out for decoding on its device, and its tokenizer."""
     device, start, merging = resolve_device(args.accelerator), time.perf_counter(), getattr(args, "merge", False)
     if merging and adapter_dir is not None and (method := read_adapter(adapter_dir)["method"]) != "lora":
@@ -42,7 +42,7 @@ def _load(args: GenerateArgs | ModelArgs, checkpoint_dir: Path, adapter_dir: Pat
     if args.devices > 1:
         asked: InferenceStrategy = getattr(args, "strategy", "layers")
         unmerged, config = adapter_dir is not None and not merging, read_config(checkpoint_dir)
-        strategy, why = choose_strategy(asked, config, device, args.devices, args.quantize, unmerged)
+        strategy, why = choose_inference_strategy(asked, config, device, args.devices, args.quantize, unmerged)
         print(f"strategy: {why}", file=sys.stderr)
     if strategy == "tensor":
         devices = [device := join(args.devices, device)]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_llm.generation.decode import Batch, Row, TokenScore, choose, prompt_scores
+from lit_llm.generation.decode import Batch, Row, TokenScore, prompt_scores, sample_next
 from lit_llm.generation.sampling import NOT_FINITE, Sampling
 from lit_llm.model.gpt import GPT
 from lit_llm.text.ending import Ending
@@ -259,15 +259,15 @@ class Engine:
             task.emit(Chunk(prompt_scores=prompt_scores(self.model, job.prompt, job.n_top or 0)))
         if job.max_new_tokens == 0:
             return task.end("length")
-        self._take([task], self._batch.join([task]))
+        self._take([task], self._batch.prefill([task]))
 
     def _step(self) -> None:
         """One more token for each running job."""
-        self._take(self._batch.rows, self._batch.step())
+        self._take(self._batch.rows, self._batch.decode_step())
 
     def _take(self, tasks: Sequence[Task], hidden: Tensor) -> None:
         """Draw a token for each task from its row of hidden states (B, C); those that are done leave."""
-        for task, (token, score) in zip(list(tasks), choose(self.model, hidden, tasks), strict=True):
+        for task, (token, score) in zip(list(tasks), sample_next(self.model, hidden, tasks), strict=True):
             if token < 0:
                 print(NOT_FINITE, file=sys.stderr)
                 self._batch.cache.clear(self._batch.rows.index(task))

@@ -56,13 +56,13 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
     async def chat(asked: ChatRequest, request: Request) -> Response:
         check(asked, 1)
         jobs = await asyncio.to_thread(_chat_jobs, engine, asked, style, max_new_tokens)
-        return await _answer(request, engine, asked, jobs, Chat(text_of, bool(asked.logprobs)))
+        return await _answer(request, engine, asked, jobs, ChatWriter(text_of, bool(asked.logprobs)))
 
     @router.post("/completions")
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         check(asked, len(asked.prompt))
         jobs = await asyncio.to_thread(_completion_jobs, engine, asked, max_new_tokens)
-        return await _answer(request, engine, asked, jobs, Completion(engine.tokenizer, text_of, asked, jobs))
+        return await _answer(request, engine, asked, jobs, CompletionWriter(engine.tokenizer, text_of, asked, jobs))
 
     return router
 
@@ -125,7 +125,7 @@ def _check_room(engine: Engine, field: str, n_prompt: int, n_new: int, most: int
 
 
 async def _answer(
-    request: Request, engine: Engine, asked: Common, jobs: Sequence[Job], writer: "Chat | Completion"
+    request: Request, engine: Engine, asked: Common, jobs: Sequence[Job], writer: "ChatWriter | CompletionWriter"
 ) -> Response:
     answers = Answers(engine, jobs)
     head = {"id": f"{writer.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": asked.model}
@@ -141,7 +141,7 @@ async def _answer(
 
 
 async def _events(
-    answers: Answers, n_choices: int, writer: "Chat | Completion", head: Json, n_prompt: int | None
+    answers: Answers, n_choices: int, writer: "ChatWriter | CompletionWriter", head: Json, n_prompt: int | None
 ) -> AsyncIterator[str]:
     """Server-sent events; with `n_prompt` one of the usage is the last but for the mark of the end."""
     for i in range(n_choices):
@@ -173,7 +173,7 @@ def _usage(n_prompt: int, n_new: int) -> Json:
     return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
 
-class Chat:
+class ChatWriter:
     """How answers in a chat are written."""
 
     kind, whole_kind, prefix = "chat.completion.chunk", "chat.completion", "chatcmpl"
@@ -197,7 +197,7 @@ class Chat:
         return chat_logprobs(tokens, self._text_of) if self._scored else None
 
 
-class Completion:
+class CompletionWriter:
     """How completions are written. With `echo` the prompt stands before the first chunk of each."""
 
     kind = whole_kind = "text_completion"

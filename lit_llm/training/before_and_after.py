@@ -17,8 +17,8 @@ from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.training.saves import State
 
 
-class Answers:
-    """Answers of the model, as it is when asked, to held-out prompts."""
+class HeldOut:
+    """Held-out prompts, and the answers of the model at the time of asking."""
 
     def __init__(self, args: FinetuneArgs, model: GPT, tokenizer: Tokenizer, records: Iterable[Record], style: str) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
@@ -30,7 +30,7 @@ class Answers:
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
         self.ending = ending(style, tokenizer)
 
-    def make(self) -> list[Completion]:
+    def answer(self) -> list[Completion]:
         """Greedy answers, in batches of 32."""
         self.model.eval()
         found: list[Completion] = []
@@ -47,12 +47,12 @@ class Answers:
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
 
-def outcome_of(state: State, answers: Answers, before: list[Completion] | None, after: list[Completion]) -> list[str]:
+def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | None, after: list[Completion]) -> list[str]:
     """What training changed, in numbers."""
     found = []
-    if answers.n_exact:
+    if held_out.n_exact:
         rates = (
-            f"{answers.exact(a)}/{answers.n_exact} ({answers.exact(a) / answers.n_exact:.1%})" for a in (before, after) if a
+            f"{held_out.exact(a)}/{held_out.n_exact} ({held_out.exact(a) / held_out.n_exact:.1%})" for a in (before, after) if a
         )
         found.append(f"exact match on held-out prompts: {' -> '.join(rates)}")
     if state.first_val_loss is not None and state.val_loss is not None:
@@ -60,19 +60,19 @@ def outcome_of(state: State, answers: Answers, before: list[Completion] | None, 
     return found
 
 
-def tell(
-    args: FinetuneArgs, out_dir: Path, state: State, answers: Answers, before: list[Completion] | None,
+def print_result(
+    args: FinetuneArgs, out_dir: Path, state: State, held_out: HeldOut, before: list[Completion] | None,
     after: list[Completion], outcome: Sequence[str],
 ) -> None:  # fmt: skip
     """Print what changed, where the result is, and how to talk to it."""
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     columns = {"base": before, "finetuned": after}
     shown = {name: found for name, found in columns.items() if found}
-    if shown and answers.n_shown:
+    if shown and held_out.n_shown:
         cell = max((width - 3 * len(shown)) // (1 + len(shown)), 16)
         print(_row(["held-out prompt", *shown], cell))
         print("-" * width)
-        for i, record in enumerate(answers.records[: answers.n_shown]):
+        for i, record in enumerate(held_out.records[: held_out.n_shown]):
             print(_row([question_of(record), *(found[i].text for found in shown.values())], cell))
         print()
     for line in outcome:
@@ -81,7 +81,7 @@ def tell(
     special = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}
     script, folder = special.get(args.method, (args.method, "adapter_dir"))
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
-    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(answers)}"')
+    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(held_out)}"')
 
 
 def question_of(record: Record) -> str:
@@ -97,8 +97,8 @@ def _row(cells: Sequence[str], cell: int) -> str:
     return " | ".join(fit_cell(text).ljust(cell) for text in cells).rstrip()
 
 
-def _shell_safe(answers: Answers) -> str:
+def _shell_safe(held_out: HeldOut) -> str:
     """A held-out instruction that can stand between double quotes, to try the result with."""
-    questions = (messages[0] for r in answers.records if len(messages := asked(r)) == 1)
+    questions = (messages[0] for r in held_out.records if len(messages := asked(r)) == 1)
     usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
     return next(usable, "Hello!")

@@ -30,7 +30,7 @@ from lit_llm.model.device import resolve_device, weights_dtype
 from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
 from lit_llm.text.conversation import prompt_style
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.training.before_and_after import Answers, outcome_of, question_of, tell
+from lit_llm.training.before_and_after import HeldOut, outcome_lines, print_result, question_of
 from lit_llm.training.fabric import check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.training.loop import fit
 from lit_llm.training.metrics import check_logger, make_loggers
@@ -118,10 +118,10 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
         write_options(args, out_dir)
     if rank() == 0:
         remove_leftovers(out_dir)  # also of a run that was killed before its first save
-    answers = Answers(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
+    held_out = HeldOut(args, model, tokenizer, iter_records(val_path) if has_val else [], style)
     # In parts, the model answers at the end only: what inference mode has made whole cannot train any more.
     with fabric.autocast():
-        before = answers.make() if strategy != "fsdp" else None  # of the base: a save is read later
+        before = held_out.answer() if strategy != "fsdp" else None  # of the base: a save is read later
     fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
     loss = method.loss if isinstance(method, DPO) else next_token_loss
     columns = method.columns if isinstance(method, DPO) else ()
@@ -153,13 +153,13 @@ def finetune(args: FinetuneArgs, method: Method) -> None:
     with shared_folder(out_dir / "final") as final:
         write_result(final)
     with fabric.autocast():
-        after = answers.make()
+        after = held_out.answer()
     if rank() > 0:
         return
-    outcome = outcome_of(state, answers, before, after)
-    tell(args, out_dir, state, answers, before, after, outcome)
+    outcome = outcome_lines(state, held_out, before, after)
+    print_result(args, out_dir, state, held_out, before, after, outcome)
     old = [answer.text for answer in before] if before is not None else [""] * len(after)
-    shown = list(zip(answers.records, old, after, strict=True))[: answers.n_shown]
+    shown = list(zip(held_out.records, old, after, strict=True))[: held_out.n_shown]
     write_report(
         out_dir,
         f"{method.name} of {checkpoint_dir.name} on {data_dir.name}",

@@ -13,7 +13,7 @@ from tiny import make_checkpoint
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.devices.layer_placement import choose_strategy, place
+from lit_llm.devices.layer_placement import choose_inference_strategy, place
 from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.decode import Row
 from lit_llm.generation.generate import generate
@@ -161,7 +161,7 @@ CUDA, CPU, MPS = map(torch.device, ("cuda", "cpu", "mps"))
 )
 def test_the_strategy_is_chosen_and_told_with_its_reason(monkeypatch, asked, options, strategy, told):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    chosen, why = choose_strategy(asked, **{**CHOICE, **options})
+    chosen, why = choose_inference_strategy(asked, **{**CHOICE, **options})
     assert chosen == strategy
     assert told in why
 
@@ -188,7 +188,7 @@ CHOICE = {"config": SIZES, "device": CUDA, "n_devices": 2, "quantize": None, "ha
 def test_what_devices_cannot_do_is_refused(monkeypatch, asked, options, told):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ValueError, match=re.escape(told)):
-        choose_strategy(asked, **{**CHOICE, **options})
+        choose_inference_strategy(asked, **{**CHOICE, **options})
 
 
 def test_layers_are_one_process(monkeypatch):
@@ -196,4 +196,4 @@ def test_layers_are_one_process(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="start it without torchrun or srun"):
-        choose_strategy("layers", **CHOICE)
+        choose_inference_strategy("layers", **CHOICE)

@@ -32,7 +32,7 @@ def run(capsys):
     """Run the script for plain models; returns what it wrote to stdout and stderr."""
 
     def run(**options):
-        answer_prompts.complete(GenerateArgs(**{"max_new_tokens": 30, "accelerator": "cpu", **options}))
+        answer_prompts.continue_prompts(GenerateArgs(**{"max_new_tokens": 30, "accelerator": "cpu", **options}))
         return capsys.readouterr()
 
     return run

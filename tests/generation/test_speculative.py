@@ -106,11 +106,11 @@ def test_the_script_drafts_and_refuses_a_model_with_other_tokens(tmp_path, check
     how = {"max_new_tokens": 40, "temperature": 0.0, "accelerator": "cpu", "prompt": "In the village"}
     outputs = []
     for draft in (None, DEMO / "checkpoint"):
-        answer_prompts.complete(GenerateArgs(**how, draft_checkpoint_dir=draft))
+        answer_prompts.continue_prompts(GenerateArgs(**how, draft_checkpoint_dir=draft))
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1]
     with pytest.raises(ValueError, match="has other tokens"):
-        answer_prompts.complete(GenerateArgs(**how, draft_checkpoint_dir=checkpoint))
+        answer_prompts.continue_prompts(GenerateArgs(**how, draft_checkpoint_dir=checkpoint))
     with pytest.raises(ValueError, match="does not go with `logprobs`, `compile`"):
         GenerateArgs(**how, draft_checkpoint_dir=checkpoint, compile=True, logprobs=1, output_file=tmp_path / "o")
 
@@ -123,6 +123,6 @@ def test_models_that_turn_by_the_length_are_not_drafted(tmp_path, checkpoint):
     config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="not for RoPE of type dynamic"):
-        answer_prompts.complete(
+        answer_prompts.continue_prompts(
             GenerateArgs(prompt="a", checkpoint_dir=folder, draft_checkpoint_dir=checkpoint, accelerator="cpu")
         )

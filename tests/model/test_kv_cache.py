@@ -5,7 +5,7 @@ import torch
 from families import CASES, make_reference, random_ids, relative_difference
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.generation.decode import make_cache, next_hidden, read
+from lit_llm.generation.decode import decode_step, make_cache, prefill
 from lit_llm.model.kv_cache import KVCache
 
 SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]
@@ -27,13 +27,13 @@ def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cach
     """Three slots: a row leaves, another takes its place with a prompt of another length, one is moved; beyond the windows."""
     ids = random_ids(case, 4, 50)
     cache = make_cache(model, 3, 60)
-    read(model, cache, [ids[i, :n].tolist() for i, n in enumerate((20, 3, 9))])
+    prefill(model, cache, [ids[i, :n].tolist() for i, n in enumerate((20, 3, 9))])
     at = {0: 20, 1: 3, 2: 9}  # text -> tokens that the cache holds
     slots = [0, 1, 2]
 
     def step():
         tokens = [int(ids[i, at[i]]) for i in slots]
-        hidden = next_hidden(model, cache, tokens, [at[i] for i in slots])
+        hidden = decode_step(model, cache, tokens, [at[i] for i in slots])
         for row, i in enumerate(slots):
             at[i] += 1
             assert relative_difference(hidden[row], model.hidden(ids[i : i + 1, : at[i]])[0, -1]) < 1e-5
@@ -41,7 +41,7 @@ def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cach
     for _ in range(8):
         step()
     fresh = make_cache(model, 1, 31)
-    hidden = read(model, fresh, [ids[3, :31].tolist()])
+    hidden = prefill(model, fresh, [ids[3, :31].tolist()])
     assert relative_difference(hidden, model.hidden(ids[3:, :31])[:, -1]) < 1e-5
     cache.put(1, fresh)
     slots[1], at[3] = 3, 31
@@ -83,9 +83,9 @@ def test_a_cache_in_8_bits_rounds_each_number_by_half_a_step_and_changes_little(
     caches = [make_cache(model, 2, 60, int8=int8) for int8 in (False, True)]
     hidden = []
     for cache in caches:
-        read(model, cache, [ids[0, :20].tolist(), ids[1, :9].tolist()])
+        prefill(model, cache, [ids[0, :20].tolist(), ids[1, :9].tolist()])
         fresh = make_cache(model, 1, 31)
-        read(model, fresh, [ids[1, :31].tolist()])
+        prefill(model, fresh, [ids[1, :31].tolist()])
         cache.put(1, fresh)
     for exact, rounded in zip((*caches[0].k, *caches[0].v), (*caches[1].k, *caches[1].v), strict=True):
         right, found = exact.read(2, exact.n_slots), rounded.read(2, exact.n_slots)
@@ -94,9 +94,9 @@ def test_a_cache_in_8_bits_rounds_each_number_by_half_a_step_and_changes_little(
         assert not torch.equal(found, right)
     for cache in caches:
         for n in range(15):
-            last = next_hidden(model, cache, [int(ids[0, 20 + n]), int(ids[1, 31 + n])], [20 + n, 31 + n])
+            last = decode_step(model, cache, [int(ids[0, 20 + n]), int(ids[1, 31 + n])], [20 + n, 31 + n])
         cache.put(0, cache, 1)
-        hidden.append(torch.cat((last, next_hidden(model, cache, [int(ids[1, 46])], [46]))))
+        hidden.append(torch.cat((last, decode_step(model, cache, [int(ids[1, 46])], [46]))))
     # What is rounded is right, above. That it is read where it belongs: other keys would change all (measured: 0.037 at most).
     assert 0 < relative_difference(hidden[1], hidden[0]) < 0.06
     head_size = model.config.head_size
