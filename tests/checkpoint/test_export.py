@@ -131,7 +131,7 @@ def test_large_logits_are_merged(loud, tmp_path):
 @pytest.mark.parametrize("base", ["checkpoint", "loud"])
 def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, monkeypatch):
     """A merge that forgets one linear stands for any fault in it."""
-    import lit_llm.checkpoint.export as export
+    from lit_llm.checkpoint import merge
 
     checkpoint = request.getfixturevalue(base)
 
@@ -141,8 +141,8 @@ def test_a_merge_that_changes_the_logits_is_refused(base, request, tmp_path, mon
         eject(model.h[0].attn.q, "lora")
         real(model)
 
-    real = export.merge
-    monkeypatch.setattr(export, "merge", forgetful)
+    real = merge.merge
+    monkeypatch.setattr(merge, "merge", forgetful)
     adapter = make_adapter(tmp_path / "adapter", checkpoint)
     with pytest.raises(ValueError, match=r"nothing was written\. Use the adapter unmerged .* or write it for PEFT"):
         merge_adapters(checkpoint, [adapter], [1.0], tmp_path / "merged")

@@ -7,16 +7,14 @@ import warnings
 import pytest
 import torch
 from families import random_ids, relative_difference
-from lit_gpt import _LLAMA, CONFIGS, NAMES, make_lit_gpt
+from lit_gpt import CONFIGS, make_lit_gpt
 from transformers import AutoModelForCausalLM
 
 from lit_llm.checkpoint.convert import convert
 from lit_llm.checkpoint.export import export_hf
 from lit_llm.checkpoint.load_model import load_model
 
-_LLAMA |= {"rotary_percentage": 1.0, "intermediate_size": 48, "n_query_groups": 2, "norm_eps": 1e-6}
 ONLY_LITGPT = ("llama3.1", "qwen2")  # Lit-GPT had no such models
-NAMES |= {"mixtral": NAMES["llama"], "qwen2": NAMES["llama"]}
 GENERATIONS = ("lit-gpt", "litgpt-0.4", "litgpt-0.5")
 
 

@@ -8,8 +8,7 @@ from families import CASES, make_reference
 from tiny import make_tokenizer
 
 _LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False, "bias": False}
-
-
+_LLAMA |= {"rotary_percentage": 1.0, "intermediate_size": 48, "n_query_groups": 2, "norm_eps": 1e-6}
 _MIXTRAL = {
     **_LLAMA,
     "mlp_class_name": "LLaMAMoE",
@@ -18,11 +17,7 @@ _MIXTRAL = {
     "n_expert": 4,
     "n_expert_per_token": 2,
 }
-
-
 _FALCON = {"rotary_percentage": 1.0, "parallel_residual": True, "bias": False, "n_query_groups": 1}
-
-
 _LAYER = "transformer.h.{}."
 
 
@@ -91,6 +86,7 @@ NAMES = {
         "lm_head": "lm_head",
     },
 }
+NAMES |= {"mixtral": NAMES["llama"], "qwen2": NAMES["llama"]}
 
 
 def qkv(hf, i, kind, config):
