@@ -1,26 +1,27 @@
-"""Log-likelihoods of the last tokens of texts, with what texts share at their beginning computed once.
+"""Log-likelihoods of the last tokens of texts. A prefix that texts share is computed once.
 
 B rows, T tokens, P tokens of a shared prefix, M scored tokens, C = n_embd, V vocabulary.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lit_llm.methods.loss import CHUNK_LOGITS
 from lit_llm.model.gpt import GPT
 
+CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each
-MAX_GROUP = 256  # rows that the search for shared prefixes looks back
+MAX_GROUP = 256  # most rows that share one prefix
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of which the last `n_scored` are scored, given all before them."""
+    """Tokens of which the last `n_scored` are scored, each given all before it."""
 
     ids: list[int]
     n_scored: int
@@ -28,15 +29,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Score:
+    """Result for one span."""
+
     log_probs: list[float]
     """Of each scored token, in nats."""
     greedy: bool
-    """Whether every scored token is the likeliest one."""
+    """Whether every scored token is the most likely one."""
 
 
 @dataclass
 class _Row:
-    """One sequence to compute, and the spans that it contains from its beginning on."""
+    """A sequence to compute for the spans `members`, whose inputs are prefixes of it."""
 
     ids: list[int]
     first: int  # position of the earliest hidden state that is needed
@@ -44,10 +47,10 @@ class _Row:
 
 
 def score(model: GPT, spans: Sequence[Span], batch_size: int, progress: str | None = None) -> list[Score]:
-    """Score of each span.
+    """Return the score of each span.
 
-    Spans with the same input tokens cost one row, as does one that another begins with. Rows with a long common beginning are
-    computed after it, from a key/value cache; the others are packed end to end, without padding.
+    Spans whose input is equal to, or a prefix of, another's cost no row of their own. Rows with a long common prefix continue
+    it from a key/value cache; the others are packed end to end, without padding.
 
     Args:
         batch_size: Rows in one pass of the model.
@@ -61,25 +64,21 @@ def score(model: GPT, spans: Sequence[Span], batch_size: int, progress: str | No
             raise ValueError(f"{span.n_scored} of {len(span.ids)} tokens cannot be scored: at least one must precede them")
         if len(span.ids) - 1 > model.config.block_size:
             raise ValueError(f"{len(span.ids)} tokens exceed the context of {model.config.block_size} and one to predict")
-    shares = not _turns_by_length(model)
+    # These scalings rotate keys by the length of the whole text, so that the keys of a prefix do not fit a longer text.
+    shares = model.rope is None or model.rope.scaling["rope_type"] not in ("dynamic", "longrope")
     rows = _rows(spans, shares)
     groups = _groups(rows) if shares else [[row] for row in rows]
-    found: dict[int, Score] = {}
+    scores: dict[int, Score] = {}
     with tqdm(total=len(spans), desc=progress, disable=progress is None) as bar, torch.inference_mode():
         for batch, hidden in _forward(model, groups, batch_size):
-            for i, result in _read_off(model, spans, batch, hidden):
-                found[i] = result
+            for i, result in _span_scores(model, spans, batch, hidden):
+                scores[i] = result
                 bar.update()
-    return [found[i] for i in range(len(spans))]
-
-
-def _turns_by_length(model: GPT) -> bool:
-    """Whether keys depend on the length of the whole text, so that a prefix's do not fit another text."""
-    return model.rope is not None and model.rope.scaling["rope_type"] in ("dynamic", "longrope")
+    return [scores[i] for i in range(len(spans))]
 
 
 def _rows(spans: Sequence[Span], shares: bool) -> list[_Row]:
-    """Rows in lexicographic order, in which a text and what begins with it are neighbours."""
+    """Return rows in lexicographic order, in which a prefix comes right before the texts that continue it."""
     rows: list[_Row] = []
     for i in sorted(range(len(spans)), key=lambda i: spans[i].ids[:-1]):
         ids = spans[i].ids[:-1]
@@ -94,42 +93,62 @@ def _rows(spans: Sequence[Span], shares: bool) -> list[_Row]:
 
 
 def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """The partition of neighbouring rows for which fewest tokens are computed (dynamic programming over its end)."""
-    common = [0, *(_common(a.ids, b.ids) for a, b in itertools.pairwise(rows))]
-    cost, start = [0], [0]  # of the best partition of the first n rows, and where its last group starts
+    """Return the partition of the rows into groups of neighbours that costs the fewest computed tokens.
+
+    A group computes its common prefix once. Dynamic programming over n, the rows before the end of the last group:
+
+        cost(0) = 0
+        cost(n) = min over m < n of cost(m) + tokens(m, n)
+
+    where rows[m:n] is the last group and tokens(m, n) is given by `_group_tokens`.
+    """
+    common = [_n_common(a.ids, b.ids) for a, b in pairwise(rows)]
+    cost, last_start = [0], [0]
     for n in range(1, len(rows) + 1):
-        row = rows[n - 1]
-        best, where, prefix, tokens = cost[n - 1] + len(row.ids), n - 1, row.first, len(row.ids)
-        for first in range(n - 2, max(n - 1 - MAX_GROUP, -1), -1):
-            prefix = min(prefix, common[first + 1], rows[first].first)
-            if prefix == 0:
-                break
-            tokens += len(rows[first].ids)
-            total = cost[first] + tokens - (n - first - 1) * prefix + MIN_SAVING
-            if total < best:
-                best, where = total, first
+        candidates = [(cost[m] + tokens, m) for m, tokens in _group_tokens(rows, common, n)]
+        best, m = min(candidates, key=lambda candidate: candidate[0])
         cost.append(best)
-        start.append(where)
+        last_start.append(m)
     groups, end = [], len(rows)
     while end:
-        groups.append(list(rows[start[end] : end]))
-        end = start[end]
+        groups.append(list(rows[last_start[end] : end]))
+        end = last_start[end]
     return groups
 
 
-def _common(a: list[int], b: list[int]) -> int:
-    """Number of tokens in which both begin alike."""
+def _group_tokens(rows: Sequence[_Row], common: Sequence[int], n: int) -> Iterator[tuple[int, int]]:
+    """Yield m and tokens(m, n), the cost of the group rows[m:n], for m = n - 1 and down as long as the rows share a prefix.
+
+    With |x| the tokens of row x, and P(m, n) the prefix that rows[m:n] share and of which no hidden state is needed:
+
+        tokens(n - 1, n) = |rows[n - 1]|
+        tokens(m, n) = sum of |x| over rows[m:n] - (n - m - 1) * P(m, n) + MIN_SAVING
+
+    Args:
+        common: common[i] is the number of tokens that rows i and i + 1 share.
+    """
+    total, prefix = len(rows[n - 1].ids), rows[n - 1].first
+    yield n - 1, total
+    for m in range(n - 2, max(n - 1 - MAX_GROUP, -1), -1):
+        total += len(rows[m].ids)
+        prefix = min(prefix, common[m], rows[m].first)  # P(m, n) from P(m + 1, n)
+        if prefix == 0:
+            return
+        yield m, total - (n - m - 1) * prefix + MIN_SAVING
+
+
+def _n_common(a: list[int], b: list[int]) -> int:
+    """Return the length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
-    """Rows of a batch, and for each the hidden states (T, C) from its position `first` on."""
-    device = model.device
+    """Yield the rows of a batch, and for each its hidden states (T, C) from position `first` on."""
     single = sorted((group[0] for group in groups if len(group) == 1), key=lambda row: -len(row.ids))
     for i in range(0, len(single), batch_size):
         batch = single[i : i + batch_size]
         lengths = [len(row.ids) for row in batch]
-        ids = torch.tensor([token for row in batch for token in row.ids], device=device)
+        ids = torch.tensor([token for row in batch for token in row.ids], device=model.device)
         hidden = model.hidden(ids[None], lengths)[0].split(lengths)
         yield batch, [h[row.first :] for row, h in zip(batch, hidden, strict=True)]
     for group in groups:
@@ -138,50 +157,48 @@ def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Itera
 
 
 def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
+    """Yield as `_forward` does, for sorted rows that continue one prefix."""
     device = model.device
-    P = min(_common(group[0].ids, group[-1].ids), *(row.first for row in group))  # the rows are sorted
+    P = min(_n_common(group[0].ids, group[-1].ids), *(row.first for row in group))
     prefix = model.make_cache(1, P)
     model.hidden(torch.tensor([group[0].ids[:P]], device=device), cache=prefix)
     group = sorted(group, key=lambda row: -len(row.ids))
     for i in range(0, len(group), batch_size):
         batch = group[i : i + batch_size]
-        T = len(batch[0].ids) - P
-        ids = torch.zeros(len(batch), T, dtype=torch.long)  # padded on the right, where no other token sees it
-        for padded, row in zip(ids, batch, strict=True):
-            padded[: len(row.ids) - P] = torch.tensor(row.ids[P:])
-        cache = model.make_cache(len(batch), P + T)
+        # (B, T), padded on the right, where no other token sees it
+        ids = pad_sequence([torch.tensor(row.ids[P:]) for row in batch], batch_first=True).to(device)
+        B, T = ids.shape
+        cache = model.make_cache(B, P + T)
         cache.put(slice(None), prefix)
         cache.length = P + T
-        positions = torch.arange(P, P + T, device=device).expand(len(batch), T)
-        hidden = model.hidden(ids.to(device), cache=cache, positions=positions)
+        positions = torch.arange(P, P + T, device=device).expand(B, T)
+        hidden = model.hidden(ids, cache=cache, positions=positions)
         yield batch, [h[row.first - P : len(row.ids) - P] for row, h in zip(batch, hidden, strict=True)]
 
 
-def _read_off(
+def _span_scores(
     model: GPT, spans: Sequence[Span], batch: Sequence[_Row], hidden: Sequence[Tensor]
 ) -> Iterator[tuple[int, Score]]:
-    """Index and score of each span of a batch."""
-    states, targets, members = [], [], []
+    """Yield the index and the score of each span of a batch."""
+    members, states, targets = [], [], []
     for row, h in zip(batch, hidden, strict=True):
         for i in row.members:
             end = len(spans[i].ids) - 1 - row.first
+            members.append(i)
             states.append(h[end - spans[i].n_scored : end])
             targets += spans[i].ids[-spans[i].n_scored :]
-            members.append(i)
-    log_probs, likeliest = _log_probs(model, torch.cat(states), torch.tensor(targets, device=states[0].device))
-    done = 0
-    for i in members:
-        scored = slice(done, done + spans[i].n_scored)
-        yield i, Score(log_probs[scored], all(likeliest[scored]))
-        done += spans[i].n_scored
+    found = _log_probs(model, torch.cat(states), torch.tensor(targets, device=states[0].device))
+    log_probs, greedy = (values.split([len(h) for h in states]) for values in found)
+    for i, p, g in zip(members, log_probs, greedy, strict=True):
+        yield i, Score(p.tolist(), bool(g.all()))
 
 
-def _log_probs(model: GPT, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
-    """log p of targets (M,) given hidden states (M, C), and whether each is the likeliest, a chunk of logits at a time."""
-    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
-    log_probs, likeliest = [], []
-    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        logits = model.head(h).float()  # (chunk, V)
-        log_probs += (logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
-        likeliest += (logits.argmax(-1) == t).tolist()
-    return log_probs, likeliest
+def _log_probs(model: GPT, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p of targets (M,) given hidden states (M, C), and whether each is the most likely token, on the CPU."""
+    n_rows = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    log_probs, greedy = [], []
+    for h, t in zip(hidden.split(n_rows), targets.split(n_rows), strict=True):
+        logits = model.head(h).float()  # (n_rows, V)
+        log_probs.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(-1))
+        greedy.append(logits.argmax(-1) == t)
+    return torch.cat(log_probs).cpu(), torch.cat(greedy).cpu()
