@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+import shutil
 
 import pytest
 from conftest import REPOSITORY
-from docs import commands, definitions, rooms_picture, rooms_table, run_all
+from docs import commands, definitions, rooms_picture, rooms_table, run_all, served
 from english import foreign_phrases
+from serving import free_port
 from tiny import make_checkpoint, make_data, rows
 
 from lit_llm.args.finetune import LoRAFinetuneArgs
@@ -79,6 +81,19 @@ def test_the_page_for_users_of_lit_gpt_runs_as_written(tmp_path):
     make_lit_gpt(tmp_path / "checkpoints" / "org" / "mine", "llama", "litgpt-0.4")
     run_all(commands("tutorials/from_lit_gpt.md"), tmp_path)
     assert (tmp_path / "checkpoints/org/mine/lit_model.safetensors").is_file()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page talks to the server with curl")
+def test_the_tutorial_on_the_server_runs_as_written(tmp_path, capsys):
+    pytest.importorskip("fastapi")
+    openai = pytest.importorskip("openai")
+    serve, *requests = commands("tutorials/serve.md")
+    (program,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "tutorials" / "serve.md").read_text(), re.DOTALL)
+    port = free_port()
+    with served(serve, port, tmp_path):
+        run_all([line.replace(":8080", f":{port}") for line in requests], tmp_path)
+        exec(program.replace(":8080", f":{port}"), {"openai": openai})
+    assert capsys.readouterr().out.strip()
 
 
 def options(kind, prefix=""):

@@ -3,16 +3,14 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-from urllib.request import urlopen
 
 import pytest
 import yaml
 from conftest import REPOSITORY
-from docs import commands, run_all
+from docs import commands, run_all, served
+from serving import free_port
 from tiny import make_checkpoint, rows
 
 TUTORIALS = REPOSITORY / "tutorials"
@@ -44,25 +42,9 @@ def test_the_challenge_from_data_to_a_checked_server(tmp_path):
     make_checkpoint(folder, "mistral", max_position_embeddings=2048, num_key_value_heads=2)
     (tmp_path / "mix.json").write_text(json.dumps(rows(40)))
     run_all(lines, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script, *options = serve.removesuffix("&").replace("8080", str(port)).split()[1:]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([sys.executable, REPOSITORY / script, *options], cwd=tmp_path, env=environment)
-    try:
-        deadline, ready = time.monotonic() + 120, False
-        while not ready and server.poll() is None and time.monotonic() < deadline:
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                    ready = answer.status == 200
-            except OSError:
-                time.sleep(0.2)
-        assert ready
+    port = free_port()
+    with served(serve, port, tmp_path):
         run_all([check.replace("localhost:8080", f"127.0.0.1:{port}")], tmp_path)
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
 
 
 def test_the_container_starts_what_exists():

@@ -1,12 +1,15 @@
 """Commands of the documentation."""
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 from conftest import REPOSITORY
 
@@ -18,11 +21,34 @@ def commands(path):
 
 
 def run_all(lines, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     for line in lines:
         line = re.sub(r"^python (\S+)", rf"{sys.executable} {REPOSITORY}/\1", line)
-        done = subprocess.run(line, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
+        done = subprocess.run(line, shell=True, cwd=cwd, env=_environment(), capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@contextlib.contextmanager
+def served(command: str, port: int, cwd: Path) -> Iterator[None]:
+    """The server that a line such as `python generate/serve.py --port 8080 &` starts, on another port, once it is healthy."""
+    script, *options = re.sub(r"\b8080\b", str(port), command.removesuffix("&")).split()[1:]
+    server = subprocess.Popen([sys.executable, REPOSITORY / script, *options], cwd=cwd, env=_environment())
+    try:
+        deadline, ready = time.monotonic() + 120, False
+        while not ready and server.poll() is None and time.monotonic() < deadline:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    ready = answer.status == 200
+            except OSError:
+                time.sleep(0.2)
+        assert ready
+        yield
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
 
 
 def rooms_picture() -> str:
