@@ -14,8 +14,9 @@ def pytest_collection_modifyitems(config, items):
 
     if not config.getoption("-m"):
         for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes more than half a minute; run with -m slow"))
+            for name, reason in (("slow", "takes more than half a minute"), ("real", "needs a real model of 135M weights")):
+                if name in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=f"{reason}; run with -m {name}"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
