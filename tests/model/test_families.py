@@ -135,10 +135,9 @@ def models_table() -> str:
     """The table of tutorials/models.md."""
     lines = ["| `model_type` | published checkpoints | variants compared with transformers |", "|---|---|---|"]
     for model_type, family in FAMILIES.items():
-        published = (family.__doc__ or "").splitlines()[0].rstrip(".")
         variants = [case.name for case in CASES if case.old_keys.get("model_type", case.family) == model_type]
         assert variants, f"no test compares {model_type} with transformers"
-        lines.append(f"| `{model_type}` | {published} | {', '.join(variants)} |")
+        lines.append(f"| `{model_type}` | {family.published} | {', '.join(variants)} |")
     return "\n".join(lines) + "\n"
 
 
