@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_tensors, weight_files
-from lit_llm.checkpoint.tensor_names import TABLES, to_hf
+from lit_llm.checkpoint.tensor_names import TABLES, names_of, to_hf
 from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.model.families import FAMILIES
 from lit_llm.model.kv_cache import KVCache
@@ -96,7 +96,7 @@ def test_weight_table_covers_the_model_exactly(case, model):
         return re.sub(r"\.\d+(?=\.)", ".{}", name).rpartition(".")[0]
 
     entries = TABLES[model.config.model_type](model.config).values()
-    table = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry.names)]
+    table = [name for entry in entries for name in names_of(entry)]
     assert len(table) == len(set(table))
     assert set(table) == {pattern(name) for name in model.state_dict()}
 
