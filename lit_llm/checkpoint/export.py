@@ -12,7 +12,7 @@ from lit_llm.checkpoint.adapters import attach_adapter, read_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import _updates
 from lit_llm.checkpoint.read import read_config, read_tensors, weight_files
-from lit_llm.checkpoint.tensor_names import TABLES, Fused, to_hf
+from lit_llm.checkpoint.tensor_names import TABLES, Fused, names_of, to_hf
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
 from lit_llm.methods.lora import Update, base_weight
@@ -74,7 +74,7 @@ def export_peft(checkpoint_dir: Path, adapter_dir: Path, output_dir: Path) -> No
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for module, entry in TABLES[model.config.model_type](model.config).items():
-        names = (entry,) if isinstance(entry, str) else entry.names
+        names = names_of(entry)
         for layer in range(model.config.n_layer) if "{}" in module else ("",):
             parts = [name.format(layer, 0) for name in names]
             if ".experts." in parts[0] and parts[0] in ours:

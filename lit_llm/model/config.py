@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.files import read_json_object
-from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, Keys, check_size, positive
+from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_size, positive
 from lit_llm.model.families import FAMILIES
 
 LIT_CONFIG = "lit_config.json"
@@ -150,9 +150,9 @@ class Config:
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
                 "Take the original checkpoint and quantize it while loading: --quantize bnb.nf4"
             )
-        keys = Keys(hf)
-        config = cls(model_type=model_type, **FAMILIES[model_type](keys))
-        if unread := keys.unread():
+        fields, unread = FAMILIES[model_type].fields(hf)
+        config = cls(model_type=model_type, **fields)
+        if unread:
             warnings.warn(f"config.json has keys that lit_llm does not know and ignores: {', '.join(unread)}", stacklevel=2)
         return config
 

@@ -1,6 +1,11 @@
-"""What the `config.json` of all families has in common: its keys, and the fields that most families spell alike."""
+"""What the `config.json` files of all families have in common: keys that most of them share, RoPE and sliding windows."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from lit_llm.errors import CheckpointError
+
+Fields = dict[str, Any]
 
 # Beyond these a config.json is broken or hostile: building the model would exhaust the memory, even without weights.
 MAX_WEIGHTS = 10**13
@@ -21,43 +26,67 @@ _NEUTRAL_KEYS = frozenset(
 
 
 def check_size(name: str, value: Any, limit: int = 2**31) -> int:
-    """The value. Raises ValueError, naming it, unless it is a positive whole number up to `limit`."""
+    """Return the value. Raise CheckpointError unless it is a positive integer up to `limit`."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
-        raise ValueError(f"{name} must be a positive whole number up to {limit}, found {value!r}")
+        raise CheckpointError(f"{name} must be a positive integer up to {limit}, found {value!r}")
     return value
 
 
-class Keys:
-    """A `config.json` that remembers which of its keys were read."""
+def positive(name: str, value: Any) -> float:
+    """Return the value as a float. Raise CheckpointError unless it is a finite positive number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise CheckpointError(f"{name} must be a positive number, found {value!r}")
+    return float(value)
 
-    def __init__(self, hf: dict[str, Any]) -> None:
-        self._hf = hf
+
+class Keys:
+    """A `config.json` that remembers which of its keys were read.
+
+    Args:
+        spelled: The names that a family uses for some keys. None: it does not have the key.
+    """
+
+    def __init__(self, hf: Fields, spelled: Mapping[str, str | None] | None = None) -> None:
+        self._hf, self._spelled = hf, {} if spelled is None else spelled
         self._read: set[str] = set()
 
-    def get(self, name: str, default: Any) -> Any:
-        """Value of `name`; `default`, which is upstream's, where it is missing or null."""
-        self._read.add(name)
-        value = self._hf.get(name)
-        return default if value is None else value
-
-    def nullable(self, name: str, default: Any) -> Any:
-        """Value of `name`, where null means none; `default` only where it is missing."""
+    def nullable(self, key: str, default: Any) -> Any:
+        """Return the value, where null means none; `default` only where the key is missing."""
+        name = self._spelled.get(key, key)
+        if name is None:
+            return default
         self._read.add(name)
         return self._hf.get(name, default)
 
-    def size(self, name: str, default: int, limit: int = 2**31) -> int:
-        """Value of `name`, a positive whole number up to `limit`."""
-        return check_size(name, self.get(name, default), limit)
+    def get(self, key: str, default: Any) -> Any:
+        """Return the value; `default`, which is upstream's, where it is missing or null."""
+        value = self.nullable(key, None)
+        return default if value is None else value
 
-    def only(self, name: str, *allowed: Any) -> Any:
-        """Value of `name`, the first allowed one where missing. Raises ValueError for any other."""
-        value = self.get(name, allowed[0])
+    def size(self, key: str, default: int, limit: int = 2**31) -> int:
+        """Return the value, a positive integer up to `limit`."""
+        return check_size(self._spelled.get(key) or key, self.get(key, default), limit)
+
+    def layers(self, key: str, default: int) -> int:
+        """Return the value, a number of layers."""
+        return self.size(key, default, MAX_LAYERS)
+
+    def activation(self, key: str, default: str) -> str:
+        """Return our name of an activation function."""
+        name = self.get(key, default)
+        if name not in _ACTIVATIONS:
+            raise CheckpointError(f"activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
+        return _ACTIVATIONS[name]
+
+    def only(self, key: str, *allowed: Any) -> Any:
+        """Return the value, the first allowed one where it is missing. Raise CheckpointError for any other."""
+        value = self.get(key, allowed[0])
         if value not in allowed:
-            raise ValueError(f"{name} = {value!r} is not supported; supported: {', '.join(map(repr, allowed))}")
+            raise CheckpointError(f"{key} = {value!r} is not supported; supported: {', '.join(map(repr, allowed))}")
         return value
 
     def unused(self, *names: str) -> None:
-        """Upstream writes these keys, but computes nothing from them."""
+        """Count these as read: upstream writes them, but computes nothing from them."""
         self._read.update(names)
 
     def unread(self) -> list[str]:
@@ -74,11 +103,50 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 
+# Each key by its common name: how it is read, and the fields of Config that it sets.
+_FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "vocab_size": (Keys.size, ("vocab_size",)),
+    "hidden_size": (Keys.size, ("n_embd",)),
+    "num_hidden_layers": (Keys.layers, ("n_layer",)),
+    "num_attention_heads": (Keys.size, ("n_head",)),
+    "num_key_value_heads": (Keys.nullable, ("n_query_groups",)),
+    "head_dim": (Keys.size, ("head_size",)),
+    "intermediate_size": (Keys.size, ("intermediate_size",)),
+    "max_position_embeddings": (Keys.size, ("block_size",)),
+    "tie_word_embeddings": (Keys.get, ("tie_embeddings",)),
+    "hidden_act": (Keys.activation, ("activation",)),
+    "rms_norm_eps": (Keys.get, ("norm_eps",)),
+    "attention_bias": (Keys.get, ("attn_bias", "attn_out_bias")),
+    "mlp_bias": (Keys.get, ("mlp_bias",)),
+    "clip_qkv": (Keys.get, ("clip_qkv",)),
+    "sliding_window": (Keys.nullable, ("sliding_window",)),
+    "attn_logit_softcapping": (Keys.nullable, ("attention_softcap",)),
+    "final_logit_softcapping": (Keys.nullable, ("logit_softcap",)),
+    "use_parallel_residual": (Keys.get, ("parallel_residual",)),
+    "num_local_experts": (Keys.size, ("n_expert",)),
+    "num_experts_per_tok": (Keys.size, ("n_expert_per_token",)),
+}
+# Defaults that depend on the keys before them.
+_DERIVED: dict[str, Callable[[Fields], int]] = {
+    "head_dim": lambda fields: fields["n_embd"] // fields["n_head"],
+    "intermediate_size": lambda fields: 4 * fields["n_embd"],
+}
+_ROPE_KEYS = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0, "original_max_position_embeddings": None}
 
-def activation_of(name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+
+def read_keys(k: Keys, defaults: Fields) -> Fields:
+    """Return fields of Config from the keys of a family, given its defaults by common name; `rope_fields` reads those of RoPE.
+
+    A default of None is what `_DERIVED` says, else none.
+    """
+    fields: Fields = {}
+    for key, default in defaults.items():
+        if key not in _ROPE_KEYS:
+            read, names = _FIELDS[key]
+            if default is None and key in _DERIVED:
+                default = _DERIVED[key](fields)
+            fields |= dict.fromkeys(names, read(k, key, default))
+    return fields | {"n_query_groups": fields["n_query_groups"] or fields["n_head"]}
 
 
 # Each type of RoPE scaling, the fields that it needs, and those that it may have.
@@ -95,33 +163,25 @@ ROPE_TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def rope_fields(
-    k: Keys,
-    head_size: int,
-    context: int,
-    *,
-    theta: float = 10000.0,
-    theta_key: str = "rope_theta",
-    fraction: float = 1.0,
-    fraction_key: str = "partial_rotary_factor",
-    original: int | None = None,
-    parameters: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """RoPE fields from either generation of keys: `rope_theta` + `rope_scaling`, or `rope_parameters`.
+def rope_parameters(k: Keys) -> Fields:
+    """Return RoPE's parameters, which old files have in `rope_scaling` and new ones in `rope_parameters`."""
+    return {**k.get("rope_parameters", {}), **k.get("rope_scaling", {})}
+
+
+def rope_fields(k: Keys, head_size: int, context: int, parameters: Fields, defaults: Fields) -> Fields:
+    """Return the RoPE fields of Config.
 
     Args:
         context: max_position_embeddings.
-        original: Default of original_max_position_embeddings.
-        parameters: What stands in `rope_parameters`, where a family does not have it there.
+        parameters: As `rope_parameters` returns them. What they lack is read from keys of their own, as old files have it.
+        defaults: The family's, by common name.
     """
-    if parameters is None:
-        parameters = {**k.get("rope_parameters", {}), **k.get("rope_scaling", {})}
     scaling = {name: value for name, value in parameters.items() if value is not None}
-    theta = scaling.pop("rope_theta", None) or k.get(theta_key, theta)
-    fraction = scaling.pop("partial_rotary_factor", None) or k.get(fraction_key, fraction)
+    defaults = _ROPE_KEYS | defaults
+    theta, fraction = (scaling.pop(key, None) or k.get(key, defaults[key]) for key in ("rope_theta", "partial_rotary_factor"))
     old_name = scaling.pop("type", "default")
     scaling.setdefault("rope_type", old_name)
-    original = k.get("original_max_position_embeddings", original)
+    original = k.get("original_max_position_embeddings", defaults["original_max_position_embeddings"])
     rotary_size = int(head_size * fraction)
     return {
         "rotary_size": rotary_size,
@@ -130,16 +190,16 @@ def rope_fields(
     }
 
 
-def _rope_scaling(scaling: dict[str, Any], rotary_size: int, context: int, original: int | None) -> dict[str, Any] | None:
-    """Complete and check the fields of a scaling type. None for the default type.
+def _rope_scaling(scaling: Fields, rotary_size: int, context: int, original: int | None) -> Fields | None:
+    """Complete and check the fields of a scaling type. Return None for the default type.
 
     Args:
-        context: max_position_embeddings; where the length before scaling is not given, it is this.
-        original: The length before scaling, where config.json has it outside of the scaling's own fields.
+        context: max_position_embeddings, the default of the length before scaling.
+        original: The length before scaling, if config.json has it outside of the scaling's own fields.
     """
     rope_type = scaling["rope_type"]
     if rope_type not in ROPE_TYPES:
-        raise ValueError(f"rope_scaling type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise CheckpointError(f"rope_scaling type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     needed, optional = ROPE_TYPES[rope_type]
     if "original_max_position_embeddings" in needed:
         before = original or scaling.get("original_max_position_embeddings", context)
@@ -147,71 +207,35 @@ def _rope_scaling(scaling: dict[str, Any], rotary_size: int, context: int, origi
         if rope_type != "llama3":
             scaling.setdefault("factor", context / before)
     if unknown := sorted(scaling.keys() - {"rope_type", *needed, *optional}):
-        raise ValueError(f"rope_scaling has fields that are not understood: {', '.join(unknown)}")
+        raise CheckpointError(f"rope_scaling has fields that are not supported: {', '.join(unknown)}")
     if missing := sorted({*needed} - scaling.keys()):
-        raise ValueError(f"rope_scaling of type {rope_type!r} lacks {', '.join(missing)}")
+        raise CheckpointError(f"rope_scaling of type {rope_type!r} lacks {', '.join(missing)}")
     for name in scaling.keys() - {"rope_type", "truncate", "short_factor", "long_factor"}:
         positive(f"rope_scaling's {name}", scaling[name])
     for name in scaling.keys() & {"short_factor", "long_factor"}:
         if not isinstance(scaling[name], list) or len(scaling[name]) != rotary_size // 2:
-            raise ValueError(f"rope_scaling's {name} must be a list of {rotary_size // 2} numbers, found {scaling[name]!r}")
+            raise CheckpointError(
+                f"rope_scaling's {name} must be a list of {rotary_size // 2} numbers, found {scaling[name]!r}"
+            )
         scaling[name] = [positive(name, value) for value in scaling[name]]
     if rope_type == "dynamic":
         scaling["original_max_position_embeddings"] = context
     return None if rope_type == "default" else scaling
 
 
-def positive(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive number, found {value!r}")
-    return float(value)
-
-
-def shape_fields(
-    k: Keys,
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    intermediate_size: int,
-    layers: int,
-    heads: int,
-    context: int,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    tie: bool = False,
-    **rope: Any,
-) -> dict[str, Any]:
-    """Fields from the key names that most families share. The arguments are upstream's defaults for missing keys."""
-    n_embd, n_head = k.size("hidden_size", hidden_size), k.size("num_attention_heads", heads)
-    head_size = k.get("head_dim", head_dim or n_embd // n_head)
-    context = k.size("max_position_embeddings", context)
-    return dict(
-        vocab_size=k.size("vocab_size", vocab_size),
-        block_size=context,
-        n_layer=k.size("num_hidden_layers", layers, MAX_LAYERS),
-        n_head=n_head,
-        n_query_groups=k.nullable("num_key_value_heads", kv_heads) or n_head,
-        n_embd=n_embd,
-        head_size=head_size,
-        intermediate_size=k.size("intermediate_size", intermediate_size),
-        tie_embeddings=k.get("tie_word_embeddings", tie),
-        **rope_fields(k, check_size("head_dim", head_size), context, **rope),
-    )
-
-
-def window_fields(k: Keys, n_layer: int, window: int | None, default: list[bool]) -> dict[str, Any]:
-    """Sliding window fields from `layer_types`, or where it is missing from `default`: whether each layer slides."""
+def window_fields(k: Keys, n_layer: int, window: int | None, default: list[bool]) -> Fields:
+    """Return the sliding window fields, by `layer_types` or, where it is missing, by `default`: whether each layer slides."""
     types = k.get("layer_types", None)
     slides = default
     if types is not None:
         if not isinstance(types, list) or len(types) != n_layer:
-            raise ValueError(f"layer_types must name the attention of each of {n_layer} layers, found {types!r}")
+            raise CheckpointError(f"layer_types must name the attention of each of {n_layer} layers, found {types!r}")
         if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
-            raise ValueError(f"layer_types {', '.join(map(repr, unknown))} are not supported")
+            raise CheckpointError(f"layer_types {', '.join(map(repr, unknown))} are not supported")
         slides = [kind == "sliding_attention" for kind in types]
     if not any(slides):
         return {}
     if window is None:
-        raise ValueError("layer_types has sliding_attention, but sliding_window is not set")
+        raise CheckpointError("layer_types has sliding_attention, but sliding_window is not set")
     layers = [i for i, slide in enumerate(slides) if slide]
     return {"sliding_window": window, "sliding_layers": None if all(slides) else layers}

@@ -1,481 +1,387 @@
-"""What `config.json` of each family says about the maths: one small function per `model_type`.
+"""What `config.json` of each family says about the maths: a row of `FAMILIES` per `model_type`.
 
-The first line of a function's docstring names published checkpoints; tutorials/models.md lists them.
+A row differs from Llama's: other keys or names of keys, other defaults of missing keys, other fixed fields of `Config`. What
+depends on more than one key is a function.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
-from lit_llm.model.config_json import MAX_LAYERS, Keys, activation_of, positive, rope_fields, shape_fields, window_fields
-
-
-def _llama(k: Keys) -> dict[str, Any]:
-    """Llama 1 to 3.3, Code Llama, TinyLlama, OpenLLaMA, Vicuna, LongChat, Nous-Hermes, Platypus, SmolLM 1 and 2."""
-    bias = k.get("attention_bias", False)
-    shape = shape_fields(
-        k, vocab_size=32000, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048,
-    )  # fmt: skip
-    if (ratio := k.get("rope_condense_ratio", 1)) != 1:  # LongChat's name for linear scaling
-        if shape["rope_scaling"] not in (None, {"rope_type": "linear", "factor": ratio}):
-            raise ValueError("rope_condense_ratio and rope_scaling contradict each other")
-        shape["rope_scaling"] = {"rope_type": "linear", "factor": positive("rope_condense_ratio", ratio)}
-    return dict(
-        **shape,
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=k.get("mlp_bias", False),
-    )
+from lit_llm.errors import CheckpointError
+from lit_llm.model.config_json import Fields, Keys, positive, read_keys, rope_fields, rope_parameters, window_fields
 
 
-def _smollm3(k: Keys) -> dict[str, Any]:
-    """SmolLM3 3B: some layers have no RoPE (https://arxiv.org/abs/2501.18795)."""
-    shape = shape_fields(
-        k, vocab_size=128256, hidden_size=2048, intermediate_size=11008, layers=36, heads=16, kv_heads=4, context=32768,
-        theta=2000000.0, tie=True,
-    )  # fmt: skip
-    n_layer, bias = shape["n_layer"], k.get("attention_bias", False)
-    interval = k.size("no_rope_layer_interval", 4)
+@dataclass(frozen=True)
+class Family:
+    """How to turn the `config.json` of a family into fields of `Config`. Steps apply in the order of these fields."""
+
+    published: str
+    """Checkpoints, for tutorials/models.md."""
+    keys: Fields = field(default_factory=dict)
+    """Keys that the family has in addition to Llama's, or with another default (upstream's), by their common name."""
+    spelled: dict[str, str | None] = field(default_factory=dict)
+    """Own names of keys by their common name. None: the family does not have the key, its default always holds."""
+    fixed: Fields = field(default_factory=dict)
+    """Fields of `Config` that do not depend on keys."""
+    only: Fields = field(default_factory=dict)
+    """Keys with the one value that is supported."""
+    unused: tuple[str, ...] = ()
+    """Keys that upstream writes and does not read."""
+    rope: Callable[[Keys], Fields] | None = rope_parameters
+    """Returns the parameters of RoPE. None: the family has no RoPE."""
+    more: Callable[[Keys, Fields], Fields] = lambda k, fields: {}
+    """Returns fields that depend on several keys, given the other fields."""
+
+    def fields(self, hf: Fields) -> tuple[Fields, list[str]]:
+        """Return the fields of `Config`, and the keys of `hf` that the family does not have.
+
+        Raises:
+            ValueError: if a key has a value that is not supported.
+        """
+        k = Keys(hf, self.spelled)
+        fields = read_keys(k, _LLAMA_KEYS | self.keys)
+        if self.rope is not None:
+            fields |= rope_fields(k, fields["head_size"], fields["block_size"], self.rope(k), self.keys)
+        for name, value in self.only.items():
+            k.only(name, value)
+        k.unused(*self.unused)
+        fields |= self.fixed
+        return fields | self.more(k, fields), k.unread()
+
+
+# Keys that all families have, under this name or another, with Llama's defaults.
+_LLAMA_KEYS: Fields = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # as many as query heads
+    "head_dim": None,  # hidden_size / num_attention_heads
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+}
+_LAYER_NORM: Fields = {"norm": "layer", "norm_bias": True}
+_PLAIN_LAYER_NORM: Fields = {**_LAYER_NORM, "mlp": "plain"}
+_ALL_BIASES: Fields = {"attn_bias": True, "attn_out_bias": True, "mlp_bias": True}
+
+
+def _llama(k: Keys, fields: Fields) -> Fields:
+    if (ratio := k.get("rope_condense_ratio", 1)) == 1:
+        return {}
+    if fields["rope_scaling"] not in (None, {"rope_type": "linear", "factor": ratio}):
+        raise CheckpointError("rope_condense_ratio and rope_scaling contradict each other")
+    # LongChat's name for linear scaling.
+    return {"rope_scaling": {"rope_type": "linear", "factor": positive("rope_condense_ratio", ratio)}}
+
+
+def _smollm3(k: Keys, fields: Fields) -> Fields:
+    """Every `no_rope_layer_interval`-th layer has no RoPE; these are the layers that may have a sliding window."""
+    n_layer, interval = fields["n_layer"], k.size("no_rope_layer_interval", 4)
     has_rope = k.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(n_layer)])  # 1 means with RoPE
     if not isinstance(has_rope, list) or len(has_rope) != n_layer:
-        raise ValueError(f"no_rope_layers must have one entry for each of {n_layer} layers, found {has_rope!r}")
-    window = k.nullable("sliding_window", None)
-    window = window if k.get("use_sliding_window", False) else None
+        raise CheckpointError(f"no_rope_layers must have one entry for each of {n_layer} layers, found {has_rope!r}")
+    window = _used_window(k, None)
+    without = [i for i, has in enumerate(has_rope) if not has]
     slides = [window is not None and not has for has in has_rope]
-    return dict(
-        **shape,
-        **window_fields(k, n_layer, window, slides),
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=k.get("mlp_bias", False),
-        no_rope_layers=[i for i, has in enumerate(has_rope) if not has] or None,
-    )
+    return {**window_fields(k, n_layer, window, slides), "no_rope_layers": without or None}
 
 
-def _mistral(k: Keys) -> dict[str, Any]:
-    """Mistral 7B v0.1 to v0.3, Mistral Nemo, Zephyr 7B."""
-    return dict(
-        **shape_fields(
-            k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
-        ),
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        sliding_window=k.nullable("sliding_window", 4096),
-    )  # fmt: skip
+def _used_window(k: Keys, default: int | None) -> int | None:
+    window = k.nullable("sliding_window", default)
+    return window if k.get("use_sliding_window", False) else None
 
 
-def _mixtral(k: Keys) -> dict[str, Any]:
-    """Mixtral 8x7B and 8x22B."""
-    shape = shape_fields(
-        k, vocab_size=32000, hidden_size=4096, intermediate_size=14336, layers=32, heads=32, kv_heads=8, context=131072,
-        theta=1000000.0,
-    )  # fmt: skip
-    k.only("router_jitter_noise", 0.0)
-    return dict(
-        **shape,
-        norm_eps=k.get("rms_norm_eps", 1e-5),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        sliding_window=k.nullable("sliding_window", None),
-        n_expert=k.size("num_local_experts", 8),
-        n_expert_per_token=k.size("num_experts_per_tok", 2),
-        expert_size=shape["intermediate_size"],
-    )
-
-
-def _qwen2(k: Keys) -> dict[str, Any]:
-    """Qwen 1.5, 2 and 2.5 but for their mixtures of experts, Qwen2.5-Coder, Qwen2.5-Math."""
-    shape = shape_fields(
-        k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, context=32768,
-    )  # fmt: skip
-    k.only("use_mrope", False)
-    return dict(
-        **shape,
-        **_qwen_window(k, shape["n_layer"]),
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=True,
-    )
-
-
-def _qwen_window(k: Keys, n_layer: int) -> dict[str, Any]:
+def _qwen(k: Keys, fields: Fields) -> Fields:
     """The first `max_window_layers` attend to everything, the later ones to the window."""
-    window, full = k.nullable("sliding_window", 4096), k.get("max_window_layers", 28)
-    if not k.get("use_sliding_window", False):
-        window = None
+    window, full = _used_window(k, 4096), k.get("max_window_layers", 28)
+    n_layer = fields["n_layer"]
     return window_fields(k, n_layer, window, [window is not None and i >= full for i in range(n_layer)])
 
 
-def _qwen3(k: Keys) -> dict[str, Any]:
-    """Qwen3 0.6B to 32B."""
-    shape = shape_fields(
-        k, vocab_size=151936, hidden_size=4096, intermediate_size=22016, layers=32, heads=32, kv_heads=32, head_dim=128,
-        context=32768,
-    )  # fmt: skip
-    bias = k.get("attention_bias", False)
-    return dict(
-        **shape,
-        **_qwen_window(k, shape["n_layer"]),
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        qk_norm="head",
-    )
-
-
-def _qwen3_moe(k: Keys) -> dict[str, Any]:
-    """Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B."""
-    shape = shape_fields(
-        k, vocab_size=151936, hidden_size=2048, intermediate_size=6144, layers=24, heads=32, kv_heads=4, context=32768,
-    )  # fmt: skip
-    bias, window = k.get("attention_bias", False), k.nullable("sliding_window", 4096)
-    n_expert = k.get("num_local_experts", None) or k.get("num_experts", 128)
+def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
     step, only_mlp = k.size("decoder_sparse_step", 1), k.get("mlp_only_layers", [])
-    dense = [i for i in range(shape["n_layer"]) if i in only_mlp or (i + 1) % step]
-    k.unused("max_window_layers")
-    return dict(
-        **shape,
-        norm_eps=k.get("rms_norm_eps", 1e-6),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        qk_norm="head",
-        sliding_window=window if k.get("use_sliding_window", False) else None,
-        n_expert=n_expert,
-        n_expert_per_token=k.size("num_experts_per_tok", 8),
-        expert_size=k.size("moe_intermediate_size", 768),
-        normalize_expert_weights=k.get("norm_topk_prob", False),
-        dense_layers=dense or None,
-    )
+    dense = [i for i in range(fields["n_layer"]) if i in only_mlp or (i + 1) % step]
+    return {
+        "n_expert": k.get("num_local_experts", None) or k.get("num_experts", 128),
+        "expert_size": k.size("moe_intermediate_size", 768),
+        "normalize_expert_weights": k.get("norm_topk_prob", False),
+        "dense_layers": dense or None,
+        "sliding_window": _used_window(k, 4096),
+    }
 
 
-def _gemma(k: Keys) -> dict[str, Any]:
-    """Gemma 2B and 7B, CodeGemma."""
-    activation = k.get("hidden_act", "gelu_pytorch_tanh")
-    k.unused("hidden_activation")
-    shape = shape_fields(
-        k, vocab_size=256000, hidden_size=3072, intermediate_size=24576, layers=28, heads=16, kv_heads=16, head_dim=256,
-        context=8192, tie=True,
-    )  # fmt: skip
-    # The first release wrote `gelu` and meant its approximation.
-    return dict(
-        **shape, **_gemma_parts(k), activation=activation_of("gelu_pytorch_tanh" if activation == "gelu" else activation)
-    )
+def _gemma2(k: Keys, fields: Fields) -> Fields:
+    slides = [i % 2 == 0 for i in range(fields["n_layer"])]
+    return {**window_fields(k, len(slides), k.nullable("sliding_window", 4096), slides), **_query_scale(k)}
 
 
-def _gemma_parts(k: Keys) -> dict[str, Any]:
-    """What all generations of Gemma share."""
-    k.only("use_bidirectional_attention", False)
-    bias = k.get("attention_bias", False)
-    eps = k.get("rms_norm_eps", 1e-6)
-    return {"norm": "rms_plus_one", "norm_eps": eps, "attn_bias": bias, "attn_out_bias": bias, "scale_embeddings": True}
+def _query_scale(k: Keys) -> Fields:
+    return {"attention_scale": positive("query_pre_attn_scalar", k.get("query_pre_attn_scalar", 256)) ** -0.5}
 
 
-def _gemma2(k: Keys) -> dict[str, Any]:
-    """Gemma 2 2B, 9B and 27B."""
-    shape = shape_fields(
-        k, vocab_size=256000, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4, head_dim=256,
-        context=8192, tie=True,
-    )  # fmt: skip
-    n_layer = shape["n_layer"]
-    k.unused("hidden_act")
-    return dict(
-        **shape,
-        **_gemma_parts(k),
-        **window_fields(k, n_layer, k.nullable("sliding_window", 4096), [i % 2 == 0 for i in range(n_layer)]),
-        post_norm=True,
-        activation=activation_of(k.get("hidden_activation", "gelu_pytorch_tanh")),
-        attention_scale=positive("query_pre_attn_scalar", k.get("query_pre_attn_scalar", 256)) ** -0.5,
-        attention_softcap=k.nullable("attn_logit_softcapping", 50.0),
-        logit_softcap=k.nullable("final_logit_softcapping", 30.0),
-    )
-
-
-def _gemma3_text(k: Keys) -> dict[str, Any]:
-    """Gemma 3 270M and 1B.
-
-    Layers with a sliding window have their own RoPE, so `rope_parameters` is keyed by the kind of layer.
-    """
+def _gemma3_kinds(k: Keys) -> Fields:
+    """`rope_parameters` by kind of layer."""
     kinds = k.get("rope_parameters", {})
     if unknown := sorted(kinds.keys() - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"rope_parameters has fields that are not understood: {', '.join(unknown)}")
-    local = dict(kinds.get("sliding_attention") or {})
-    local_theta = local.pop("rope_theta", None) or k.get("rope_local_base_freq", 10000.0)
+        raise CheckpointError(f"rope_parameters has fields that are not supported: {', '.join(unknown)}")
+    return kinds
+
+
+def _gemma3_rope(k: Keys) -> Fields:
+    return {**(_gemma3_kinds(k).get("full_attention") or {}), **k.get("rope_scaling", {})}
+
+
+def _gemma3(k: Keys, fields: Fields) -> Fields:
+    """Layers with a sliding window have a RoPE of their own."""
+    given = _gemma3_kinds(k).get("sliding_attention") or {}
+    local = dict(given)
+    theta = local.pop("rope_theta", None) or k.get("rope_local_base_freq", 10000.0)
     if local.pop("rope_type", "default") != "default" or local:
-        raise ValueError(f"scaled RoPE in layers with a sliding window is not supported: {kinds['sliding_attention']}")
-    shape = shape_fields(
-        k, vocab_size=262208, hidden_size=2304, intermediate_size=9216, layers=26, heads=8, kv_heads=4, head_dim=256,
-        context=131072, tie=True, theta=1000000.0,
-        parameters={**(kinds.get("full_attention") or {}), **k.get("rope_scaling", {})},
-    )  # fmt: skip
-    k.unused("hidden_act", "_sliding_window_pattern")
-    n_layer, pattern = shape["n_layer"], k.size("sliding_window_pattern", 6)
-    k.only("attn_logit_softcapping", None)
-    return dict(
-        **shape,
-        **_gemma_parts(k),
-        **window_fields(k, n_layer, k.nullable("sliding_window", 4096), [(i + 1) % pattern != 0 for i in range(n_layer)]),
-        post_norm=True,
-        qk_norm="head",
-        activation=activation_of(k.get("hidden_activation", "gelu_pytorch_tanh")),
-        attention_scale=positive("query_pre_attn_scalar", k.get("query_pre_attn_scalar", 256)) ** -0.5,
-        logit_softcap=k.nullable("final_logit_softcapping", None),
-        local_rope_theta=float(local_theta),
-    )
+        raise CheckpointError(f"scaled RoPE in layers with a sliding window is not supported: {given}")
+    pattern = k.size("sliding_window_pattern", 6)
+    slides = [(i + 1) % pattern != 0 for i in range(fields["n_layer"])]
+    window = window_fields(k, len(slides), k.nullable("sliding_window", 4096), slides)
+    return {**window, **_query_scale(k), "local_rope_theta": float(theta)}
 
 
-def _phi(k: Keys) -> dict[str, Any]:
-    """Phi-1, Phi-1.5 and Phi-2."""
-    return dict(
-        **shape_fields(
-            k, vocab_size=51200, hidden_size=2048, intermediate_size=8192, layers=24, heads=32, context=2048, fraction=0.5,
-        ),
-        **_LAYER_NORM,
-        norm_eps=k.get("layer_norm_eps", 1e-5),
-        mlp="plain",
-        activation=activation_of(k.get("hidden_act", "gelu_new")),
-        attn_bias=True,
-        attn_out_bias=True,
-        mlp_bias=True,
-        lm_head_bias=True,
-        parallel_residual=True,
-        shared_attention_norm=True,
-        qk_norm="head" if k.get("qk_layernorm", False) else None,
-    )  # fmt: skip
+def _phi3_rope(k: Keys) -> Fields:
+    """The first releases called `longrope` `su` or `yarn`."""
+    parameters = rope_parameters(k)
+    old = {key: "longrope" for key in ("type", "rope_type") if parameters.get(key) in ("su", "yarn")}
+    return parameters | old
 
 
-_LAYER_NORM = {"norm": "layer", "norm_bias": True}
-
-
-def _phi3(k: Keys) -> dict[str, Any]:
-    """Phi-3 and Phi-3.5 mini, Phi-3 medium, Phi-4, Phi-4-mini."""
-    parameters = {**k.get("rope_parameters", {}), **k.get("rope_scaling", {})}
-    for key in ("type", "rope_type"):
-        if parameters.get(key) in ("su", "yarn"):  # what the first releases called it
-            parameters[key] = "longrope"
-    k.only("attention_bias", False)
-    return dict(
-        **shape_fields(
-            k, vocab_size=32064, hidden_size=3072, intermediate_size=8192, layers=32, heads=32, context=4096,
-            parameters=parameters, original=4096,
-        ),
-        norm_eps=k.get("rms_norm_eps", 1e-5),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        sliding_window=k.nullable("sliding_window", None),
-    )  # fmt: skip
-
-
-def _olmo(k: Keys) -> dict[str, Any]:
-    """OLMo 1B and 7B."""
-    bias = k.get("attention_bias", False)
-    return dict(
-        **shape_fields(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
-        norm="layer_fixed",
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        clip_qkv=k.get("clip_qkv", None),
-    )
-
-
-def _olmo2(k: Keys) -> dict[str, Any]:
-    """OLMo 2 1B, 7B, 13B and 32B."""
-    bias = k.get("attention_bias", False)
-    return dict(
-        **shape_fields(k, vocab_size=50304, hidden_size=4096, intermediate_size=11008, layers=32, heads=32, context=2048),
-        norm_eps=k.get("rms_norm_eps", 1e-5),
-        pre_norm=False,
-        post_norm=True,
-        qk_norm="row",
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-    )
-
-
-def _stablelm(k: Keys) -> dict[str, Any]:
-    """StableLM 3B-4E1T, StableLM Zephyr 3B, StableLM 2 1.6B and 12B, Stable Code 3B."""
+def _stablelm(k: Keys, fields: Fields) -> Fields:
     parallel = k.get("use_parallel_residual", False)
-    return dict(
-        **shape_fields(
-            k, vocab_size=50304, hidden_size=2560, intermediate_size=6912, layers=32, heads=32, kv_heads=32, context=4096,
-            fraction=0.25,
-        ),
-        **_LAYER_NORM,
-        norm_eps=k.get("layer_norm_eps", 1e-5),
-        activation=activation_of(k.get("hidden_act", "silu")),
-        attn_bias=k.get("use_qkv_bias", False),
-        qk_norm="each_head" if k.get("qk_layernorm", False) else None,
-        parallel_residual=parallel,
-        shared_attention_norm=parallel,
-    )  # fmt: skip
+    return {
+        "attn_bias": k.get("use_qkv_bias", False),
+        "qk_norm": "each_head" if k.get("qk_layernorm", False) else None,
+        "parallel_residual": parallel,
+        "shared_attention_norm": parallel,
+    }
 
 
-def _gpt_neox(k: Keys) -> dict[str, Any]:
-    """Pythia, GPT-NeoX 20B, Dolly v2, RedPajama-INCITE, StableLM alpha, StableCode alpha."""
-    bias = k.get("attention_bias", True)
-    shape = shape_fields(
-        k, vocab_size=50432, hidden_size=6144, intermediate_size=24576, layers=44, heads=64, context=2048,
-        theta_key="rotary_emb_base", fraction_key="rotary_pct", fraction=0.25,
-    )  # fmt: skip
-    return dict(
-        **{**shape, "n_query_groups": shape["n_head"]},
-        **_LAYER_NORM,
-        norm_eps=k.get("layer_norm_eps", 1e-5),
-        mlp="plain",
-        activation=activation_of(k.get("hidden_act", "gelu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=True,
-        parallel_residual=k.get("use_parallel_residual", True),
-    )
+def _falcon(k: Keys, fields: Fields) -> Fields:
+    _refuse_alibi(k)
+    new, multi_query = k.get("new_decoder_architecture", False), k.get("multi_query", True)
+    n_head, n_kv_heads = fields["n_head"], k.nullable("num_kv_heads", None)
+    parallel, n_norms = k.get("parallel_attn", True) or new, k.get("num_ln_in_parallel_attn", 2 if new else 1)
+    return {
+        "n_query_groups": (n_kv_heads or n_head) if new else 1 if multi_query else n_head,
+        "parallel_residual": parallel,
+        "shared_attention_norm": parallel and n_norms == 1,
+    }
 
 
-def _falcon(k: Keys) -> dict[str, Any]:
-    """Falcon 7B, 11B, 40B and 180B."""
-    new_architecture = k.get("new_decoder_architecture", False)
-    multi_query, n_head = k.get("multi_query", True), k.size("num_attention_heads", 71)
-    n_kv_heads = k.nullable("num_kv_heads", None) or n_head
-    return _falcon_parts(
-        k,
-        n_embd=k.size("hidden_size", 4544),
-        n_head=n_head,
-        n_query_groups=n_kv_heads if new_architecture else 1 if multi_query else n_head,
-        n_layer=k.size("num_hidden_layers", 32, MAX_LAYERS),
-        vocab_size=k.size("vocab_size", 65024),
-        parallel=k.get("parallel_attn", True) or new_architecture,
-        n_norms=k.get("num_ln_in_parallel_attn", 2 if new_architecture else 1),
-    )
-
-
-def _refined_web(k: Keys) -> dict[str, Any]:
+def _refined_web(k: Keys, fields: Fields) -> Fields:
     """Falcon 7B (`RefinedWebModel`) and 40B (`RefinedWeb`) as first published, before transformers had them."""
-    is_40b = k.get("model_type", None) == "RefinedWeb"
-    multi_query, n_head = k.get("multi_query", False), k.size("n_head", 8)
-    k.only("apply_residual_connection_post_layernorm", False)
-    return _falcon_parts(
-        k,
-        n_embd=k.size("hidden_size", 64),
-        n_head=n_head,
-        n_query_groups=k.get("n_head_kv", n_head) if is_40b else 1 if multi_query else n_head,
-        n_layer=k.size("n_layer", 2, MAX_LAYERS),
-        vocab_size=k.size("vocab_size", 250880),
-        parallel=is_40b or k.get("parallel_attn", False),
-        n_norms=2 if is_40b else 1,
-    )
+    _refuse_alibi(k)
+    is_40b, multi_query, n_head = k.get("model_type", None) == "RefinedWeb", k.get("multi_query", False), fields["n_head"]
+    parallel = is_40b or k.get("parallel_attn", False)
+    return {
+        "n_query_groups": k.get("n_head_kv", n_head) if is_40b else 1 if multi_query else n_head,
+        "parallel_residual": parallel,
+        "shared_attention_norm": parallel and not is_40b,
+    }
 
 
-def _falcon_parts(
-    k: Keys, *, n_embd: int, n_head: int, n_query_groups: int, n_layer: int, vocab_size: int, parallel: bool, n_norms: int
-) -> dict[str, Any]:
+def _refuse_alibi(k: Keys) -> None:
     if k.get("alibi", False):
-        raise ValueError("Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are")
-    bias, context = k.get("bias", False), k.size("max_position_embeddings", 2048)
-    return dict(
-        vocab_size=vocab_size,
-        block_size=context,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_query_groups=n_query_groups,
-        n_embd=n_embd,
-        head_size=n_embd // n_head,
-        intermediate_size=k.size("ffn_hidden_size", 4 * n_embd),
-        **_LAYER_NORM,
-        norm_eps=k.get("layer_norm_epsilon", 1e-5),
-        mlp="plain",
-        activation=activation_of(k.get("activation", "gelu")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=bias,
-        parallel_residual=parallel,
-        shared_attention_norm=parallel and n_norms == 1,
-        tie_embeddings=k.get("tie_word_embeddings", True),
-        **rope_fields(k, n_embd // n_head, context),
-    )
+        raise CheckpointError(
+            "Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are"
+        )
 
 
-def _gpt2(k: Keys) -> dict[str, Any]:
-    """GPT-2 and DistilGPT2."""
-    k.only("scale_attn_by_inverse_layer_idx", False)
-    k.only("reorder_and_upcast_attn", False)
-    return _gpt2_parts(k, "gelu_new", multi_query=False)
+_GEMMA: Fields = {
+    "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    "attention_bias": False, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
+_GEMMA2 = _GEMMA | {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+_GEMMA_FIXED: Fields = {"norm": "rms_plus_one", "scale_embeddings": True}
+_GEMMA_ONLY: Fields = {"use_bidirectional_attention": False}
 
-
-def _gpt_bigcode(k: Keys) -> dict[str, Any]:
-    """SantaCoder, StarCoder, StarCoderBase, TinyStarCoder."""
-    k.unused("num_key_value_heads")  # follows from multi_query
-    return _gpt2_parts(k, "gelu_pytorch_tanh", multi_query=k.get("multi_query", True))
-
-
-def _gpt2_parts(k: Keys, activation: str, multi_query: bool) -> dict[str, Any]:
-    k.only("scale_attn_weights", True)
-    k.only("add_cross_attention", False)
-    n_embd, n_head = k.size("n_embd", 768), k.size("n_head", 12)
-    return dict(
-        vocab_size=k.size("vocab_size", 50257),
-        block_size=k.size("n_positions", 1024),
-        n_layer=k.size("n_layer", 12, MAX_LAYERS),
-        n_head=n_head,
-        n_query_groups=1 if multi_query else n_head,
-        n_embd=n_embd,
-        head_size=n_embd // n_head,
-        intermediate_size=k.size("n_inner", 4 * n_embd),
-        **_LAYER_NORM,
-        norm_eps=k.get("layer_norm_epsilon", 1e-5),
-        mlp="plain",
-        activation=activation_of(k.get("activation_function", activation)),
-        attn_bias=True,
-        attn_out_bias=True,
-        mlp_bias=True,
-        learned_positions=True,
-        tie_embeddings=k.get("tie_word_embeddings", True),
-    )
-
-
-def _starcoder2(k: Keys) -> dict[str, Any]:
-    """StarCoder2 3B, 7B and 15B."""
-    bias = k.get("use_bias", True)
-    k.unused("residual_dropout", "embedding_dropout")
-    return dict(
-        **shape_fields(
-            k, vocab_size=49152, hidden_size=3072, intermediate_size=12288, layers=30, heads=24, kv_heads=2, context=4096,
-            tie=True,
-        ),
-        **_LAYER_NORM,
-        norm_eps=k.get("norm_epsilon", 1e-5),
-        mlp="plain",
-        activation=activation_of(k.get("hidden_act", "gelu_pytorch_tanh")),
-        attn_bias=bias,
-        attn_out_bias=bias,
-        mlp_bias=bias,
-        sliding_window=k.nullable("sliding_window", None),
-    )  # fmt: skip
-
-
-FAMILIES: dict[str, Callable[[Keys], dict[str, Any]]] = {
-    "llama": _llama,
-    "mistral": _mistral,
-    "mixtral": _mixtral,
-    "qwen2": _qwen2,
-    "qwen3": _qwen3,
-    "qwen3_moe": _qwen3_moe,
-    "gemma": _gemma,
-    "gemma2": _gemma2,
-    "gemma3_text": _gemma3_text,
-    "phi": _phi,
-    "phi3": _phi3,
-    "olmo": _olmo,
-    "olmo2": _olmo2,
-    "smollm3": _smollm3,
-    "stablelm": _stablelm,
-    "gpt_neox": _gpt_neox,
-    "falcon": _falcon,
-    "RefinedWebModel": _refined_web,
-    "RefinedWeb": _refined_web,
-    "gpt2": _gpt2,
-    "gpt_bigcode": _gpt_bigcode,
-    "starcoder2": _starcoder2,
+_FALCON: Fields = {
+    "spelled": {
+        "intermediate_size": "ffn_hidden_size", "hidden_act": "activation", "rms_norm_eps": "layer_norm_epsilon",
+        "attention_bias": "bias", "mlp_bias": "bias", "head_dim": None, "num_key_value_heads": None,
+    },
+    "fixed": _PLAIN_LAYER_NORM,
+}  # fmt: skip
+_FALCON_KEYS: Fields = {
+    "vocab_size": 65024, "hidden_size": 4544, "num_attention_heads": 71, "intermediate_size": None, "hidden_act": "gelu",
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+_REFINED_WEB = {
+    **_FALCON,
+    "keys": _FALCON_KEYS | {"vocab_size": 250880, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8},
+    "spelled": {**_FALCON["spelled"], "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "only": {"apply_residual_connection_post_layernorm": False},
+    "more": _refined_web,
 }
+
+_GPT2: Fields = {
+    "spelled": {
+        "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions", "intermediate_size": "n_inner", "hidden_act": "activation_function",
+        "rms_norm_eps": "layer_norm_epsilon", "head_dim": None, "num_key_value_heads": None,
+    },
+    "fixed": {**_PLAIN_LAYER_NORM, **_ALL_BIASES, "learned_positions": True},
+    "rope": None,
+}  # fmt: skip
+_GPT2_KEYS: Fields = {
+    "vocab_size": 50257, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": None,
+    "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
+_GPT2_ONLY: Fields = {"scale_attn_weights": True, "add_cross_attention": False}
+
+_MISTRAL: Fields = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_QWEN: Fields = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
+_OLMO: Fields = {"vocab_size": 50304, "attention_bias": False}
+_LAYER_NORM_EPS: dict[str, str | None] = {"rms_norm_eps": "layer_norm_eps"}
+
+FAMILIES = {
+    "llama": Family(
+        "Llama 1 to 3.3, Code Llama, TinyLlama, OpenLLaMA, Vicuna, LongChat, Nous-Hermes, Platypus, SmolLM 1 and 2",
+        {"attention_bias": False, "mlp_bias": False},
+        more=_llama,
+    ),
+    "mistral": Family("Mistral 7B v0.1 to v0.3, Mistral Nemo, Zephyr 7B", _MISTRAL | {"sliding_window": 4096}),
+    "mixtral": Family(
+        "Mixtral 8x7B and 8x22B",
+        _MISTRAL
+        | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+        only={"router_jitter_noise": 0.0},
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "qwen2": Family(
+        "Qwen 1.5, 2 and 2.5 except their mixtures of experts, Qwen2.5-Coder, Qwen2.5-Math",
+        _QWEN,
+        fixed={"attn_bias": True},
+        only={"use_mrope": False},
+        more=_qwen,
+    ),
+    "qwen3": Family(
+        "Qwen3 0.6B to 32B", _QWEN | {"head_dim": 128, "attention_bias": False}, fixed={"qk_norm": "head"}, more=_qwen
+    ),
+    "qwen3_moe": Family(
+        "Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B",
+        _QWEN
+        | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
+           "attention_bias": False, "num_experts_per_tok": 8},
+        fixed={"qk_norm": "head"},
+        unused=("max_window_layers",),
+        more=_qwen3_moe,
+    ),
+    "gemma": Family(
+        "Gemma 2B and 7B, CodeGemma",
+        _GEMMA,
+        fixed=_GEMMA_FIXED,
+        only=_GEMMA_ONLY,
+        unused=("hidden_activation",),
+        # The first release wrote `gelu` and meant its approximation.
+        more=lambda k, fields: {"activation": "gelu_tanh"} if fields["activation"] == "gelu" else {},
+    ),
+    "gemma2": Family(
+        "Gemma 2 2B, 9B and 27B",
+        _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        spelled={"hidden_act": "hidden_activation"},
+        fixed={**_GEMMA_FIXED, "post_norm": True},
+        only=_GEMMA_ONLY,
+        unused=("hidden_act",),
+        more=_gemma2,
+    ),
+    "gemma3_text": Family(
+        "Gemma 3 270M and 1B",
+        _GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1e6, "final_logit_softcapping": None},
+        spelled={"hidden_act": "hidden_activation"},
+        fixed={**_GEMMA_FIXED, "post_norm": True, "qk_norm": "head"},
+        only={**_GEMMA_ONLY, "attn_logit_softcapping": None},
+        unused=("hidden_act", "_sliding_window_pattern"),
+        rope=_gemma3_rope,
+        more=_gemma3,
+    ),
+    "phi": Family(
+        "Phi-1, Phi-1.5 and Phi-2",
+        {"vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+         "partial_rotary_factor": 0.5, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5},
+        spelled=_LAYER_NORM_EPS,
+        fixed={**_PLAIN_LAYER_NORM, **_ALL_BIASES, "lm_head_bias": True, "parallel_residual": True,
+               "shared_attention_norm": True},
+        more=lambda k, fields: {"qk_norm": "head" if k.get("qk_layernorm", False) else None},
+    ),
+    "phi3": Family(
+        "Phi-3 and Phi-3.5 mini, Phi-3 medium, Phi-4, Phi-4-mini",
+        {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096, "sliding_window": None},
+        only={"attention_bias": False},
+        rope=_phi3_rope,
+    ),
+    "olmo": Family(
+        "OLMo 1B and 7B",
+        _OLMO | {"clip_qkv": None, "rms_norm_eps": 1e-5},
+        spelled={"rms_norm_eps": None},
+        fixed={"norm": "layer_fixed"},
+    ),
+    "olmo2": Family(
+        "OLMo 2 1B, 7B, 13B and 32B",
+        _OLMO | {"rms_norm_eps": 1e-5},
+        fixed={"pre_norm": False, "post_norm": True, "qk_norm": "row"},
+    ),
+    "smollm3": Family(
+        "SmolLM3 3B: some layers have no RoPE (https://arxiv.org/abs/2501.18795)",
+        {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
+         "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6, "tie_word_embeddings": True,
+         "attention_bias": False, "mlp_bias": False},
+        more=_smollm3,
+    ),
+    "stablelm": Family(
+        "StableLM 3B-4E1T, StableLM Zephyr 3B, StableLM 2 1.6B and 12B, Stable Code 3B",
+        {"vocab_size": 50304, "hidden_size": 2560, "intermediate_size": 6912, "num_key_value_heads": 32,
+         "max_position_embeddings": 4096, "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-5},
+        spelled=_LAYER_NORM_EPS,
+        fixed=_LAYER_NORM,
+        more=_stablelm,
+    ),
+    "gpt_neox": Family(
+        "Pythia, GPT-NeoX 20B, Dolly v2, RedPajama-INCITE, StableLM alpha, StableCode alpha",
+        {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44,
+         "num_attention_heads": 64, "partial_rotary_factor": 0.25, "attention_bias": True, "use_parallel_residual": True,
+         "hidden_act": "gelu", "rms_norm_eps": 1e-5},
+        spelled={**_LAYER_NORM_EPS, "rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+        fixed={**_PLAIN_LAYER_NORM, "mlp_bias": True},
+        more=lambda k, fields: {"n_query_groups": fields["n_head"]},
+    ),
+    "falcon": Family("Falcon 7B, 11B, 40B and 180B", _FALCON_KEYS, **_FALCON, more=_falcon),
+    "RefinedWebModel": Family("Falcon 7B as first published, before transformers had it", **_REFINED_WEB),
+    "RefinedWeb": Family("Falcon 40B as first published, before transformers had it", **_REFINED_WEB),
+    "gpt2": Family(
+        "GPT-2 and DistilGPT2",
+        _GPT2_KEYS | {"hidden_act": "gelu_new"},
+        **_GPT2,
+        only={**_GPT2_ONLY, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False},
+    ),
+    "gpt_bigcode": Family(
+        "SantaCoder, StarCoder, StarCoderBase, TinyStarCoder",
+        _GPT2_KEYS | {"hidden_act": "gelu_pytorch_tanh"},
+        **_GPT2,
+        only=_GPT2_ONLY,
+        unused=("num_key_value_heads",),  # follows from multi_query
+        more=lambda k, fields: {"n_query_groups": 1} if k.get("multi_query", True) else {},
+    ),
+    "starcoder2": Family(
+        "StarCoder2 3B, 7B and 15B",
+        {"vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30,
+         "num_attention_heads": 24, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+         "attention_bias": True, "mlp_bias": True, "sliding_window": None, "hidden_act": "gelu_pytorch_tanh",
+         "rms_norm_eps": 1e-5},
+        spelled={"rms_norm_eps": "norm_epsilon", "attention_bias": "use_bias", "mlp_bias": "use_bias"},
+        fixed=_PLAIN_LAYER_NORM,
+        unused=("residual_dropout", "embedding_dropout"),
+    ),
+}  # fmt: skip

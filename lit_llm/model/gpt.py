@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_llm.model.attention import Documents, _attend, _softcap
+from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, soft_capped
 from lit_llm.model.config import Config
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.recompute import recipes_for_results, recomputed
@@ -27,7 +27,7 @@ ACTIVATIONS = {
 
 
 class GPT(nn.Module):
-    """`model(ids)` returns logits; training and generation use `hidden` and `head`, to make logits only where needed."""
+    """`model(ids)` returns logits; training and generation use `hidden` and `head`, to compute logits only where needed."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class GPT(nn.Module):
             self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling)
         if config.local_rope_theta is not None:
             self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
-        self.fingerprint: str | None = None  # of the weights that were loaded
+        self.fingerprint: str | None = None  # of the loaded weights
         self.activation_checkpointing = False
-        self.run_block: Callable[..., Tensor] = _run_block  # `compiling.py` replaces it for passes without a cache
-        self.computes_on: torch.device | None = None  # if its weights are held elsewhere
-        self.placement: list[torch.device] | None = None  # of each block, if they lie on several devices
+        self.run_block: Callable[..., Tensor] = _run_block  # `compiled_blocks.py` replaces it for passes without a cache
+        self.computes_on: torch.device | None = None  # if the weights are kept on another device
+        self.placement: list[torch.device] | None = None  # of each block, if they are on several devices
 
     @property
     def device(self) -> torch.device:
@@ -56,22 +56,22 @@ class GPT(nn.Module):
 
     @property
     def devices(self) -> list[torch.device]:
-        """All that it lies on."""
+        """All devices of the model, the one of embedding and head first."""
         return list(dict.fromkeys((self.device, *(self.placement or ()))))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
+        """dtype of queries, keys and values."""
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
         return self.wte.weight.dtype
 
     def make_cache(self, batch_size: int, max_length: int, chunk: int | None = None, int8: bool = False) -> KVCache:
-        """Slots on the devices of the blocks; see `KVCache`."""
+        """Return an empty cache with its slots on the devices of the blocks; see `KVCache`."""
         return KVCache(self.config, batch_size, max_length, self.placement or self.device, self.dtype, chunk, int8)
 
     def forward(self, ids: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
+        """Return logits (B, T, vocab_size) of the next token for integer ids (B, T); see `hidden` for `lengths`."""
         return self.head(self.hidden(ids, lengths))
 
     def hidden(
@@ -82,42 +82,34 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, C), normalised, from which `head` makes logits.
+        """Return final hidden states (B, T, C), normalised, from which `head` computes logits.
 
         Args:
-            ids: (B, T) integers. Rows may be padded on the right: causal attention keeps padding out of what precedes it.
-            lengths: Lengths of documents that lie end to end in one row (B = 1, T = sum). Each attends to itself alone
-                and its positions start at 0.
-            cache: Filled with the keys and values of `ids`. Without `positions` it is filled from its beginning.
-            positions: (B, T), where in the cache `ids` lie, ascending; each attends to all up to its own position.
-            ends: (B,), lengths of the rows, if they are padded and fill a cache: rings and some types of RoPE go by them.
+            ids: (B, T) integers. Rows may be padded on the right: causal attention hides padding from what precedes it.
+            lengths: Lengths of documents laid end to end in one row (B = 1, T = sum). Each attends only to itself, and its
+                positions start at 0.
+            cache: Receives the keys and values of `ids`. Without `positions` it is filled from its beginning.
+            positions: (B, T), positions of `ids` in the cache, ascending; each attends to all up to its own position.
+            ends: (B,), lengths of the rows, if they are padded and fill a cache: rings and some types of RoPE depend on them.
         """
-        where, length = _positions(ids, lengths, positions, ends)
-        mask = window_mask = None
-        if positions is not None:
-            assert cache is not None
-            mask = cache.mask(positions, False, self.dtype)
-            window_mask = mask if cache.window is None else cache.mask(positions, True, self.dtype)
-        rope = None if self.rope is None else self.rope(where, length)
-        local_rope = rope if self.local_rope is None else self.local_rope(where, length)
-        documents = None if lengths is None else Documents(lengths, ids.device)
-        no_rope_layers = self.config.no_rope_layers or ()
+        assert positions is None or cache is not None
+        where, length = positions_in_sequences(ids, lengths, positions, ends)
+        inputs = AttentionInputs(
+            ropes=self._ropes(where, length),
+            masks=(None, None) if cache is None else cache.masks(positions, self.dtype),
+            documents=None if lengths is None else Documents(lengths, ids.device),
+            positions=positions,
+            ends=ends,
+        )
+        run = self.run_block if cache is None else _run_block
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False)
         x = self.embed(ids, where)
         with recipes_for_results():
             for i, block in enumerate(self.h):
                 if self.placement is not None and self.placement[i] != x.device:
-                    x, rope, local_rope, documents, mask, window_mask, positions, ends = _moved(
-                        (x, rope, local_rope, documents, mask, window_mask, positions, ends), self.placement[i]
-                    )
-                sliding = self.config.is_sliding(i)
-                layer_rope = None if i in no_rope_layers else local_rope if sliding else rope
-                store = None
-                if cache is not None:
-                    store = partial(cache.fill, i, ends) if positions is None else partial(cache.write, i, positions)
-                inputs = (x, layer_rope, documents, store, window_mask if sliding else mask)
-                recompute = self.activation_checkpointing and torch.is_grad_enabled()
-                run = self.run_block if cache is None else _run_block
-                x = checkpoint(run, block, *inputs, use_reentrant=False) if recompute else run(block, *inputs)
+                    x, inputs = x.to(self.placement[i]), inputs.to(self.placement[i])
+                x = run(block, x, *inputs.of_layer(i, self.config, cache))
         return self.norm(x if self.placement is None else x.to(self.device))
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -130,28 +122,12 @@ class GPT(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab_size) from final hidden states (..., C)."""
         logits = self.lm_head(hidden)
-        return logits if self.config.logit_softcap is None else _softcap(logits, self.config.logit_softcap)
+        return logits if self.config.logit_softcap is None else soft_capped(logits, self.config.logit_softcap)
 
-
-def _positions(
-    ids: Tensor, lengths: Sequence[int] | None, positions: Tensor | None, ends: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Position of each token in its sequence, (T,) or (B, T), and the length of that sequence, which broadcasts to it."""
-    if positions is not None:
-        return positions, positions.amax(dim=1, keepdim=True) + 1
-    where = torch.arange(ids.size(1), device=ids.device)
-    if lengths is None:
-        return where, torch.tensor(ids.size(1), device=ids.device) if ends is None else ends[:, None]
-    n = torch.tensor(list(lengths), device=ids.device)
-    start = (n.cumsum(0) - n).repeat_interleave(n, output_size=ids.size(1))
-    return where - start, n.repeat_interleave(n, output_size=ids.size(1))
-
-
-def _moved(values: Any, device: torch.device) -> Any:
-    """What blocks are given, on another device: tensors, tuples of them, None."""
-    if isinstance(values, tuple):
-        return tuple(_moved(value, device) for value in values)
-    return None if values is None else values.to(device)
+    def _ropes(self, positions: Tensor, length: Tensor) -> Any:
+        """cos and sin for layers that attend to all positions, and for layers with a sliding window."""
+        rope = None if self.rope is None else self.rope(positions, length)
+        return rope, rope if self.local_rope is None else self.local_rope(positions, length)
 
 
 def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
@@ -159,6 +135,11 @@ def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
 
 
 class Block(nn.Module):
+    """One layer. With n1 .. n4 its norms, each of which a family may lack:
+
+    x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1.
+    """
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
@@ -180,6 +161,8 @@ class Block(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
+    """Attention of nh query heads to ng key/value heads (https://arxiv.org/abs/2305.13245): nh / ng queries share a key."""
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.head_size = hs = config.head_size
@@ -187,56 +170,57 @@ class CausalSelfAttention(nn.Module):
         self.scale = config.attention_scale
         self.softcap = config.attention_softcap
         self.window = config.sliding_window if config.is_sliding(layer) else None
-        self.qk_norm = config.qk_norm
+        self.normalizes_rows = config.qk_norm == "row"
         self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
         self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
-        if self.qk_norm is not None:
-            self.q_norm = _qk_norm(config, config.n_head)
-            self.k_norm = _qk_norm(config, config.n_query_groups)
+        self.q_norm = _qk_norm(config, config.n_head)
+        self.k_norm = _qk_norm(config, config.n_query_groups)
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
     def forward(
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        documents: "Documents | None",
+        documents: Documents | None,
         store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """(B, T, C) from x (B, T, C). `store` takes keys and values into a cache and returns those to attend to."""
+        """(B, T, C) from x (B, T, C). `store` puts keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
-        q, (k, v) = self.heads(self.q(x), "q_norm"), self.keys_and_values(x)
+        q, (k, v) = self.heads(self.q(x), self.q_norm), self.keys_and_values(x)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if store is not None:
             k, v = store(k, v)
-        y = _attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
+        y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
         if self.adapter is not None:
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys without positions, and values, (B, ng, T, hs) each, for x (B, T, C)."""
-        return self.heads(self.k(x), "k_norm"), self.heads(self.v(x))
+        return self.heads(self.k(x), self.k_norm), self.heads(self.v(x), None)
 
-    def heads(self, y: Tensor, norm: str | None = None) -> Tensor:
+    def heads(self, y: Tensor, norm: nn.Module | None) -> Tensor:
         """A projection (B, T, heads * hs), clipped and normalised as the family does, as (B, heads, T, hs)."""
         if self.clip is not None:
             y = y.clamp(-self.clip, self.clip)
-        if norm is not None and self.qk_norm == "row":
-            y = getattr(self, norm)(y)
+        if norm is not None and self.normalizes_rows:
+            y = norm(y)
         y = y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        return getattr(self, norm)(y) if norm is not None and self.qk_norm in ("head", "each_head") else y
+        return y if norm is None or self.normalizes_rows else norm(y)
 
     def attend_to_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of queries (B, nh, T, hs) to all of the keys and values (B, ng, S, hs)."""
+        """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
-        return _attend(q, k, v, None, mask, None, self.scale, self.softcap)
+        return attend(q, k, v, None, mask, None, self.scale, self.softcap)
 
 
 class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), https://arxiv.org/abs/2002.05202. The product is recomputed in the backward pass."""
+
     def __init__(self, config: Config, size: int | None = None) -> None:
         super().__init__()
         size = config.intermediate_size if size is None else size
@@ -253,6 +237,8 @@ class GatedMLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
+    """down(act(up(x)))."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
@@ -267,7 +253,8 @@ MLPS = {"gated": GatedMLP, "plain": PlainMLP}
 
 
 class MoE(nn.Module):
-    """Each token passes through `n_expert_per_token` of the experts, weighted by the router (https://arxiv.org/abs/2401.04088)."""
+    """Mixture of experts (https://arxiv.org/abs/2401.04088): y = sum of w_e expert_e(x) over the `n_expert_per_token` experts
+    with the largest w = softmax(router(x)). Tokens are sorted by expert, so that each expert runs once, on its own tokens."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -287,14 +274,17 @@ class MoE(nn.Module):
         outputs = [
             expert(rows)
             for expert, rows in zip(self.experts, flat[tokens].split(counts), strict=True)
-            # In training an expert without tokens runs too: all ranks must have a gradient, even if it is zero.
+            # In training an expert without tokens runs too: every rank needs a gradient, even if it is zero.
             if self.training or len(rows)
         ]
         return torch.zeros_like(flat).index_add(0, tokens, torch.cat(outputs) * weights).view_as(x)
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm, computed in float32 and returned in the dtype of the input."""
+    """RMSNorm, w x / sqrt(mean(x^2) + eps), or LayerNorm, w (x - mean(x)) / sqrt(var(x) + eps) + b.
+
+    Computed in float32, since squares overflow in float16 and lose bits in bfloat16; returned in the dtype of the input.
+    """
 
     def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
@@ -316,13 +306,15 @@ class Norm(nn.Module):
 
 
 class HeadNorms(nn.ModuleList):
-    """One norm without bias for each head of (B, heads, T, hs); a list, because upstream has one tensor for each."""
+    """One norm without bias for each head of (B, heads, T, hs); a list, because upstream has one tensor per head."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
 
 
-def _qk_norm(config: Config, n_heads: int) -> nn.Module:
+def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
+    if config.qk_norm is None:
+        return None
     if config.qk_norm == "row":
         return Norm(config, n_heads * config.head_size)
     if config.qk_norm == "each_head":

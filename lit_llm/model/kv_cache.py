@@ -14,17 +14,18 @@ from lit_llm.model.config import Config
 class KVCache:
     """Slots for the keys and values of all layers, allocated once for a whole generation.
 
-    Rows do not depend on one another: each stands at a position of its own, and `put` fills one anew. Before each call of the
-    model with `positions` the caller sets `length`, the positions in use over all rows, and may set `level`, that each row is
-    given one token, at position length - 1: then nothing need be masked, and the slots lie side by side.
+    Rows are independent: each has its own position, and `put` refills one. Before each call of the model with `positions` the
+    caller sets `length`, the number of positions in use over all rows, and `level`: True if each row gets one token, at
+    position length - 1. Nothing needs a mask then, and the slots to write are adjacent.
 
     Args:
         device: Of all layers, or of each.
-        batch_size: Rows. A model that is given fewer rows works on the first ones.
-        max_length: Positions of a row at most.
-        chunk: Tokens of a row at most that the model is given at once, its prompt not counted. Layers with a sliding window
-            then keep a ring of window + chunk - 1 slots; with None they keep all positions.
-        int8: Hold 8 bits per number, with a scale for each token and head.
+        batch_size: Number of rows. A model that is given fewer rows works on the first ones.
+        max_length: Maximum number of positions of a row.
+        chunk: Maximum number of tokens of a row per call of the model, its prompt not counted. Layers with a sliding window
+            then keep a ring of window + chunk - 1 slots: what the first token of a chunk attends to, and the chunk. None: all
+            layers keep all positions.
+        int8: Store 8 bits per number, with a scale for each token and head.
     """
 
     def __init__(
@@ -39,13 +40,12 @@ class KVCache:
     ) -> None:
         self.window, self.n_rows, self.max_length = config.sliding_window, batch_size, max_length
         self.length, self.level = 0, False
-        ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
-        self.ring = ring
+        self.ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
+        devices = [device] * config.n_layer if isinstance(device, (str, torch.device)) else device
 
         def slots(layer: int) -> "Slots":
-            n = ring if config.is_sliding(layer) else max_length
-            where = device if isinstance(device, (str, torch.device)) else device[layer]
-            return Slots((batch_size, config.n_query_groups, n, config.head_size), where, dtype, int8)
+            n_slots = self.ring if config.is_sliding(layer) else max_length
+            return Slots((batch_size, config.n_query_groups, n_slots, config.head_size), devices[layer], dtype, int8)
 
         self.k = [slots(i) for i in range(config.n_layer)]
         self.v = [slots(i) for i in range(config.n_layer)]
@@ -53,7 +53,7 @@ class KVCache:
     def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.
 
-        What follows an end lies in slots that no query sees before they are written again.
+        What follows an end is in slots that no query attends to before they are written again.
         """
         for slots, new in ((self.k[layer], k), (self.v[layer], v)):
             kept = new if new.size(2) <= slots.n_slots else _newest(new, ends, slots.n_slots)
@@ -72,9 +72,18 @@ class KVCache:
                 slots[rows, :, positions % n_slots] = new.transpose(1, 2)
         return self.k[layer].read(n_rows, self.length), self.v[layer].read(n_rows, self.length)
 
-    def mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype) -> Tensor | None:
-        """What to add to the scores of queries at `positions` (B, T), ascending, in layers that slide or do not: 0 or -inf,
-        (B, 1, T, S), or None for 0 everywhere."""
+    def masks(self, positions: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Return what to add to the scores of queries at `positions` (B, T), ascending: 0 or -inf, (B, 1, T, S).
+
+        The first is for layers that attend to all positions, the second for layers with a sliding window. None is 0 everywhere;
+        prompts, which have no `positions`, are masked by causality alone.
+        """
+        if positions is None:
+            return None, None
+        full = self._mask(positions, False, dtype)
+        return full, full if self.window is None else self._mask(positions, True, dtype)
+
+    def _mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype) -> Tensor | None:
         if self.level and (not sliding or self.ring == min(self.max_length, self.window or 0)):
             return None
         visible = self._visible(positions, sliding)
@@ -86,23 +95,22 @@ class KVCache:
         if not sliding:
             return slots <= query
         assert self.window is not None
-        last = query[:, :, -1:]
-        held = last - (last - slots) % self.ring  # the position that a slot of the ring holds
+        held = _held(query[:, :, -1:], slots, self.ring)
         return (held >= 0) & (held <= query) & (held > query - self.window)
 
     def put(self, row: int | slice, other: "KVCache", other_row: int = 0) -> None:
-        """Make `row` (all of a slice) what a row of `other` is, which may hold fewer positions but not more."""
+        """Copy a row of `other` to `row` (to all of a slice). `other` may have fewer positions, but not more."""
         assert other.max_length <= self.max_length
         for own, theirs in zip((*self.k, *self.v), (*other.k, *other.v), strict=True):
             own[row, :, : theirs.n_slots] = theirs.read(other_row + 1, theirs.n_slots)[other_row]
 
     def clear(self, row: int) -> None:
-        """Forget a row that holds what is no number: even where it is masked, it would spoil the sum."""
+        """Zero a row that contains NaN: even where it is masked, it would spoil the sum (0 * NaN is NaN)."""
         for slots in (*self.k, *self.v):
             slots[row] = torch.zeros_like(slots.values[row], dtype=slots.dtype)
 
     def stay(self) -> None:
-        """Tell the compiler that the slots never move: CUDA graphs cannot write elsewhere."""
+        """Promise the compiler that the slots never move: CUDA graphs write to fixed addresses."""
         for slots in (*self.k, *self.v):
             for tensor in (slots.values, slots.scale):
                 if tensor is not None:
@@ -113,7 +121,7 @@ class KVCache:
 
 
 class Slots:
-    """Keys or values of one layer: `shape` (B, ng, S, hs), held in `dtype`, or in 8 bits with a scale per token and head."""
+    """Keys or values of one layer: `shape` (B, ng, S, hs), in `dtype`, or in 8 bits with a scale per token and head."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype, int8: bool) -> None:
         self.dtype, self.n_slots = dtype, shape[2]
@@ -124,12 +132,13 @@ class Slots:
         if self.scale is None:
             self.values[index] = new
             return
+        # x is about q * scale with q = round(x / scale), and scale maps the largest |x| of the hs numbers to 127.
         scale = (new.abs().amax(-1, keepdim=True).float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
         self.scale[index] = scale
         self.values[index] = (new / scale).round().to(torch.int8)
 
     def read(self, n_rows: int, n_slots: int) -> Tensor:
-        """The first rows and slots, (n_rows, ng, n_slots or all, hs)."""
+        """Return the first rows and slots, (n_rows, ng, min(n_slots, S), hs)."""
         values = self.values[:n_rows, :, :n_slots]
         return values if self.scale is None else (values * self.scale[:n_rows, :, :n_slots]).to(self.dtype)
 
@@ -137,8 +146,16 @@ class Slots:
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
+def _held(last: Tensor, slots: Tensor, n_slots: int) -> Tensor:
+    """Return the position in each slot of a ring after position `last` was written; below 0 for slots not in use.
+
+    Position p is in slot p % n_slots, where it replaces p - n_slots. With 4 slots and last = 5, slots 0 to 3 have 4 5 2 3.
+    """
+    return last - (last - slots) % n_slots
+
+
 def _newest(x: Tensor, ends: Tensor | None, n_slots: int) -> Tensor:
-    """The last tokens of each row of x (B, ng, T, hs), which ends at `ends` (B,), in the order of a ring of `n_slots`."""
+    """Return the last tokens of each row of x (B, ng, T, hs), which ends at `ends` (B,), in the order of a ring."""
     last = torch.full((x.size(0), 1), x.size(2) - 1, device=x.device) if ends is None else ends[:, None] - 1
-    held = last - (last - torch.arange(n_slots, device=x.device)) % n_slots  # (B, n_slots); below 0 for slots not in use
+    held = _held(last, torch.arange(n_slots, device=x.device), n_slots)  # (B, n_slots)
     return x.gather(2, held.clamp(min=0)[:, None, :, None].expand(-1, x.size(1), -1, x.size(3)))

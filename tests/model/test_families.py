@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_tensors, weight_files
-from lit_llm.checkpoint.tensor_names import TABLES, to_hf
+from lit_llm.checkpoint.tensor_names import TABLES, names_of, to_hf
 from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.model.families import FAMILIES
 from lit_llm.model.kv_cache import KVCache
@@ -96,7 +96,7 @@ def test_weight_table_covers_the_model_exactly(case, model):
         return re.sub(r"\.\d+(?=\.)", ".{}", name).rpartition(".")[0]
 
     entries = TABLES[model.config.model_type](model.config).values()
-    table = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry.names)]
+    table = [name for entry in entries for name in names_of(entry)]
     assert len(table) == len(set(table))
     assert set(table) == {pattern(name) for name in model.state_dict()}
 
@@ -135,10 +135,9 @@ def models_table() -> str:
     """The table of tutorials/models.md."""
     lines = ["| `model_type` | published checkpoints | variants compared with transformers |", "|---|---|---|"]
     for model_type, family in FAMILIES.items():
-        published = (family.__doc__ or "").splitlines()[0].rstrip(".")
         variants = [case.name for case in CASES if case.old_keys.get("model_type", case.family) == model_type]
         assert variants, f"no test compares {model_type} with transformers"
-        lines.append(f"| `{model_type}` | {published} | {', '.join(variants)} |")
+        lines.append(f"| `{model_type}` | {family.published} | {', '.join(variants)} |")
     return "\n".join(lines) + "\n"
 
 
