@@ -1,1 +1,1 @@
-"""What `eval/benchmark.py` measures: a module for each check, whose `measure(args)` prints JSON on stdout, tables on stderr."""
+"""The checks of `eval/benchmark.py`: one module each, whose `measure(args)` prints JSON on stdout and a table on stderr."""

@@ -1,10 +1,7 @@
-"""The most memory that loading a checkpoint takes, each case measured in a process of its own."""
+"""Peak memory of loading a checkpoint, each case measured in a process of its own."""
 
-import json
 import platform
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -14,6 +11,8 @@ from typing import Any
 import torch
 
 from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.bench.measuring import in_new_process, report, require_linux, table
+from lit_llm.bench.shapes import shape
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import write_shards
@@ -23,7 +22,8 @@ from lit_llm.model.cpu_linear import PackedLinear
 from lit_llm.model.gpt import GPT
 
 SHARD_BYTES = 500 * 10**6
-# What `load_model` is asked for, and the aim, if there is one: at most this factor of the loaded weights, and so many MB.
+LLAMA_1B = shape("llama", 32000, 2048, 16, 32, 8192, num_key_value_heads=8)
+# Options of `load_model`, and the aim, if there is one: at most this factor of the loaded weights, plus MB.
 CASES: dict[str, tuple[dict[str, Any], float | None, int]] = {
     "as stored": ({}, 1.1, 0),
     "float32": ({"dtype": torch.float32}, 1.1, 0),
@@ -31,41 +31,30 @@ CASES: dict[str, tuple[dict[str, Any], float | None, int]] = {
     "fp16 for a CPU": ({"dtype": torch.float32, "layout": "fp16"}, None, 0),
     "int8 for a CPU": ({"dtype": torch.float32, "layout": "int8"}, None, 0),
 }
+COLUMNS = {
+    "loaded as": "{name}", "weights MB": "{weights_mb:.0f}", "peak MB": "{peak_mb:.0f}",
+    "of it anonymous": "{peak_anonymous_mb:.0f}", "aim MB": "{aim}", "seconds": "{seconds:.0f}", "met": "{as_aimed}",
+}  # fmt: skip
 
 
 def measure(args: BenchmarkArgs) -> None:
-    """Print results as JSON, and a Markdown table. Memory is that beyond what the process held before, in MB (10^6 bytes)."""
-    if sys.platform != "linux":
-        raise ValueError("--check load_memory reads /proc/self/status, which only Linux has")
+    """Print the memory beyond that of the process before loading, in MB (10^6 bytes)."""
+    require_linux("load_memory")
     with tempfile.TemporaryDirectory() as folder:
-        n_weights = _make_checkpoint(Path(folder), 16)
-        command = [sys.executable, "-m", "lit_llm.bench.load_memory", folder]
-        done = {name: subprocess.run([*command, name], check=True, stdout=subprocess.PIPE, text=True).stdout for name in CASES}
-    cases = {name: json.loads(text) for name, text in done.items()}
-    lines = ["| loaded as | weights MB | peak MB | of it anonymous | aim MB | seconds | met |", "|---|---|---|---|---|---|---|"]
-    for name, case in cases.items():
-        keys = ("weights_mb", "peak_mb", "peak_anonymous_mb", "aim_mb", "seconds")
-        figures = ("" if case[key] is None else f"{case[key]:.0f}" for key in keys)
-        lines.append(f"| {name} | {' | '.join(figures)} | { {None: '', True: 'yes', False: 'no'}[case['met']] } |")
+        n_weights = _make_checkpoint(Path(folder))
+        cases = {name: in_new_process(load_case, folder, name, as_user=True) for name in CASES}
+    rows = [{"name": name, "aim": "", "as_aimed": "", **case} for name, case in cases.items()]
+    for row in rows:
+        if row["met"] is not None:
+            row |= {"aim": f"{row['aim_mb']:.0f}", "as_aimed": "yes" if row["met"] else "no"}
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    results = {"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}
-    print(json.dumps(results, indent=2))
-    print("\n".join(lines), file=sys.stderr)
+    report({"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}, table(COLUMNS, rows))
 
 
-def _make_checkpoint(folder: Path, n_layer: int) -> int:
+def _make_checkpoint(folder: Path) -> int:
     """Write random bfloat16 weights in the shape of a Llama as Hugging Face publishes it; return their number."""
-    hf = {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": n_layer,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    }
-    write_json(folder / "config.json", hf)
-    config = Config.from_hf(hf)
+    write_json(folder / "config.json", LLAMA_1B)
+    config = Config.from_hf(LLAMA_1B)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     readers = {
@@ -92,37 +81,28 @@ class _Peak(threading.Thread):
 
 
 def _memory() -> dict[str, float]:
-    """Resident MB of this process: anonymous, and mapped from files, which the system can drop and read again."""
+    """Return the resident MB of this process: anonymous, and mapped from files, which the system can drop and read again."""
     status = Path("/proc/self/status").read_text()
     return {kind: int(size) * 1024 / 1e6 for kind, size in re.findall(r"^(RssAnon|RssFile|RssShmem):\s+(\d+) kB", status, re.M)}
 
 
-def _measure(folder: Path, name: str) -> dict[str, Any]:
-    """Load in this process, which has done nothing else."""
+def load_case(folder: str, name: str) -> dict[str, Any]:
+    """Load the checkpoint in this process, which has done no other work."""
     options, factor, more = CASES[name]
     if "quantize" in options:
         import bitsandbytes  # noqa: F401  (its own size is not that of the model)
     peak, start = _Peak(), time.perf_counter()
     peak.start()
-    model = load_model(folder, **options)
+    model = load_model(Path(folder), **options)
     seconds = time.perf_counter() - start
     for parameter in model.parameters():
-        parameter.view(torch.uint8).view(-1)[::4096].sum()  # weights that are mapped come into memory on use
+        parameter.view(torch.uint8).view(-1)[::4096].sum()  # mapped weights come into memory on use
     peak.stopped.set()
     peak.join()
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     n_bytes = sum(m.in_features * m.out_features * (2 if m.kind == "fp16" else 1) for m in packed)
     weights = (n_bytes + sum(parameter.nbytes for parameter in model.parameters())) / 1e6
     aim = None if factor is None else factor * weights + more
-    return {
-        "weights_mb": weights,
-        "peak_mb": peak.total,
-        "peak_anonymous_mb": peak.anonymous,
-        "aim_mb": aim,
-        "met": None if aim is None else peak.total <= aim,
-        "seconds": seconds,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2])))
+    met = None if aim is None else peak.total <= aim
+    figures = {"weights_mb": weights, "peak_mb": peak.total, "peak_anonymous_mb": peak.anonymous, "aim_mb": aim}
+    return {**figures, "met": met, "seconds": seconds}

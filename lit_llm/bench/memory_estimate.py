@@ -1,21 +1,20 @@
-"""Estimated against measured memory of a step above the loaded model, each case in a process of its own (CPU, Linux)."""
+"""Estimated and measured memory of a step above the loaded model, each case in a process of its own (CPU, Linux)."""
 
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.args.measure import BenchmarkArgs
-from lit_llm.bench.process import in_new_process
-from lit_llm.bench.train_speed import SHAPES, machine, make_checkpoint, random_example
-from lit_llm.checkpoint.load_model import load_model
+from lit_llm.bench.measuring import in_new_process, machine, report, require_linux, table
+from lit_llm.bench.peers import Training
+from lit_llm.bench.shapes import SHAPES, random_checkpoint
+from lit_llm.bench.train_speed import random_example
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
@@ -25,10 +24,6 @@ from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
-from lit_llm.methods.loss import next_token_loss
-from lit_llm.training.loop import optimizer_step
-from lit_llm.training.objective import Objective
-from lit_llm.training.optimizers import make_optimizer
 
 TOLERANCE = 0.1
 SIZES = {"pythia-70m": (12, 1024), "llama-100m": (4, 1024)}
@@ -40,57 +35,49 @@ CASES: dict[str, tuple[Callable[[], Method], str | None]] = {
     "qlora": (lambda: LoRA(dropout=0.0), "bnb.nf4"),
     "adapter": (Adapter, None),
 }
-"""Method, and how the base is quantized."""
+"""Method, and quantization of the base."""
+
+COLUMNS = {
+    "shape": "{shape}", "method": "{method}", "tokens": "{tokens}", "estimated": "{estimated_gb:.3f} GB",
+    "measured": "{measured_gb:.3f} GB", "off by": "{off_by:+.1%}",
+}  # fmt: skip
 
 
 def measure(args: BenchmarkArgs) -> None:
-    """Print a row for each case as JSON, and a Markdown table. Raises ValueError if an estimate is off by more than 10 %."""
-    if sys.platform != "linux":
-        raise ValueError("--check memory_estimate reads /proc/self, which only Linux has")
+    """Print a row for each case. Raises ValueError if an estimate is off by more than 10 %."""
+    require_linux("memory_estimate")
     rows = []
     for shape, (n_documents, n_tokens) in SIZES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            make_checkpoint(Path(folder), SHAPES[shape])
+        with random_checkpoint(SHAPES[shape]) as folder:
             for case in CASES:
-                found = in_new_process(compare, folder, case, n_documents, n_tokens)
+                found = in_new_process(compare, str(folder), case, n_documents, n_tokens)
                 rows.append({"shape": shape, "method": case, "tokens": f"{n_documents} x {n_tokens}", **found})
                 print(json.dumps(rows[-1]), file=sys.stderr)
-    print(json.dumps({**machine(), "tolerance": TOLERANCE, "rows": rows}, indent=2))
-    lines = ["| shape | method | tokens | estimated | measured | off by |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        figures = f"{row['estimated_gb']:.3f} GB | {row['measured_gb']:.3f} GB | {row['off_by']:+.1%}"
-        lines.append(f"| {row['shape']} | {row['method']} | {row['tokens']} | {figures} |")
-    print("\n".join(lines), file=sys.stderr)
+    report({**machine(), "tolerance": TOLERANCE, "rows": rows}, table(COLUMNS, rows))
     if wrong := [f"{row['method']} on {row['shape']}" for row in rows if abs(row["off_by"]) > TOLERANCE]:
         raise ValueError(f"the estimate is off by more than {TOLERANCE:.0%} for {', '.join(wrong)}")
 
 
-def compare(name: str, case: str, n_documents: int, n_tokens: int) -> dict[str, Any]:
-    """GB above the loaded model in a step, the optimizer's state included, on one micro-batch with labels everywhere."""
-    folder, method, quantize = Path(name), CASES[case][0](), CASES[case][1]
-    config = read_config(folder)
+def compare(folder: str, case: str, n_documents: int, n_tokens: int) -> dict[str, Any]:
+    """Return the GB above the loaded model in a step, with the optimizer's state, on one micro-batch with labels everywhere."""
+    make_method, quantize = CASES[case]
+    method, config = make_method(), read_config(Path(folder))
     found = estimate(config, method, n_documents, n_tokens, False, False, "32-true", quantize)
-    model = load_model(folder, dtype=torch.float32, quantize=quantize)
-    method.attach(model)
-    args = TrainArgs()
-    optimizer = make_optimizer(model, method, args, torch.device("cpu"))
-    fabric = Fabric(accelerator="cpu", devices=1)
-    objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
-    objective.train()
-    for parameter in model.parameters():
+    training = Training(Path(folder), method, TrainArgs(), quantize)
+    for parameter in training.model.parameters():
         parameter.detach().view(torch.uint8).max()  # pages of the file count once they are read
     draw = random.Random(0)
 
     def example(n: int) -> Example:
-        return Example(random_example(n, config.vocab_size, draw).ids, torch.ones(n, dtype=torch.bool))
+        return random_example(n, config.vocab_size, draw, masked=0)
 
-    objective(collate([example(8)]))[0].backward()  # code and buffers that the first pass brings in
-    objective.zero_grad()
+    training.objective(collate([example(8)]))[0].backward()  # code and buffers that the first pass brings in
+    training.objective.zero_grad()
     examples = [example(n_tokens) for _ in range(n_documents)]
 
     def steps() -> None:
-        for batch in ([example(8)], examples):  # the first one makes the optimizer's state
-            optimizer_step(fabric, objective, optimizer, [range(len(batch))], batch, args.learning_rate, args.max_norm)
+        for batch in ([example(8)], examples):  # the first one creates the optimizer's state
+            training.step([range(len(batch))], batch)
 
     measured, estimated = peak_above(steps, torch.device("cpu")), found["memory_bytes"]["above_model"] / 1e9
     return {"estimated_gb": estimated, "measured_gb": measured, "off_by": estimated / measured - 1}

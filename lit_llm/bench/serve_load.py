@@ -1,4 +1,4 @@
-"""Many clients at once, of whom some leave before their answers are whole: is each other answer that of the model alone?"""
+"""Many clients at once, some of which disconnect early: each of the other answers must equal that of the model alone."""
 
 import asyncio
 import json
@@ -11,22 +11,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.bench.measuring import report, require_linux
 from lit_llm.checkpoint.load import load
 from lit_llm.cli import DEMO
 from lit_llm.generation.generate import generate
 from lit_llm.text.ending import raw_ending
 
+SERVE = Path(__file__).parents[2] / "generate" / "serve.py"
 N_QUESTIONS = 48
 LEAVING = 0.25  # of the requests
 BATCH_SIZE = 32
-SERVER = (
-    "from lit_llm.args.serve import ServeArgs; from lit_llm.serve import serve; "
-    f"serve(ServeArgs(port=0, model_name='demo', max_batch_size={BATCH_SIZE}))"
-)
 
 
 @dataclass(frozen=True)
@@ -34,52 +33,50 @@ class Question:
     prompt: str
     max_tokens: int
     answer: str
-    """What the model continues the prompt with, greedily, when it does nothing else."""
+    """The greedy continuation of the prompt when the model does no other work."""
     n_new: int
 
 
 @dataclass
 class Found:
-    """What clients met with."""
+    """Observations of all clients."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each whole answer that was right."""
+    """Duration of each correct whole answer."""
     n_tokens: int = 0
     n_left: int = 0
-    """Requests that a client gave up on purpose."""
+    """Requests that a client abandoned on purpose."""
     wrong: list[str] = field(default_factory=list)
-    """Answers that were not those of the model alone, and requests that got none."""
+    """Answers that differ from those of the model alone, and requests without an answer."""
 
 
 def measure(args: BenchmarkArgs) -> None:
-    """Print results as JSON. Raises ValueError if an answer was lost or wrong."""
-    if sys.platform != "linux":
-        raise ValueError("--check serve_load reads /proc, which only Linux has")
+    """Print the results. Raises ValueError if an answer was lost or wrong."""
+    require_linux("serve_load")
     asked = questions()
     with _server() as (port, process):
         asyncio.run(send(port, asked, 8, 5, seed=0))  # so that memory that is held once is held
         before, cpu = _resident_mb(process.pid), _cpu_seconds(process.pid)
         start = time.monotonic()
         found = asyncio.run(send(port, asked, args.clients, args.seconds, seed=1))
-        seconds = time.monotonic() - start  # with the answers that were under way at the end
+        seconds = time.monotonic() - start  # with the answers that were in progress at the end
         after, cpu = _resident_mb(process.pid), _cpu_seconds(process.pid) - cpu
         again = asyncio.run(send(port, asked, 1, 5, seed=2))
-    ordered = sorted(found.seconds)
-    result = {
+    ordered, wrong = sorted(found.seconds), found.wrong + again.wrong
+    report({
         "clients": args.clients, "seconds": args.seconds, "batch_size": BATCH_SIZE, "whole_answers": len(ordered),
-        "left_on_purpose": found.n_left, "lost_or_wrong": len(found.wrong) + len(again.wrong),
+        "left_on_purpose": found.n_left, "lost_or_wrong": len(wrong),
         "requests_per_second": round(len(ordered) / seconds, 1), "tokens_per_second": round(found.n_tokens / seconds),
         "tokens_per_cpu_second": round(found.n_tokens / cpu), "p50_seconds": round(ordered[len(ordered) // 2], 2),
         "p95_seconds": round(ordered[len(ordered) * 95 // 100], 2), "resident_mb_before": before, "resident_mb_after": after,
         "torch": torch.__version__, "python": platform.python_version(),
-    }  # fmt: skip
-    print(json.dumps(result, indent=2))
-    if wrong := found.wrong + again.wrong:
+    })  # fmt: skip
+    if wrong:
         raise ValueError(f"{len(wrong)} answers were lost or wrong, the first: {wrong[0]}")
 
 
 def questions() -> list[Question]:
-    """Prompts of many lengths with answers that all differ, so that one cannot pass for another."""
+    """Return prompts of many lengths whose answers all differ, so that one cannot pass for another."""
     model, tokenizer = load(DEMO / "checkpoint", device="cpu")
     draw, found = random.Random(0), dict[str, Question]()
     rows = [json.loads(line) for line in (DEMO / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -87,14 +84,13 @@ def questions() -> list[Question]:
         prompt = " ".join(row["output"] for row in draw.sample(rows, draw.randint(1, 6)))
         n_new = draw.randint(4, 64)
         (alone,) = generate(model, tokenizer, [prompt], max_new_tokens=n_new, temperature=0, ending=raw_ending(tokenizer))
-        ids = tokenizer.encode(prompt)
-        answer = tokenizer.decode(ids + alone.ids)[len(prompt) :]
+        answer = tokenizer.decode(tokenizer.encode(prompt) + alone.ids)[len(prompt) :]
         found.setdefault(answer, Question(prompt, n_new, answer, len(alone.ids)))
     return list(found.values())
 
 
 async def send(port: int, asked: list[Question], n_clients: int, seconds: float, seed: int) -> Found:
-    """Let clients ask one question after the other for so many seconds."""
+    """Let each client ask one question after another for this time."""
     found, end = Found(), time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -107,39 +103,37 @@ async def send(port: int, asked: list[Question], n_clients: int, seconds: float,
                 text = await asyncio.wait_for(_ask(port, question, stream), patience)
             except asyncio.TimeoutError:
                 found.n_left += 1
-                continue
             except (OSError, ValueError, KeyError, IndexError, asyncio.IncompleteReadError) as error:
                 found.wrong.append(f"{type(error).__name__}: {error}")
-                continue
-            if text != question.answer:
-                found.wrong.append(f"{text!r} instead of {question.answer!r}")
-                continue
-            found.seconds.append(time.monotonic() - start)
-            found.n_tokens += question.n_new
+            else:
+                if text == question.answer:
+                    found.seconds.append(time.monotonic() - start)
+                    found.n_tokens += question.n_new
+                else:
+                    found.wrong.append(f"{text!r} instead of {question.answer!r}")
 
     await asyncio.gather(*map(client, range(n_clients)))
     return found
 
 
 async def _ask(port: int, question: Question, stream: bool) -> str:
-    """The text that answers. Being cancelled breaks the connection off. Raises ValueError for an answer other than 200."""
+    """Return the answer's text. Cancelling closes the connection. Raises ValueError for a status other than 200."""
     fields = {"prompt": question.prompt, "max_tokens": question.max_tokens, "temperature": 0, "stream": stream}
     body = json.dumps({"model": "demo", **fields}).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    )
+    head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Connection: close"]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        writer.write("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
         status = (await reader.readline()).split()[1]
         while (await reader.readline()).strip():
             pass
+        answer = await reader.read()
         if status != b"200":
-            raise ValueError(f"status {status.decode()}: {(await reader.read())[:200]!r}")
+            raise ValueError(f"status {status.decode()}: {answer[:200]!r}")
         if not stream:
-            return json.loads(await reader.read())["choices"][0]["text"]
-        lines = (await reader.read()).splitlines()  # among the sizes of chunks
-        events = [line.removeprefix(b"data: ") for line in lines if line.startswith(b"data: ")]
+            return json.loads(answer)["choices"][0]["text"]
+        # The chunked encoding puts lines with sizes between the events.
+        events = [line.removeprefix(b"data: ") for line in answer.splitlines() if line.startswith(b"data: ")]
         if events[-1] != b"[DONE]":
             raise ValueError(f"the stream ended with {events[-1]!r}")
         return "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
@@ -149,32 +143,19 @@ async def _ask(port: int, question: Question, stream: bool) -> str:
 
 @contextmanager
 def _server() -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Port and process of a server of the demo, with one thread for the model."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+    """Yield port and process of a server of the demo, with one thread for the model."""
+    command = [sys.executable, str(SERVE), "--port=0", "--model_name=demo", f"--max_batch_size={BATCH_SIZE}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         line = next((line for line in process.stderr if line.startswith("serving")), None)
         if line is None:
             raise OSError("the server did not start")
-        port = int(line.rpartition(":")[2])
-        asyncio.run(_wait_for(port))
-        yield port, process
+        yield int(line.rpartition(":")[2]), process
     finally:
         process.terminate()
         process.communicate(timeout=30)
-
-
-async def _wait_for(port: int) -> None:
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        except OSError:
-            await asyncio.sleep(0.05)
-    raise OSError("the server does not listen")
 
 
 def _resident_mb(pid: int) -> int:

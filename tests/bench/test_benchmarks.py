@@ -1,9 +1,14 @@
-"""What eval/benchmark.py measures, on models and data so small that the figures mean nothing: that it measures at all."""
+"""Run what eval/benchmark.py measures on models and data too small for meaningful figures, to check that it works."""
 
+import asyncio
+
+import pytest
 import torch
+from tiny import make_checkpoint
 
-from lit_llm.bench import decode_speed, prepare_speed, train_speed
-from lit_llm.bench.process import in_new_process
+from lit_llm.bench import decode_speed, load_memory, packing_speed, prepare_speed, serve_load, train_speed
+from lit_llm.bench.measuring import in_new_process
+from lit_llm.bench.train_speed import ragged_examples
 from lit_llm.model.config import Config
 
 TINY = {
@@ -36,13 +41,13 @@ def test_training_beside_peft(monkeypatch):
     def in_this_process(function, *arguments):  # which may have grown before
         return 1 + function(*arguments)
 
-    monkeypatch.setitem(train_speed.SHAPES, "tiny", TINY)
     monkeypatch.setattr(train_speed, "in_new_process", in_this_process)
-    found = train_speed.compare_speed("tiny", repetitions=1, n_examples=4)
+    found = train_speed.compare_speed(TINY, repetitions=1, n_examples=4)
     ours, peft = (found["contenders"][name] for name in ("lit_llm", "peft"))
     assert abs(ours["first_loss"] - peft["first_loss"]) < 1e-4
     assert ours["tokens_per_cpu_second"] > 0
     assert "peft" in found["lit_llm_over_peer"]
+    assert train_speed.as_markdown({"tiny": found}).count("x (") == len(found["contenders"]) - 1
 
 
 def test_preparation_by_rows_and_from_the_cache(tmp_path, capsys):
@@ -62,3 +67,26 @@ def test_a_process_of_its_own_returns_what_the_function_does(tmp_path):
     found = in_new_process(prepare_speed.run, str(tmp_path), "curate")
     assert found["made"] == 50
     assert found["cpu_seconds"] > 0
+
+
+def test_layouts_of_a_step_by_speed(tmp_path):
+    steps = packing_speed.layout_steps(make_checkpoint(tmp_path / "tiny"), 512)
+    losses = [step(ragged_examples(6, 256, seed=0)) for step in steps.values()]
+    assert steps.keys() == packing_speed.LAYOUTS.keys()
+    assert losses == pytest.approx(losses[:1] * 3, abs=0.01)  # the mean per label; each step changes the weights a little
+
+
+def test_memory_of_loading(tmp_path):
+    found = in_new_process(load_memory.load_case, str(make_checkpoint(tmp_path / "tiny")), "float32", as_user=True)
+    assert found["weights_mb"] > 0
+    assert found["aim_mb"] == pytest.approx(1.1 * found["weights_mb"])
+    assert isinstance(found["met"], bool)
+
+
+def test_answers_to_many_clients_equal_those_to_one(monkeypatch):
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr(serve_load, "N_QUESTIONS", 4)
+    with serve_load._server() as (port, process):
+        found = asyncio.run(serve_load.send(port, serve_load.questions(), 8, 2, seed=0))
+        assert serve_load._resident_mb(process.pid) > 10
+    assert found.seconds and found.n_tokens and not found.wrong
