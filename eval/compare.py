@@ -5,9 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: CompareArgs) -> None:
-    from lit_llm.evaluation.compare import compare
+    from lit_llm.evaluation.compare import compare_models
 
-    compare(args)
+    compare_models(args)
 
 
 if __name__ == "__main__":

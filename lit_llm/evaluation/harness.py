@@ -1,4 +1,4 @@
-"""Our model in EleutherAI's evaluation harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
+"""Models in EleutherAI's evaluation harness (https://github.com/EleutherAI/lm-evaluation-harness)."""
 
 import json
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.checkpoint.adapters import trained_style
+from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.load_from_options import load_args
@@ -23,51 +24,47 @@ from lit_llm.model.gpt import GPT
 from lit_llm.ranks import naming_lost_ranks
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.ending import raw_ending
-from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
 Message = dict[str, str]
 
 
 class HarnessModel(TemplateLM):
-    """What the harness asks of a model. A subclass, since the harness accepts nothing else; the tokens of contexts and
-    continuations are made by its base class, so that they are those of its own `hf` model.
+    """A model for the harness. A subclass, since the harness accepts nothing else. The base class tokenizes contexts and
+    continuations, so that the tokens are those of the harness's own `hf` model.
 
     Args:
-        style: Name of the prompt style of chats; the checkpoint's template if not given.
+        style: Prompt style of chats. None: the checkpoint's template.
     """
+
+    tokenizer: Tokenizer  # type: ignore[assignment]
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path, batch_size: int, style: str | None = None
     ) -> None:
         super().__init__()
         self.style = style or default_style(tokenizer, False)
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size  # type: ignore[assignment]
-        self.max_length = model.config.block_size
-        self.checkpoint_dir = checkpoint_dir
-        self._device = model.device
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.max_length, self.checkpoint_dir, self._device = model.config.block_size, checkpoint_dir, model.device
 
     @property
     def eot_token_id(self) -> int:
-        assert self.tokenizer is not None
         if self.tokenizer.eos_id is None:
-            raise ValueError(f"{self.checkpoint_dir}: the tokenizer has no EOS token, which the harness needs")
+            raise CheckpointError(f"the tokenizer of {self.checkpoint_dir} has no EOS token, which the harness needs")
         return self.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before texts without a context."""
-        assert self.tokenizer is not None
+        """Token that precedes texts without a context."""
         return self.eot_token_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        assert self.tokenizer is not None
         return self.tokenizer.encode(string, bos=add_special_tokens)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether it is the greedy one; contexts are cut from the left."""
+        """Return the log-likelihood of each continuation, and whether it is greedy. Long contexts are cut from the left."""
         spans = [Span((context + answer)[-self.max_length - 1 :], len(answer)) for _, context, answer in requests]
         scores = score(self.model, spans, self.batch_size, None if disable_tqdm else "log-likelihoods")
         return [(sum(s.log_probs), s.greedy) for s in scores]
@@ -101,35 +98,33 @@ class HarnessModel(TemplateLM):
         return answers
 
     def _generate(self, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
-        """Texts up to the first of the task's stop sequences."""
-        assert self.tokenizer is not None
+        """Return the continuations up to the first of the task's stop sequences."""
         known: dict[str, Any] = dict(normalize_gen_kwargs(options, 256))
         stop = [text for text in known.pop("until") if text]
         n_new, sampling = known.pop("max_gen_toks"), known.pop("do_sample")
         chosen = {name: known.pop(name) for name in ("temperature", "top_k", "top_p") if name in known}
         if known:
-            raise ValueError(f"the task asks for generation with {', '.join(known)}, which is not supported")
+            raise OptionError(f"the task sets {', '.join(known)} for generation, which is not supported")
         if n_new >= self.max_length:
-            raise ValueError(f"the task asks for {n_new} new tokens, but the context has {self.max_length}")
+            raise OptionError(f"the task generates {n_new} tokens, but the context has {self.max_length}")
         kept = [prompt[-(self.max_length - n_new) :] for prompt in prompts]
-        how: dict[str, Any] = {"temperature": 1.0, **chosen} if sampling else {"temperature": 0.0}
-        how["temperature"] = usable(how["temperature"])
+        chosen = chosen if sampling else {}
+        chosen["temperature"] = usable(chosen.get("temperature", 1.0)) if sampling else 0.0
         until = raw_ending(self.tokenizer).with_strings(stop)
-        found = generate_batch(self.model, self.tokenizer, kept, n_new, Sampling(**how), until)
-        return [c.text for c in found]  # the harness cuts at one stop sequence after the other: the earliest is the same place
+        found = generate_batch(self.model, self.tokenizer, kept, n_new, Sampling(**chosen), until)
+        return [c.text for c in found]  # the harness cuts at each stop sequence in turn, which ends at the earliest one, too
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        assert self.tokenizer is not None
-        style: Style = prompt_style(self.style, self.tokenizer)
-        text = style.render(chat_history, add_generation_prompt, self.tokenizer.special_tokens)
+        text = prompt_style(self.style, self.tokenizer).render(
+            chat_history, add_generation_prompt, self.tokenizer.special_tokens
+        )
         if add_generation_prompt:
             return text
-        last = chat_history[-1]["content"].strip()  # the answer is to be continued: the turn stays open
+        last = chat_history[-1]["content"].strip()  # the answer is continued: its turn stays open
         return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """What the harness keeps with its results."""
-        assert self.tokenizer is not None
+        """Return the template that the harness saves with its results."""
         return repr(prompt_style(self.style, self.tokenizer)) if chat_template else None
 
     @property
@@ -139,13 +134,13 @@ class HarnessModel(TemplateLM):
 
 @naming_lost_ranks("Start again")
 def evaluate(args: HarnessArgs) -> dict[str, Any]:
-    """Run the tasks, print the harness's table, write its results."""
+    """Run the tasks, print the harness's table, and write its results."""
     tasks = task_names(args.tasks)
     manager = task_manager(tasks, args.include_path)
     model, tokenizer, checkpoint_dir = load_args(args)
     style = args.prompt_style or trained_style(args.adapter_dir or checkpoint_dir)
     if args.apply_chat_template and style is None and tokenizer.chat_template is None:
-        raise ValueError(f"{checkpoint_dir} has no chat template. Give a --prompt_style, or leave out --apply_chat_template")
+        raise OptionError(f"{checkpoint_dir} has no chat template. Specify `prompt_style`, or omit `apply_chat_template`")
     results = simple_evaluate(
         model=HarnessModel(model, tokenizer, checkpoint_dir, args.batch_size, style),
         tasks=list(tasks),
@@ -156,7 +151,7 @@ def evaluate(args: HarnessArgs) -> dict[str, Any]:
         apply_chat_template=args.apply_chat_template,
         task_manager=manager,
     )
-    if results is None:  # the harness gives them to the first rank alone
+    if results is None:  # the harness returns them on the first rank only
         return {}
     samples = results.pop("samples", {})
     results["config"]["model"] = "lit_llm"  # type: ignore[index]
@@ -169,11 +164,9 @@ def evaluate(args: HarnessArgs) -> dict[str, Any]:
         print(make_table(results, "groups"))
     if args.output_file is not None:
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
-        _write(args.output_file, results, indent=2)
+        _write_json(args.output_file, [results], indent=2)
         for task, rows in samples.items():
-            lines = [json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows]
-            path = args.output_file.parent / f"samples_{task}.jsonl"
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            _write_json(args.output_file.parent / f"samples_{task}.jsonl", rows)
     return dict(results)
 
 
@@ -181,17 +174,18 @@ def task_names(tasks: str | list[str]) -> list[str]:
     return tasks if isinstance(tasks, list) else [t.strip() for t in tasks.strip("[]").split(",") if t.strip()]
 
 
-def _write(path: Path, results: Any, **how: Any) -> None:
-    path.write_text(json.dumps(results, default=handle_non_serializable, ensure_ascii=False, **how) + "\n", encoding="utf-8")
+def _write_json(path: Path, values: Sequence[Any], indent: int | None = None) -> None:
+    lines = [json.dumps(value, default=handle_non_serializable, ensure_ascii=False, indent=indent) for value in values]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
-    """An index of the folder given, and of the harness's own tasks unless the folder has all that are asked for."""
+    """Return an index of this folder, and of the harness's own tasks unless the folder has all requested tasks."""
     if not tasks:
-        raise ValueError("--tasks names no task")
-    if include_path is not None and not include_path.is_dir():
-        raise FileNotFoundError(f"--include_path {include_path} is not a folder")
+        raise OptionError("`tasks` is empty")
     if include_path is not None:
+        if not include_path.is_dir():
+            raise FileNotFoundError(f"`include_path` {include_path} is not a folder")
         manager = TaskManager(include_path=include_path, include_defaults=False)
         if all(task in manager.all_tasks for task in tasks):
             return manager
@@ -200,6 +194,6 @@ def task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:
         import difflib
 
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "give the folder of your own tasks as --include_path"
-        raise ValueError(f"task {unknown[0]} is not known; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else "specify the folder of your own tasks as `include_path`"
+        raise OptionError(f"task {unknown[0]} is unknown; {hint}")
     return manager

@@ -1,4 +1,4 @@
-"""Perplexity of a text: every token is scored once, in windows that slide over it."""
+"""Perplexity of a text. Windows slide over it and score each token once."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from lit_llm.args.evaluate import PerplexityArgs
+from lit_llm.errors import CheckpointError, DataError, OptionError
 from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.model.gpt import GPT
@@ -14,15 +15,17 @@ from lit_llm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Perplexity:
+    """Perplexity of a text per token, word and byte."""
+
     tokens: int
     words: int
-    """Stretches between white space, as the evaluation harness counts them."""
+    """Separated by white space, as the evaluation harness counts them."""
     bytes: int
     log_likelihood: float
     """Of the whole text, in nats."""
     token_perplexity: float
     word_perplexity: float
-    """exp of the mean loss per word: comparable between tokenizers."""
+    """exp of the mean loss per word; comparable between tokenizers."""
     byte_perplexity: float
     bits_per_byte: float
     context: int
@@ -30,21 +33,21 @@ class Perplexity:
 
 
 def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, batch_size: int) -> Perplexity:
-    """Perplexity of `text` after a BOS, or an EOS where there is no BOS.
+    """Return the perplexity of `text` after a BOS, or an EOS if there is no BOS.
 
     Raises:
-        ValueError: if the text is empty, the stride exceeds the context, or the tokenizer has neither token.
+        LitError: if the text is empty, the stride exceeds the context, or the tokenizer has neither token.
     """
     context = model.config.block_size
     stride = context if stride is None else stride
     if stride > context:
-        raise ValueError(f"--stride {stride} exceeds the context of {context}")
+        raise OptionError(f"`stride` {stride} exceeds the context of {context}")
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     if first is None:
-        raise ValueError("the tokenizer has neither BOS nor EOS to stand before the text")
+        raise CheckpointError("the tokenizer has neither BOS nor EOS to precede the text")
     ids = tokenizer.encode(text, bos=False)
     if not ids:
-        raise ValueError("the text is empty")
+        raise DataError("the text is empty")
     scores = score(model, windows([first, *ids], context, stride), batch_size, "windows")
     total = math.fsum(p for s in scores for p in s.log_probs)
     words, n_bytes = len(re.split(r"\s+", text)), len(text.encode())
@@ -56,12 +59,12 @@ def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, 
 def _exp(x: float) -> float:
     try:
         return math.exp(x)
-    except OverflowError:  # a word has many tokens; of an untrained model each costs 10 nats
+    except OverflowError:  # a word has many tokens, each of which costs an untrained model 10 nats
         return math.inf
 
 
 def windows(ids: list[int], context: int, stride: int) -> list[Span]:
-    """Spans that score each of `ids` but the first once: the first window all it holds, each further one `stride` more."""
+    """Return spans that score each of `ids` except the first once: `context` tokens, then `stride` tokens each."""
     spans, scored = [], 1
     while scored < len(ids):
         end = min(scored + (context if scored == 1 else stride), len(ids))
@@ -75,7 +78,7 @@ def evaluate_file(args: PerplexityArgs) -> None:
     try:
         text = args.data_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{args.data_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise DataError(f"{args.data_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
     model, tokenizer, _ = load_args(args)
     found = asdict(perplexity(model, tokenizer, text, args.stride, args.batch_size))
     print(json.dumps({name: None if value == math.inf else value for name, value in found.items()}, indent=2))

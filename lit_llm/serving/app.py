@@ -1,4 +1,4 @@
-"""The HTTP server: a model, an engine that runs it, and the routes of OpenAI and of the challenge."""
+"""The HTTP server: a model, an engine that runs it, the chat page, and the routes of OpenAI and of the challenge."""
 
 import dataclasses
 import ipaddress
@@ -12,38 +12,39 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 
 from lit_llm.args.serve import ServeArgs
 from lit_llm.checkpoint.adapters import trained_style
+from lit_llm.errors import OptionError
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.memory import available_bytes
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.serving.challenge_routes import challenge_routes
-from lit_llm.serving.engine import ClosedError, Engine, QueueFullError
-from lit_llm.serving.errors import Refused, add_refusals, refusal
-from lit_llm.serving.limits import Gate
+from lit_llm.serving.engine import Engine
+from lit_llm.serving.errors import add_error_handlers
+from lit_llm.serving.limits import KeyAndSizeMiddleware
 from lit_llm.serving.openai_routes import openai_routes
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
-GRACE = 3.0  # seconds that answers under way have once the server is told to stop
+GRACE = 3.0  # seconds in which unfinished answers may end after the server was asked to stop
 PAGE = Path(__file__).parent / "chat.html"
-# The page loads nothing from anywhere and talks to this server alone.
+# The page loads nothing from elsewhere and connects to this server only.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
 def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "model", style: str | None = None) -> FastAPI:
-    """The server. `app.state.engine` runs the model; closing it is what ends a server.
+    """Return the server. `app.state.engine` runs the model; the caller ends the server by closing it.
 
     Args:
-        name: The model's, for clients.
-        style: Prompt style of conversations; the tokenizer's own if not given.
+        name: Model name for clients.
+        style: Prompt style of conversations. None: the tokenizer's own.
 
     Raises:
-        ValueError: if the keys and values of all requests that may run do not fit into memory.
+        OptionError: if the keys and values of `max_batch_size` requests do not fit into memory.
     """
     max_length, int8 = min(args.max_length, model.config.block_size), args.kv_cache == "int8"
     _check_memory(model, args.max_batch_size, max_length, int8)
@@ -60,16 +61,8 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
 
     app = FastAPI(title="lit_llm", lifespan=lifespan)
     app.state.engine = engine
-    app.add_middleware(Gate, key=args.api_key, max_size=args.max_body_size)
-    add_refusals(app)
-
-    @app.exception_handler(QueueFullError)
-    async def full(request: Request, error: QueueFullError) -> JSONResponse:
-        return refusal(request.url.path, Refused(429, str(error), code="queue_full"))
-
-    @app.exception_handler(ClosedError)
-    async def closed(request: Request, error: ClosedError) -> JSONResponse:
-        return refusal(request.url.path, Refused(503, str(error), code="shutting_down"))
+    app.add_middleware(KeyAndSizeMiddleware, key=args.api_key, max_size=args.max_body_size)
+    add_error_handlers(app)
 
     @app.get("/")
     async def page() -> HTMLResponse:
@@ -86,22 +79,22 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
 
 
 def _check_memory(model: GPT, max_batch_size: int, max_length: int, int8: bool) -> None:
+    """Print the memory that the keys and values need. Raises OptionError if less is free."""
     needed = KVCache(model.config, max_batch_size, max_length, "meta", model.dtype, chunk=1, int8=int8).n_bytes()
-    found = [n for n in map(available_bytes, model.devices) if n is not None]
-    free = sum(found) if found else None
-    told = f"keys and values of {max_batch_size} requests of {max_length} tokens take {needed / 1e9:.2f} GB"
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{told}, but {free / 1e9:.2f} GB are free. Lower --max_length or --max_batch_size, or take --kv_cache int8"
+    free = [n for n in map(available_bytes, model.devices) if n is not None]
+    message = f"keys and values of {max_batch_size} requests of {max_length} tokens take {needed / 1e9:.2f} GB"
+    if free and needed > sum(free):
+        raise OptionError(
+            f"{message}, but {sum(free) / 1e9:.2f} GB are free. Lower `max_length` or `max_batch_size`, or use `kv_cache` int8"
         )
-    print(told, file=sys.stderr)
+    print(message, file=sys.stderr)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn waits for requests under way; the engine ends them in time.
+    """uvicorn's server, which waits for unfinished requests. On a signal the engine ends them in time.
 
     Args:
-        greeting: What stderr is told once requests are taken.
+        greeting: Line to print on stderr once requests are accepted.
     """
 
     def __init__(self, config: uvicorn.Config, engine: Engine, greeting: str) -> None:
@@ -119,31 +112,34 @@ class _Server(uvicorn.Server):
 
 
 def serve(args: ServeArgs) -> None:
-    """Load the model and answer requests until SIGINT or SIGTERM. Answers under way then have some seconds to end."""
+    """Load the model and answer requests until SIGINT or SIGTERM. Unfinished answers then have a few seconds to end."""
     if args.api_key is None and (key := os.environ.get("LIT_LLM_API_KEY")) is not None:
         args = dataclasses.replace(args, api_key=key)
     with _bind(args.host, args.port) as listener:
         model, tokenizer, folder = load_args(args)
         folder = args.adapter_dir or folder
         style = args.prompt_style or trained_style(folder) or default_style(tokenizer, is_text=False)
-        prompt_style(style, tokenizer)  # refuses one that does not exist
+        prompt_style(style, tokenizer)  # raises for a style that does not exist
         name = args.model_name or "/".join(folder.resolve().parts[-2:])
         app = make_app(model, tokenizer, args, name, style)
         host, port = listener.getsockname()[:2]
         if args.api_key is None and not ipaddress.ip_address(host).is_loopback:
-            print(f"warning: whoever reaches {host} may use this server. Set LIT_LLM_API_KEY to ask for a key", file=sys.stderr)
+            print(
+                f"warning: anyone who can reach {host} can use this server. Set LIT_LLM_API_KEY to require a key",
+                file=sys.stderr,
+            )
         greeting = f"serving {name} on http://{args.host}:{port}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=math.ceil(2 * GRACE))
         _Server(config, app.state.engine, greeting).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket with this address, which does not listen yet. Raises OSError if the address cannot be had."""
+    """Return a socket bound to this address, which does not listen yet. Raises OSError if the address is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}). Give another --host or --port") from error
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}). Use another `host` or `port`") from error
     return listener

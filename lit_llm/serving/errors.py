@@ -1,4 +1,4 @@
-"""Errors of the server as OpenAI's API formats them."""
+"""Errors of the server, in the format of the API that was called."""
 
 from typing import Any
 
@@ -7,16 +7,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from lit_llm.serving.engine import ClosedError, QueueFullError
+
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 
-class Refused(Exception):  # noqa: N818
-    """A request that is not answered. Each API tells it in its own shape.
+class RequestError(Exception):
+    """A request that the server does not answer. Each API has its own format for it.
 
     Args:
-        status: HTTP status. 400 becomes 422 on the challenge's routes, as its protocol says.
-        field: The field of the request that is to blame.
-        code: What went wrong, in OpenAI's words.
+        status: HTTP status. 400 becomes 422 on the challenge's routes, as its protocol requires.
+        field: Field of the request that caused the error.
+        code: Code in OpenAI's API.
     """
 
     def __init__(self, status: int, message: str, field: str | None = None, code: str | None = None) -> None:
@@ -24,44 +27,53 @@ class Refused(Exception):  # noqa: N818
         self.status, self.field, self.code = status, field, code
 
 
-def openai_error(error: Refused) -> dict[str, Any]:
+def as_request_error(error: Exception) -> RequestError:
+    """Return the error that a client sees. Details of an internal fault are in the server's log only."""
+    match error:
+        case RequestError():
+            return error
+        case QueueFullError():
+            return RequestError(429, str(error), code="queue_full")
+        case ClosedError():
+            return RequestError(503, "the server is shutting down", code="shutting_down")
+        case HTTPException():
+            return RequestError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None)
+    return RequestError(500, "the server failed to answer; its log has the error", code="server_error")
+
+
+def openai_error(error: RequestError) -> dict[str, Any]:
+    """Return the body of an error in OpenAI's API."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
 
 
-def refusal(path: str, error: Refused) -> JSONResponse:
-    """The answer to a request to `path`."""
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(error.status)
+def error_response(path: str, error: RequestError) -> JSONResponse:
+    """Return the response to a request to `path`."""
+    headers = HEADERS.get(error.status)
     if path.startswith("/v1/"):
         return JSONResponse(openai_error(error), error.status, headers)
     detail = {"loc": ["body", *([error.field] if error.field else [])], "msg": str(error), "type": error.code or "value_error"}
     return JSONResponse({"detail": [detail]}, 422 if error.status == 400 else error.status, headers)
 
 
-def add_refusals(app: FastAPI) -> None:
-    """Have the app tell all that it refuses in the shape of the API."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Make the app report all errors in the format of the API that was called."""
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return refusal(request.url.path, error)
+    async def respond(request: Request, error: Exception) -> JSONResponse:
+        return error_response(request.url.path, as_request_error(error))
 
-    @app.exception_handler(HTTPException)
-    async def by_framework(request: Request, error: HTTPException) -> JSONResponse:
-        code = "not_found" if error.status_code == 404 else None
-        return refusal(request.url.path, Refused(error.status_code, str(error.detail), code=code))
+    for kind in (RequestError, QueueFullError, ClosedError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Without the value that was sent, which FastAPI would repeat: it may be NaN, which is no JSON.
+        # Without the value that was sent, which FastAPI would repeat: NaN, for example, is not valid JSON.
         mistakes = [{name: e[name] for name in ("loc", "msg", "type")} for e in error.errors()]
         if not request.url.path.startswith("/v1/"):
             return JSONResponse({"detail": mistakes}, 422)
         if mistakes[0]["type"] == "json_invalid":
-            return refusal(request.url.path, Refused(400, "the body is not JSON", code="invalid_value"))
+            return error_response(request.url.path, RequestError(400, "the body is not JSON", code="invalid_value"))
         places = [".".join(map(str, e["loc"][1:])) for e in mistakes]  # without "body"
-        told = [f"{place}: {e['msg']}" for place, e in zip(places, mistakes, strict=True)]
-        return refusal(request.url.path, Refused(400, "; ".join(told[:5]), places[0] or None, "invalid_value"))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:  # starlette logs it
-        return refusal(request.url.path, Refused(500, "the server failed to answer; its log says why", code="server_error"))
+        messages = [f"{place}: {e['msg']}" for place, e in zip(places, mistakes, strict=True)]
+        message = "; ".join(messages[:5])
+        return error_response(request.url.path, RequestError(400, message, places[0] or None, "invalid_value"))

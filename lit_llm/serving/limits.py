@@ -1,25 +1,26 @@
-"""What stands before the routes of the server: limits, the key, and refusals in the shape of the API that was asked."""
+"""Checks that all routes share: the key, the length of a body, and the limits of a request."""
 
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator
 
-from lit_llm.serving.errors import Refused, refusal
+from lit_llm.serving.errors import RequestError, error_response
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
-MAX_LOG_PROBS = 1_000_000  # of an answer's tokens and of the likeliest beside each: some 40 MB of JSON
-OPEN_PATHS = ("/", "/health")  # need no key: the page asks the user for it, and a health check has none
+MAX_LOG_PROBS = 1_000_000  # of the tokens of an answer and the top tokens at each position: about 40 MB of JSON
+PUBLIC_PATHS = ("/", "/health")  # need no key: the page asks the user for it, and a health check has none
 
-# Of a body that is too long this much is read and thrown away after the refusal was sent. A client that sends all before it
-# reads would see a broken connection otherwise.
-DISCARDED = 64 * 2**20
+# A body that is too long is read up to this limit and discarded after the error was sent. Otherwise a client that sends the
+# whole body before it reads would see a broken connection.
+MAX_DISCARDED = 64 * 2**20
 DISCARD_SECONDS = 10.0
 
 Receive = Callable[[], Awaitable[Any]]
@@ -27,12 +28,12 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 
-def as_unicode(text: str) -> str:
-    text.encode()  # JSON can hold half of a surrogate pair, which is no text: a ValueError
+def check_unicode(text: str) -> str:
+    text.encode()  # JSON can contain an unpaired surrogate (invalid Unicode): a ValueError
     return text
 
 
-def _stops(stops: list[str]) -> list[str]:
+def _check_stops(stops: list[str]) -> list[str]:
     if len(stops) > MAX_STOPS:
         raise ValueError(f"{len(stops)} stop sequences are above this server's limit of {MAX_STOPS}")
     if any(len(s) > MAX_STOP_LENGTH for s in stops):
@@ -40,22 +41,45 @@ def _stops(stops: list[str]) -> list[str]:
     return [s for s in stops if s]
 
 
-Text = Annotated[str, AfterValidator(as_unicode)]
-Stops = Annotated[list[Text], AfterValidator(_stops)]
+UnicodeStr = Annotated[str, AfterValidator(check_unicode)]
+StopSequences = Annotated[list[UnicodeStr], AfterValidator(_check_stops)]
 
 
-def check_scores(n_tokens: int, n_top: int, field: str) -> None:
-    """Raises Refused if so many tokens, each scored beside so many of the likeliest, are too many for one request."""
+@contextmanager
+def blaming(field: str, code: str | None = None) -> Iterator[None]:
+    """Turn a ValueError into a RequestError for this field of the request."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(400, str(error), field, code) from error
+
+
+def check_context(n_prompt: int, n_new: int, max_length: int, field: str, code: str | None = None) -> None:
+    """Raise RequestError if the prompt and the new tokens exceed the context."""
+    if n_prompt + n_new > max_length:
+        message = f"{n_prompt} prompt tokens and {n_new} to generate exceed the context of {max_length}"
+        raise RequestError(400, message, field, code)
+
+
+def check_n_new(n_new: int, max_new_tokens: int, field: str, code: str | None = None) -> None:
+    """Raise RequestError if the server does not allow this many new tokens."""
+    if n_new > max_new_tokens:
+        raise RequestError(400, f"{n_new} new tokens are above this server's limit of {max_new_tokens}", field, code)
+
+
+def check_n_log_probs(n_tokens: int, n_top: int, field: str) -> None:
+    """Raise RequestError if one request asks for too many scores: of each token, and of `n_top` tokens at its position."""
     if (n := n_tokens * (n_top + 1)) > MAX_LOG_PROBS:
-        raise Refused(400, f"{n} log-probabilities are above this server's limit of {MAX_LOG_PROBS}", field, "invalid_value")
+        message = f"{n} log-probabilities are above this server's limit of {MAX_LOG_PROBS}"
+        raise RequestError(400, message, field, "invalid_value")
 
 
-class Gate:
-    """Middleware that lets a request pass if it carries the key and its body is not too long.
+class KeyAndSizeMiddleware:
+    """Middleware that rejects requests without the key, and those with a long body.
 
     Args:
-        key: None lets everybody in.
-        max_size: Bytes of a body at most.
+        key: None accepts all requests.
+        max_size: Most bytes of a body.
     """
 
     def __init__(self, app: App, key: str | None, max_size: int) -> None:
@@ -66,49 +90,55 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path, headers = scope["path"], dict(scope["headers"])
-        if self.digest is not None and path not in OPEN_PATHS and not self._has_key(headers):
-            error = Refused(401, "this server needs its key: Authorization: Bearer KEY", code="invalid_api_key")
-            return await refusal(path, error)(scope, receive, send)
-        too_long = Refused(413, f"the request is longer than {self.max_size} bytes", code="request_too_large")
-        declared = headers.get(b"content-length", b"0")
-        if int(declared) > self.max_size:  # the server has checked that it is a number
-            return await _refuse_and_discard(refusal(path, too_long), 0, receive, send)
-        messages, size, more = [], 0, True
-        while more:
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            more = messages[-1].get("more_body", False)
-            if size > self.max_size:
-                return await _refuse_and_discard(refusal(path, too_long), size, receive, send)
-        waiting = iter(messages)
+        if path not in PUBLIC_PATHS and not self._has_key(headers):
+            error = RequestError(401, "this server requires a key: Authorization: Bearer KEY", code="invalid_api_key")
+            return await error_response(path, error)(scope, receive, send)
+        messages, size = deque[Any](), 0
 
         async def replay() -> Any:
-            message = next(waiting, None)
-            return await receive() if message is None else message
+            return messages.popleft() if messages else await receive()
 
-        await self.app(scope, replay, send)
+        if int(headers.get(b"content-length", b"0")) <= self.max_size:  # the server has checked that it is a number
+            async for message in _body(receive):
+                messages.append(message)
+                size += len(message.get("body", b""))
+                if size > self.max_size:
+                    break
+            else:
+                return await self.app(scope, replay, send)
+        error = RequestError(413, f"the request is longer than {self.max_size} bytes", code="request_too_large")
+        await _send_and_discard(error_response(path, error), size, receive, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        if self.digest is None:
+            return True
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        assert self.digest is not None
         return hmac.compare_digest(_digest(key.strip()), self.digest) and scheme.lower() == b"bearer"
 
 
 def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()  # of one length, so that comparing takes the same time whatever was sent
+    return hashlib.sha256(key).digest()  # of one length, so that a comparison takes the same time for every key
 
 
-async def _refuse_and_discard(response: JSONResponse, size: int, receive: Receive, send: Send) -> None:
+async def _body(receive: Receive) -> AsyncIterator[Any]:
+    """Yield the messages of a body, or what is left of it."""
+    more = True
+    while more:
+        yield (message := await receive())
+        more = message.get("more_body", False)
+
+
+async def _send_and_discard(response: JSONResponse, size: int, receive: Receive, send: Send) -> None:
+    """Send the response, then read the rest of a body of which `size` bytes were read."""
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
 
-    async def discard() -> None:
-        seen, more = size, True
-        while more and seen < DISCARDED:
-            message = await receive()
+    async def discard(seen: int) -> None:
+        async for message in _body(receive):
             seen += len(message.get("body", b""))
-            more = message.get("more_body", False)
+            if seen >= MAX_DISCARDED:
+                return
 
     with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(discard(), DISCARD_SECONDS)
+        await asyncio.wait_for(discard(size), DISCARD_SECONDS)
     await send({"type": "http.response.body", "body": b""})

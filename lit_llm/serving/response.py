@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop and to JSON: the chunks of a request, for as long as its client is there."""
+"""From the engine's thread to the event loop and to JSON. A request's jobs are cancelled when its client disconnects."""
 
 import asyncio
 import json
@@ -10,17 +10,17 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from lit_llm.generation.decode import TokenScore
-from lit_llm.serving.engine import Chunk, Engine, Job, Token
-from lit_llm.serving.errors import Refused
+from lit_llm.serving.engine import Chunk, ClosedError, Engine, Job, ScoredToken
+from lit_llm.serving.errors import RequestError, as_request_error
 from lit_llm.text.stream import pieces
 from lit_llm.text.tokenizer import Tokenizer
 
 
-class Answers:
-    """What the engine makes of jobs, as pairs of a job's place and a chunk, as they come.
+class ChunkStream:
+    """Chunks of jobs as the engine emits them, as pairs of a job's index and a chunk.
 
-    Nobody waits for the client: what it has not read yet waits here, which is at most the whole answer. Raises Refused where a
-    job ended because of the server.
+    The engine does not wait for the client: chunks that were not read are held, at most the whole answer. Iteration raises
+    RequestError if a job ended because of the server.
     """
 
     def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
@@ -28,7 +28,7 @@ class Answers:
         loop = asyncio.get_running_loop()
 
         def emit(i: int, chunk: Chunk) -> None:
-            with suppress(RuntimeError):  # the event loop was closed: nobody is there to read it
+            with suppress(RuntimeError):  # the event loop was closed: nothing reads the chunk
                 loop.call_soon_threadsafe(self._queue.put_nowait, (i, chunk))
 
         self._tasks = engine.submit(jobs, emit)
@@ -37,64 +37,69 @@ class Answers:
         self._engine.cancel(self._tasks)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        left = len(self._tasks)
-        while left:
+        n_unfinished = len(self._tasks)
+        while n_unfinished:
             i, chunk = await self._queue.get()
             if chunk.finish == "timeout":
-                raise Refused(
-                    503, f"the answer took longer than this server's limit of {self._engine.timeout:g} s", None, "timeout"
-                )
+                message = f"the answer took longer than this server's limit of {self._engine.timeout:g} s"
+                raise RequestError(503, message, code="timeout")
             if chunk.finish == "closed":
-                raise Refused(503, "the server is shutting down", code="shutting_down")
+                raise as_request_error(ClosedError())
             if chunk.finish == "error":
-                raise Refused(500, "the server failed to answer; its log says why", code="server_error")
+                raise as_request_error(RuntimeError())
             yield i, chunk
-            left -= chunk.finish is not None
+            n_unfinished -= chunk.finish is not None
 
 
-async def collect(request: Request, answers: Answers) -> list[list[Chunk]]:
-    """All chunks of each job. Raises Refused, and frees their places, when the client leaves."""
+async def collect(request: Request, stream: ChunkStream) -> list[Chunk]:
+    """Return all output of each job as one chunk. Cancel the jobs and raise RequestError if the client disconnects."""
     chunks: dict[int, list[Chunk]] = {}
 
     async def read() -> None:
-        async for i, chunk in answers:
+        async for i, chunk in stream:
             chunks.setdefault(i, []).append(chunk)
 
-    async def leave() -> None:
+    async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    reading, leaving = asyncio.create_task(read()), asyncio.create_task(leave())
+    reading, disconnecting = asyncio.create_task(read()), asyncio.create_task(disconnect())
     try:
-        await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((reading, disconnecting), return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
-            raise Refused(499, "the client has left")
+            raise RequestError(499, "the client has disconnected")
         await reading
     finally:
         reading.cancel()
-        leaving.cancel()
-        answers.cancel()
-    return [chunks[i] for i in sorted(chunks)]
+        disconnecting.cancel()
+        stream.cancel()
+    return [_joined(chunks[i]) for i in sorted(chunks)]
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events made from `answers`, which are given up when the client leaves, even before the first event."""
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    first, last = chunks[0], chunks[-1]
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    return Chunk("".join(chunk.text for chunk in chunks), tokens, first.prompt_scores, last.finish, last.n_new)
 
-    def __init__(self, events: AsyncIterator[str], answers: Answers) -> None:
+
+class EventStreamResponse(StreamingResponse):
+    """Server-sent events made from `stream`, which is cancelled when the client disconnects, even before the first event."""
+
+    def __init__(self, events: AsyncIterator[str], stream: ChunkStream) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.answers = answers
+        self.stream = stream
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.answers.cancel()
+            self.stream.cancel()
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: Sequence[int], text: str, scores: Sequence[TokenScore]) -> list[Token]:
-    """The tokens of an echoed prompt. The first, before which nothing stands, has log-probability 0 and none beside it."""
+def prompt_tokens(tokenizer: Tokenizer, prompt: Sequence[int], text: str, scores: Sequence[TokenScore]) -> list[ScoredToken]:
+    """Return the tokens of an echoed prompt. Nothing predicts the first: its log-probability is 0, and it has no top tokens."""
     parts = zip(prompt, pieces(tokenizer, prompt, text), [TokenScore(0.0, {}), *scores], strict=True)
-    return [Token(i, piece, score) for i, piece, score in parts]
+    return [ScoredToken(i, piece, score) for i, piece, score in parts]
 
 
 def to_json(value: Any) -> str:
@@ -102,6 +107,6 @@ def to_json(value: Any) -> str:
 
 
 def json_response(head: Mapping[str, Any], name: str, items: Iterable[Any]) -> Response:
-    """`head` with a list under this name. For a long one, in a thread: the event loop has its turns between the items."""
+    """Return `head` with a list under `name`. Call it in a thread: a long list is written item by item."""
     written = ",".join(map(to_json, items))
     return Response(f'{to_json(head)[:-1]},"{name}":[{written}]}}', media_type="application/json")

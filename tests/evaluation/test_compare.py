@@ -12,7 +12,7 @@ from tiny import WORDS, make_checkpoint
 
 import lit_llm
 from lit_llm.args.evaluate import CompareArgs
-from lit_llm.evaluation.compare import compare, paired_bootstrap
+from lit_llm.evaluation.compare import compare_models, paired_bootstrap
 from lit_llm.generation.generate import generate
 from lit_llm.text.conversation import prompt_ids
 from lit_llm.text.ending import ending
@@ -47,7 +47,7 @@ def test_a_finetuned_model_is_held_against_its_base(script, checkpoint, data_dir
 
 
 def compared(capsys, *models, **options):
-    compare(CompareArgs(models=list(models), **options))
+    compare_models(CompareArgs(models=list(models), **options))
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows]
 
@@ -90,7 +90,7 @@ def test_of_a_conversation_the_last_answer_is_asked_for_and_texts_have_a_loss_al
 def test_pairs_are_refused(checkpoint, tmp_path):
     data = data_of(tmp_path / "pairs", {"prompt": "a", "chosen": "b", "rejected": "c"})
     with pytest.raises(ValueError, match="preference pairs"):
-        compare(CompareArgs(models=[checkpoint, checkpoint], data_dir=data))
+        compare_models(CompareArgs(models=[checkpoint, checkpoint], data_dir=data))
 
 
 def test_tasks_are_compared_question_by_question(checkpoint, other, tmp_path, capsys, monkeypatch):

@@ -69,7 +69,7 @@ def test_an_answer_is_stopped_and_its_place_free(tmp_path):
         wait_until(lambda: (page.texts(".turn.assistant") or [""])[0])
         page.click("#stop")
         settle(page)
-        wait_until(lambda: app.state.engine.n_open() == 0)
+        wait_until(lambda: app.state.engine.n_unfinished() == 0)
         assert page.texts(".note") == ["Stopped."]
 
 

@@ -167,10 +167,10 @@ def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
         engine.submit([Job(ids, 3, Sampling(), EOS)], print)
     engine.cancel(long)
     gather(chunks, 1)
-    wait_until(lambda: engine.n_open() == 0)
+    wait_until(lambda: engine.n_unfinished() == 0)
     waiting = engine.submit([Job(ids, 100, Sampling(), EOS), Job(ids, 100, Sampling(), EOS)], lambda i, chunk: None)
     engine.cancel(waiting[1:])
-    assert engine.n_open() == 1
+    assert engine.n_unfinished() == 1
     engine.cancel(waiting)
 
 
@@ -192,7 +192,7 @@ def test_a_job_counts_once_while_its_first_token_comes(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
 
     def emit(i, chunk):
-        seen.append(engine.n_open())
+        seen.append(engine.n_unfinished())
         if chunk.finish:
             done.set()
 
@@ -215,7 +215,7 @@ def test_a_job_that_is_cancelled_while_another_is_read_emits_nothing(demo, make_
     tasks += engine.submit([Job(ids, 5, Sampling(0.0), EOS, n_top=0, score_prompt=True), Job(ids, 5, Sampling(0.0), EOS)], emit)
     submitted.set()
     gather(chunks, 1)
-    wait_until(lambda: engine.n_open() == 0)
+    wait_until(lambda: engine.n_unfinished() == 0)
     assert chunks.empty()
 
 
@@ -255,7 +255,7 @@ def test_a_fault_in_writing_one_job_ends_no_other(demo, make_engine, capfd):
     engine.submit([Job(ids, n, Sampling(0.0), EOS) for n in (2, 8, 8)], emit)
     ends = [of_one[-1].finish for of_one in gather(chunks, 3)]
     assert ends == ["length", "error", "length"]
-    wait_until(lambda: engine.n_open() == 0)
+    wait_until(lambda: engine.n_unfinished() == 0)
     assert chunks.empty()
     assert "ArithmeticError" in capfd.readouterr().err
 

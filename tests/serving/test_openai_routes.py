@@ -427,7 +427,7 @@ def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(de
     config = demo[0].config
     n_bytes = 2 * config.n_layer * 8 * config.n_query_groups * 100 * config.head_size * 4
     monkeypatch.setattr(serving_app, "available_bytes", lambda device: n_bytes - 1)
-    with pytest.raises(ValueError, match=r"keys and values of 8 requests of 100 tokens take .* Lower --max_length"):
+    with pytest.raises(ValueError, match=r"keys and values of 8 requests of 100 tokens take .* Lower `max_length`"):
         make_app(*demo, ServeArgs(max_length=100))
     app = make_app(*demo, ServeArgs(max_length=100, kv_cache="int8"))
     app.state.engine.close(0)
@@ -458,7 +458,7 @@ def test_more_answers_than_the_server_ever_holds_are_refused_before_any_is_prepa
     monkeypatch.setattr(app.state.engine.tokenizer, "encode", None)
     status, answer = send(url, request_of(prompt=["a"] * 7, n=2, max_tokens=1))
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "prompt", "invalid_value")
-    assert answer["error"]["message"] == "14 answers are more than the 12 that this server runs and lets wait"
+    assert answer["error"]["message"] == "14 answers are more than the 12 that this server runs and queues"
     messages = [{"role": "user", "content": "a"}]
     status, answer = send(url, request_of(prompt=None, messages=messages, n=16), "/v1/chat/completions")
     assert (status, answer["error"]["param"]) == (400, "n")
@@ -480,15 +480,15 @@ def test_a_key_is_asked_for(demo):
 def test_a_client_that_leaves_frees_its_place(client, app, demo):
     """A stream that is closed, and a whole answer that is not waited for."""
     engine = app.state.engine
-    wait_until(lambda: engine.n_open() == 0)  # what another test has left
+    wait_until(lambda: engine.n_unfinished() == 0)  # what another test has left
     stream = complete(client, max_tokens=200, stream=True, temperature=1.0, seed=1)
     next(iter(stream))
-    assert engine.n_open() == 1
+    assert engine.n_unfinished() == 1
     stream.close()
-    wait_until(lambda: engine.n_open() == 0)
+    wait_until(lambda: engine.n_unfinished() == 0)
     with pytest.raises(openai.APITimeoutError):
         complete(client, max_tokens=240, prompt=["a"] * 8, n=1, temperature=1.0, timeout=0.05)
-    wait_until(lambda: engine.n_open() == 0)
+    wait_until(lambda: engine.n_unfinished() == 0)
 
 
 def test_an_answer_that_takes_too_long_is_ended(demo):
