@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -171,6 +173,15 @@ def test_files_and_functions_named_in_the_architecture_exist():
             assert name in defined, f"{name} is not in {[path.name for path in named]}"
             found += 1
     assert found > 50
+
+
+def test_the_examples_of_the_architecture_have_tests():
+    lines = re.findall(r"^pytest (.*)$", ARCHITECTURE.read_text(), re.MULTILINE)
+    assert len(lines) == 3  # a family, a method, a data format
+    for line in lines:
+        command = [sys.executable, "-m", "pytest", *line.split(), "--collect-only", "-n", "0"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, f"pytest {line} selects no test"
 
 
 # Where the English is checked.
