@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # Pattern -> replacement. Patterns ignore case, except in the groups marked (?-i:...).
 FOREIGN = {
@@ -25,7 +26,7 @@ FOREIGN = {
     r"\btoo \w+ an? \w+": "an example that is too long",
     r"\b(judge[sd]?|judging)\b|\bheld against\b": "check, compare",
     r"\bwhole numbers?\b": "integer",
-    r"(?-i:(?:^|(?<=[.;:] ))(?:Take|Give|Leave)\b)": "Use, Specify, Omit",
+    r"(?-i:(?<=[.;:] )(?:Take|Give|Leave)\b)": "Use, Specify, Omit",
     r"(?-i:(?:^|(?<=[.!?:] ))(?:What|Of|Where|Whether|Whoever)\b)(?![^.!?]*\?)": "begin with the subject",
     r"\b(in|at|on|from|by|of|with|to|for|after|before|under|over) which\b": "a clause without a preposition",
 }
@@ -55,13 +56,18 @@ def python_texts(path: Path) -> Iterator[str]:
             todo += ast.iter_child_nodes(node)
 
 
-def foreign_phrases(path: Path) -> list[str]:
-    """Each phrase of the file that is in FOREIGN, with its surroundings and the replacement."""
+class Found(NamedTuple):
+    phrase: str
+    around: str
+    use: str
+
+
+def foreign_phrases(path: Path) -> list[Found]:
+    """Each phrase of a .md or .py file that is in FOREIGN."""
     texts = markdown_texts(path) if path.suffix == ".md" else python_texts(path)
     found = []
     for text in (" ".join(text.split()) for text in texts):
-        for pattern, replacement in FOREIGN.items():
+        for pattern, use in FOREIGN.items():
             for match in re.finditer(pattern, text, re.IGNORECASE):
-                around = text[max(match.start() - 30, 0) : match.end() + 30]
-                found.append(f"{match[0]!r} in {around!r}; use: {replacement}")
+                found.append(Found(match[0], text[max(match.start() - 30, 0) : match.end() + 30], use))
     return found
