@@ -177,7 +177,8 @@ def _build(args_type: type, values: jsonargparse.Namespace) -> Any:
         try:
             return kind(**built)
         except ValueError as error:
-            mistakes.extend(str(error).splitlines())
+            prefix = f"{group}." if group else ""
+            mistakes.extend(with_flags(str(error), hints, prefix).splitlines())
             return kind() if group else None  # the defaults, so that the rules of the parent are checked too
 
     args = build(args_type, values)
