@@ -1,4 +1,4 @@
-"""The command line of every script: options from a dataclass, and mistakes told in one line each."""
+"""The command line of every script: options from a dataclass, and one line for each mistake."""
 
 import os
 
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
-from lit_llm.errors import with_flags
+from lit_llm.errors import OptionError, with_flags
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -29,22 +29,17 @@ DEMO = Path(__file__).parent / "demo"
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Tells a mistake in one line, with what was probably meant, and exits with 2."""
+    """Parser that reports a mistake in one line, with the most likely correction, and exits with 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if unknown := re.match(r"unrecognized arguments: (\S+)|Option '(.+)' is not accepted", message):
-            message = self._unknown((unknown[1] or f"--{unknown[2]}").split("=")[0])
-        elif typo := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
-            message = self._unknown(f"--{typo[1]}.{typo[2]}")
-        elif file := re.match(r"Parser key \"config\":\s+(File does not exist|Path is not a file): '(.+)'", message):
-            message = f"--config {file[2]} {'does not exist' if file[1].startswith('File') else 'is not a file'}"
-        elif group := re.match(r"Parser key \"(\w+)\":\s+Unable to load config '(.*?)'", message):
-            message = _no_group(group[1], group[2])
-        elif wrong := re.match(r"Parser key \"(.+?)\":.*(?:Given|Got) value: (.*)", message, re.DOTALL):
-            message = self._wrong_value(wrong[1], wrong[2]) or message
+        for pattern, explain in _EXPLANATIONS:
+            if match := re.match(pattern, message):
+                message = explain(self, *match.groups()) or message
+                break
         _fail(" ".join(line.strip() for line in message.splitlines()), ex)
 
-    def _unknown(self, flag: str) -> str:
+    def unknown(self, flag: str) -> str:
+        flag = flag.split("=")[0]
         if not flag.startswith("-"):
             return f"unexpected argument {flag}: every value needs its flag before it; see --help"
         options = [option for action in self._actions for option in action.option_strings]
@@ -52,27 +47,42 @@ class _Parser(jsonargparse.ArgumentParser):
         hint = f"did you mean {near[0]}?" if near else "see --help"
         return f"unknown flag {flag}; {hint}"
 
-    def _wrong_value(self, key: str, value: str) -> str | None:
-        """What a flag takes, from its type."""
+    def wrong_value(self, key: str, value: str) -> str | None:
+        """Name the values that a flag takes, from its type."""
         kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == key), None)
         parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-        names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
+        names = {int: "an integer", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
         takes: list[str] = []
         for part in parts:
-            takes += (
-                map(str, typing.get_args(part)) if typing.get_origin(part) is typing.Literal else [names.get(part, "a text")]
-            )
+            is_choice = typing.get_origin(part) is typing.Literal
+            takes += map(str, typing.get_args(part)) if is_choice else [names.get(part, "a string")]
         return f"--{key} takes {', '.join(takes)}; found {value.strip()}"
+
+
+def _not_a_group(name: str, found: object) -> str:
+    return f"--{name} is a group of options, as --{name}.NAME, and has no value of its own; found {found}"
+
+
+# Messages of jsonargparse, and what to print instead: a function of the parser and the groups of the pattern.
+_EXPLANATIONS: list[tuple[str, Callable[..., str | None]]] = [
+    (r"unrecognized arguments: (\S+)", _Parser.unknown),
+    (r"Option '(.+)' is not accepted", lambda parser, name: parser.unknown(f"--{name}")),
+    (r"Group '(.+)' does not accept option '(.+)'", lambda parser, group, name: parser.unknown(f"--{group}.{name}")),
+    (r"Parser key \"config\":\s+File does not exist: '(.+)'", lambda _, file: f"--config {file} does not exist"),
+    (r"Parser key \"config\":\s+Path is not a file: '(.+)'", lambda _, file: f"--config {file} is not a file"),
+    (r"Parser key \"(\w+)\":\s+Unable to load config '(.*?)'", lambda _, group, found: _not_a_group(group, found)),
+    (r"(?s)Parser key \"(.+?)\":.*(?:Given|Got) value: (.*)", _Parser.wrong_value),
+]
 
 
 def run(main: Callable[[Any], None]) -> None:
     """Parse the command line into the dataclass that `main` takes, call it, and exit.
 
-    Exit codes: 0 success; 2 for what the user can mend (ValueError, OSError), without a traceback unless LIT_LLM_DEBUG is set;
-    130 after Ctrl-C; 1, with a traceback, for our own faults.
+    Exit codes: 0 for success; 2 for an error that the user can fix (ValueError, OSError), without a traceback unless
+    LIT_LLM_DEBUG is set; 130 after Ctrl-C; 1, with a traceback, for a bug.
     """
     if _rank():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # one process speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # rank 0 prints for all
     args_type = typing.get_type_hints(main)["args"]
     description = inspect.getdoc(sys.modules[main.__module__])
     parser = _Parser(description=description, allow_abbrev=False)
@@ -80,7 +90,7 @@ def run(main: Callable[[Any], None]) -> None:
     parser.add_class_arguments(args_type)
     options = {option[2:] for action in parser._actions for option in action.option_strings}
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {with_flags(str(message), options)}", file=sys.stderr)
-    argv = _join_texts(parser, _complete_switches(parser, sys.argv[1:]))
+    argv = _join_strings(parser, _complete_switches(parser, sys.argv[1:]))
     values = parser.parse_args(argv)
     if hasattr(args_type, "method") and values.checkpoint_dir is None and values.data_dir is None:
         values = _with_demo_recipe(parser, args_type, argv)
@@ -89,19 +99,19 @@ def run(main: Callable[[Any], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:
-        _fail(with_flags(_tell(error), options), error)
+        _fail(with_flags(_describe(error), options), error)
     except Exception:
         sys.stderr = sys.__stderr__
         raise
 
 
 def _rank() -> int:
-    """Number of this process among those of the run, as torchrun, SLURM or the first of them has set it."""
+    """Return the rank of this process, as set by torchrun, SLURM or the process that started it."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _fail(message: str, error: Exception | None) -> NoReturn:
-    """Tell a mistake, and exit. What may have happened in this process alone is told by it, whichever it is."""
+    """Print an error and exit. Every rank prints its own: the error may have happened on one of them only."""
     own = sys.__stderr__ if _rank() else sys.stderr
     if error is not None and os.environ.get("LIT_LLM_DEBUG"):
         traceback.print_exception(error, file=own)
@@ -111,39 +121,39 @@ def _fail(message: str, error: Exception | None) -> NoReturn:
     sys.exit(2)
 
 
-def _tell(error: Exception) -> str:
-    """What to print for an error that the user can mend."""
+def _describe(error: Exception) -> str:
+    """Return the message of an error that the user can fix."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-        return "no space left on the disk. Free some, or write elsewhere; what was saved before is intact"
+        return "no space left on the disk. Free some, or write elsewhere; earlier checkpoints are intact"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
 
 
 def _complete_switches(parser: _Parser, argv: list[str]) -> list[str]:
-    """`--flag` of a yes/no option, with no value behind it, means `--flag=true`."""
+    """Expand `--flag` of a boolean option without a value into `--flag=true`."""
     switches = {o for action in parser._actions if getattr(action, "_typehint", None) is bool for o in action.option_strings}
     ends = [i + 1 == len(argv) or argv[i + 1].startswith("--") for i in range(len(argv))]
     return [f"{a}=true" if a in switches and end else a for a, end in zip(argv, ends, strict=True)]
 
 
-def _join_texts(parser: _Parser, argv: list[str]) -> list[str]:
-    """`--flag A --flag B` of an option that takes texts means `--flag=["A", "B"]`, whatever A and B look like."""
+def _join_strings(parser: _Parser, argv: list[str]) -> list[str]:
+    """Turn `--flag A --flag B` of an option that takes strings into `--flag=["A", "B"]`, whatever A and B contain."""
     flags = {o for action in parser._actions if getattr(action, "_typehint", None) == list[str] for o in action.option_strings}
-    texts: dict[str, list[str]] = {}
+    strings: dict[str, list[str]] = {}
     rest: list[str] = []
     words = iter(argv)
     for word in words:
         flag, _, value = word.partition("=")
         if flag in flags and (value := value if "=" in word else next(words, None)) is not None:
-            texts.setdefault(flag, []).append(value)
+            strings.setdefault(flag, []).append(value)
         else:
             rest.append(word)
-    return rest + [f"{flag}={json.dumps(values)}" for flag, values in texts.items()]
+    return rest + [f"{flag}={json.dumps(values)}" for flag, values in strings.items()]
 
 
 def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> jsonargparse.Namespace:
-    """Options where neither a checkpoint nor data is named: the demo's recipe, under whatever the command line says."""
+    """Parse again with the recipe of the embedded demo as defaults: neither a checkpoint nor data is given."""
     recipe = DEMO / f"{args_type.method}.yaml"  # type: ignore[attr-defined]
     parser.default_config_files = [str(recipe)]
     data_dir = DEMO / ("pairs" if recipe.stem == "dpo" else "data")
@@ -151,17 +161,13 @@ def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> json
     return parser.parse_args(argv)
 
 
-def _no_group(name: str, found: Any) -> str:
-    return f"--{name} is a group of options, as --{name}.NAME, and has no value of its own; found {found}"
-
-
 def _build(args_type: type, values: jsonargparse.Namespace) -> Any:
-    """Instance of the dataclass. Mistakes in all its groups are raised together, as one ValueError."""
+    """Build the dataclass. Mistakes in all its groups are raised together, as one OptionError."""
     mistakes: list[str] = []
 
     def build(kind: type, given: Any, group: str = "") -> Any:
-        if not isinstance(given, jsonargparse.Namespace):  # as a file may have it
-            mistakes.append(_no_group(group, json.dumps(given, default=str)))
+        if not isinstance(given, jsonargparse.Namespace):  # from a config file
+            mistakes.append(_not_a_group(group, json.dumps(given, default=str)))
             return kind()
         hints = typing.get_type_hints(kind)
         built = {}
@@ -171,10 +177,11 @@ def _build(args_type: type, values: jsonargparse.Namespace) -> Any:
         try:
             return kind(**built)
         except ValueError as error:
-            mistakes.extend(str(error).splitlines())
-            return kind() if group else None  # the defaults, so that what holds the group is judged too
+            prefix = f"{group}." if group else ""
+            mistakes.extend(with_flags(str(error), hints, prefix).splitlines())
+            return kind() if group else None  # the defaults, so that the rules of the parent are checked too
 
     args = build(args_type, values)
     if mistakes:
-        raise ValueError("\n".join(dict.fromkeys(mistakes)))
+        raise OptionError("\n".join(dict.fromkeys(mistakes)))
     return args

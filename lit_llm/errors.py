@@ -1,7 +1,7 @@
 """Errors that a user can fix.
 
-A message says what is wrong and what to do next. It names arguments in backticks, `quantize` or `train.optimizer`; the command
-line prints those of the running script as flags.
+A message names the mistake and the next step. Arguments are in backticks, `quantize` or `train.optimizer`; the command line
+prints those of the running script as flags.
 """
 
 import re
@@ -28,6 +28,6 @@ class OutOfMemory(LitError):  # noqa: N818
     """A step that does not fit into the memory of the device."""
 
 
-def with_flags(message: str, options: Container[str]) -> str:
-    """The message with `name` written as --name, for every name in `options`."""
-    return re.sub(r"`([a-z_][\w.]*)`", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
+def with_flags(message: str, options: Container[str], group: str = "") -> str:
+    """Write `name` in a message as --name, or as --group.name, for every name in `options`."""
+    return re.sub(r"`([a-z_][\w.]*)`", lambda m: f"--{group}{m[1]}" if m[1] in options else m[0], message)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_llm.args.base import Checked
+from lit_llm.args.base import Checked, Rules, bounds
 from lit_llm.cli import DEMO, run
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class MakeDemoArgs(Checked):
     controls: bool = False
     """Make nothing, but finetune what is in output_dir, and random weights in its place, and tell the exact matches."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return [*self.below(0, "steps"), *self.below(0, "seed", allow_equal=True)]
+    def rules(self) -> Rules:
+        return [*bounds(self, "steps", above=0), *bounds(self, "seed", at_least=0)]
 
 
 @dataclass(frozen=True)

@@ -285,8 +285,8 @@ def test_an_adapter_of_another_base_is_refused(run_script, base, data, tmp_path,
 
 
 GENERATE = {
-    "no prompt": ([], "give either --prompt TEXT or --prompt_file FILE"),
-    "two prompts": (["--prompt=x", "--prompt_file=y"], "give either --prompt TEXT or --prompt_file FILE"),
+    "no prompt": ([], "give either --prompt or --prompt_file"),
+    "two prompts": (["--prompt=x", "--prompt_file=y"], "give either --prompt or --prompt_file"),
     "negative temperature": (["--prompt=x", "--temperature=-1"], "--temperature must be 0 or at least 0.0001"),
     "NaN temperature": (["--prompt=x", "--temperature=nan"], "--temperature takes a number; found nan"),
     "top_p above 1": (["--prompt=x", "--top_p=1.5"], "--top_p must be above 0 and at most 1"),

@@ -1,8 +1,11 @@
-"""What all options share: their types, and rules that are checked together."""
+"""Types that options share, and rules that are checked together."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+import operator
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from lit_llm.errors import OptionError
 
@@ -16,46 +19,84 @@ Optimizer = Literal[
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 InferenceStrategy = Literal["auto", "tensor", "layers"]
 
-MIN_TEMPERATURE = 1e-4  # but for 0
+MIN_TEMPERATURE = 1e-4  # except 0
 PENALTIES = 0.01, 100.0
 
+Rules = list[tuple[bool, str]]
+"""Pairs of (is it violated, message)."""
 
-def sampling_rules(settings: Any) -> list[tuple[bool, str]]:
-    """Rules as of `Checked` for how a token is drawn, of options or of what has some of their names."""
-    temperature, top_k = settings.temperature, settings.top_k
-    min_p, penalty = (getattr(settings, name, default) for name, default in (("min_p", 0.0), ("repetition_penalty", 1.0)))
-    low, high = PENALTIES
-    return [  # NaN is wrong everywhere
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "above": operator.gt,
+    "at_least": operator.ge,
+    "below": operator.lt,
+    "at_most": operator.le,
+}
+
+
+def bounds(settings: Any, *names: str, **limits: float) -> Rules:
+    """Rules that each named field is None, or finite and within all limits: above, at_least, below, at_most."""
+    expected = " and ".join(f"{word.replace('_', ' ')} {limit}" for word, limit in limits.items())
+    rules = []
+    for name in names:
+        value = getattr(settings, name, None)
+        if value is not None:
+            within = all(_BOUNDS[word](value, limit) for word, limit in limits.items())  # False for NaN
+            wrong = "finite" if within else expected
+            rules.append((not within or value == math.inf, f"`{name}` must be {wrong}, found {value}"))
+    return rules
+
+
+def sampling_rules(settings: Any) -> Rules:
+    """Rules for the settings of sampling that an object has: its options, or those of a request."""
+    temperature, (low, high) = settings.temperature, PENALTIES
+    return [
         (
-            not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf),
+            not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf),  # True for NaN
             f"`temperature` must be 0 or at least {MIN_TEMPERATURE}, found {temperature}",
         ),
-        (top_k is not None and not top_k > 0, f"`top_k` must be above 0, found {top_k}"),
-        (not 0 < settings.top_p <= 1, f"`top_p` must be above 0 and at most 1, found {settings.top_p}"),
-        (not 0 <= min_p <= 1, f"`min_p` must be from 0 to 1, found {min_p}"),
-        (not low <= penalty <= high, f"`repetition_penalty` must be from {low} to {high}, found {penalty}"),
+        *bounds(settings, "top_k", above=0),
+        *bounds(settings, "top_p", above=0, at_most=1),
+        *bounds(settings, "min_p", at_least=0, at_most=1),
+        *bounds(settings, "repetition_penalty", at_least=low, at_most=high),
     ]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Collects the mistakes of a dataclass and raises them together."""
+    """Base class of all options. Accepts strings as paths, and raises all mistakes of a dataclass as one OptionError."""
+
+    def __init_subclass__(cls) -> None:
+        cls.__doc__ = cls.__doc__ or cls.__base__.__doc__  # the title of the options in `--help`
 
     def __post_init__(self) -> None:
-        if mistakes := [text for wrong, text in self.rules() if wrong]:
+        for f in fields(self):
+            if f.type is Path or Path in get_args(f.type):
+                object.__setattr__(self, f.name, _as_path(getattr(self, f.name)))
+        if mistakes := [message for wrong, message in self.rules() if wrong]:
             raise OptionError("\n".join(mistakes))
 
-    def rules(self) -> list[tuple[bool, str]]:
-        """(whether it is wrong, what to tell the user), for each rule."""
-        raise NotImplementedError
+    def rules(self) -> Rules:
+        """Return the rules of these options."""
+        return []
 
-    def below(self, limit: float, *names: str, group: str = "", allow_equal: bool = False) -> list[tuple[bool, str]]:
-        """Rules: each named field, where given, must be finite and above `limit`, or equal to it if allowed."""
-        word = "at least" if allow_equal else "above"
-        found = []
-        for name in names:
-            value = getattr(self, name)
-            wrong = value is not None and not (value >= limit if allow_equal else value > limit)  # NaN is wrong too
-            found.append((wrong, f"`{group}{name}` must be {word} {limit}, found {value}"))
-            found.append((value == math.inf, f"`{group}{name}` must be finite, found {value}"))
-        return found
+    def changed(self, name: str) -> bool:
+        """Return whether an option differs from its default."""
+        f = next(f for f in fields(self) if f.name == name)
+        return getattr(self, name) != (f.default if f.default_factory is MISSING else f.default_factory())
+
+    def needs(self, other: str, *names: str) -> Rules:
+        """Rules that the named options are at their defaults as long as `other` is None or False."""
+        lacking = getattr(self, other) in (None, False)
+        return [(lacking and self.changed(name), f"`{name}` needs `{other}`") for name in names]
+
+    def excludes(self, name: str, *others: str) -> Rules:
+        """Rule that `name` or all `others` are at their defaults."""
+        clashing = ", ".join(f"`{other}`" for other in others if self.changed(other))
+        message = f"`{name}` cannot be combined with {clashing}. Omit one of them"
+        return [(self.changed(name) and bool(clashing), message)]
+
+
+def _as_path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_path(item) for item in value]
+    return Path(value) if isinstance(value, str) else value

@@ -5,70 +5,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.args.base import Checked
+from lit_llm.args.base import Checked, Rules
 
 
 @dataclass(frozen=True)
 class ConvertHfArgs(Checked):
-    """What to convert"""
+    """Conversion to the layout of lit_llm"""
 
     checkpoint_dir: Path
-    """Folder with config.json and weights as Hugging Face publishes it, or one of Lit-GPT or litgpt with lit_model.pth. The
-    result is written beside them."""
+    """Folder with config.json and weights as Hugging Face publishes them, or one of Lit-GPT or litgpt with lit_model.pth. The
+    result is written next to them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """dtype of the result; as the source if not given."""
-
-    def rules(self) -> list[tuple[bool, str]]:
-        return []
+    """dtype of the result. Default: that of the source."""
 
 
 @dataclass(frozen=True)
 class DownloadArgs(Checked):
-    """What to download"""
+    """Download"""
 
     repo_id: str | None = None
-    """Repository on the Hugging Face hub, as ORG/NAME; a list to choose from if not given."""
+    """Repository on the Hugging Face hub, as ORG/NAME. Without it, a list of repositories is printed."""
     checkpoint_dir: Path = Path("checkpoints")
-    """Folder of all checkpoints; this one goes into ORG/NAME in it."""
+    """Folder of all checkpoints; this one is written to ORG/NAME in it."""
     revision: str | None = None
-    """Branch, tag or commit; the main branch if not given."""
+    """Branch, tag or commit. Default: the main branch."""
     access_token: str | None = None
-    """Token for gated and private repositories; that of HF_TOKEN or of `hf auth login` if not given."""
+    """Token for gated and private repositories. Default: that of HF_TOKEN or of `hf auth login`."""
     tokenizer_only: bool = False
-    """Config and tokenizer without the weights."""
+    """Download config and tokenizer without the weights."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         part = r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?"
         parts = (self.repo_id or "").split("/")
         well_formed = len(parts) == 2 and all(re.fullmatch(part, name, re.ASCII) for name in parts)
-        others = {"revision": self.revision, "access_token": self.access_token, "tokenizer_only": self.tokenizer_only}
         return [
             (
                 self.repo_id is not None and not well_formed,
                 f"`repo_id` takes ORG/NAME, as in EleutherAI/pythia-70m; found {self.repo_id}",
             ),
-            *[(self.repo_id is None and bool(value), f"`{name}` needs `repo_id` ORG/NAME") for name, value in others.items()],
+            *self.needs("repo_id", "revision", "access_token", "tokenizer_only"),
         ]
 
 
 @dataclass(frozen=True)
 class ConvertLitArgs(Checked):
-    """What to convert, and where to"""
+    """Conversion to the formats of Hugging Face"""
 
     checkpoint_dir: Path
-    """Folder of a model in our layout; with adapter_dir, the base that the adapter was trained on."""
+    """Folder of the model; with adapter_dir, the base that the adapter was trained on."""
     output_dir: Path
     """Folder to write, which must be new or empty: for transformers, or with adapter_dir for PEFT."""
     adapter_dir: Path | None = None
     """LoRA adapter to write in PEFT's format."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return []
-
 
 @dataclass(frozen=True)
 class MergeLoRAArgs(Checked):
-    """What to merge, and where to"""
+    """Merging of adapters into their base"""
 
     checkpoint_dir: Path
     """Folder of the base model, in full precision."""
@@ -79,7 +72,7 @@ class MergeLoRAArgs(Checked):
     weights: list[float] | None = None
     """Factor of each adapter; 1 for each if not given."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
         return [(found not in (0, n), f"`weights` has {found} numbers for {n} adapters")]

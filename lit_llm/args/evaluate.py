@@ -3,125 +3,112 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.args.base import Accelerator, Checked, InferenceStrategy, Precision, Quantization
-from lit_llm.args.generate import ModelArgs
+from lit_llm.args.base import Checked, Rules, bounds
+from lit_llm.args.generate import ModelArgs, SplitArgs, WeightsArgs
 
 
 @dataclass(frozen=True)
-class HarnessArgs(ModelArgs):
-    """What to evaluate, on what"""
+class HarnessArgs(SplitArgs, ModelArgs):
+    """Model and evaluation"""
 
     tasks: str | list[str] = field(kw_only=True)
-    """Tasks or groups of the harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    """Tasks or groups of the harness, e.g. `[hellaswag,truthfulqa_mc2]`."""
     include_path: Path | None = None
     """Folder with more tasks, as YAML files."""
     num_fewshot: int | None = None
-    """Solved examples before each question; as the task says if not given."""
+    """Solved examples before each question. Default: that of the task."""
     limit: float | None = None
-    """Questions per task at most; below 1 a share of them."""
+    """Most questions per task; below 1, the share of them."""
     batch_size: int = 8
-    """Texts in one pass of the model."""
+    """Texts per forward pass."""
     apply_chat_template: bool = False
-    """Ask as in a chat: in the style that the model was finetuned with, else in the checkpoint's chat template."""
+    """Ask in the style that the model was finetuned with, else in the checkpoint's chat template."""
     prompt_style: str | None = None
-    """Another style for --apply_chat_template."""
+    """Style to use instead, with apply_chat_template."""
     output_file: Path | None = None
-    """File for the results, in the harness's own JSON."""
+    """File for the results, in the JSON format of the harness."""
     log_samples: bool = False
-    """Write samples_<task>.jsonl beside output_file: every question with what the model made of it."""
-    devices: int = 1
-    """Devices that the model is split over."""
-    strategy: InferenceStrategy = "auto"
-    """`tensor`: each holds some heads and features of every layer; `layers`: some of the layers, on GPUs. The first that goes
-    if auto."""
+    """Write samples_<task>.jsonl next to output_file: every question with the answer of the model."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         return [
             *super().rules(),
-            *self.below(0, "batch_size", "limit"),
-            (self.devices == 1 and self.strategy != "auto", f"`strategy` {self.strategy} needs `devices` above 1"),
-            *self.below(0, "num_fewshot", allow_equal=True),
-            (self.prompt_style is not None and not self.apply_chat_template, "`prompt_style` needs `apply_chat_template`"),
-            (self.log_samples and self.output_file is None, "`log_samples` needs `output_file` FILE to write beside"),
+            *bounds(self, "batch_size", "limit", above=0),
+            *bounds(self, "num_fewshot", at_least=0),
+            *self.needs("apply_chat_template", "prompt_style"),
+            *self.needs("output_file", "log_samples"),
         ]
 
 
 @dataclass(frozen=True)
 class PerplexityArgs(ModelArgs):
-    """What to evaluate, on what"""
+    """Model and evaluation"""
 
     data_file: Path = field(kw_only=True)
     """Text file."""
     stride: int | None = None
-    """Tokens that each window scores; less than the context gives each token more to go by, and costs more passes.
-    The whole context if not given."""
+    """Tokens that each window scores. Below the context, each token is predicted from more tokens, at the cost of more forward
+    passes. Default: the context."""
     batch_size: int = 8
-    """Windows in one pass of the model."""
+    """Windows per forward pass."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return [*super().rules(), *self.below(0, "stride", "batch_size")]
+    def rules(self) -> Rules:
+        return [*super().rules(), *bounds(self, "stride", "batch_size", above=0)]
 
 
 @dataclass(frozen=True)
-class CompareArgs(Checked):
-    """What to compare, on what"""
+class CompareArgs(WeightsArgs):
+    """Models and data to compare them on"""
 
-    models: list[Path]
-    """Folders of checkpoints and adapters, as in `[checkpoints/org/base, out/lora/name/final]`; all are held against the
+    models: list[Path] = field(kw_only=True)
+    """Folders of checkpoints and adapters, e.g. `[checkpoints/org/base, out/lora/name/final]`; all are compared with the
     first."""
     data_dir: Path | None = None
-    """Data folder: the rows of its val.jsonl are asked; of plain texts only the loss is told."""
+    """Data folder, whose val.jsonl is answered; for plain texts only the loss is reported."""
     tasks: str | list[str] | None = None
-    """Tasks or groups of the evaluation harness, as in `[hellaswag,truthfulqa_mc2]`."""
+    """Tasks or groups of the evaluation harness, e.g. `[hellaswag,truthfulqa_mc2]`."""
     include_path: Path | None = None
     """Folder with more tasks, as YAML files."""
     num_fewshot: int | None = None
-    """Solved examples before each question of a task; as the task says if not given."""
+    """Solved examples before each question of a task. Default: that of the task."""
     prompt_style: str | None = None
-    """How a row becomes a prompt for the models that were not finetuned; as for the first finetuned one if not given."""
+    """Prompt style of the models that were not finetuned. Default: that of the first finetuned one."""
     limit: int | None = None
-    """Rows, and questions of each task, at most."""
+    """Most rows, and most questions of each task."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     batch_size: int = 8
-    """Rows in one pass of the model."""
+    """Rows per forward pass."""
     n_resamples: int = 1000
-    """Resamples of the rows, of which the intervals are made."""
-    precision: Precision | None = None
-    """Weights and arithmetic. On a CPU float32, else the checkpoint's own, if not given."""
-    quantize: Quantization | None = None
-    """Hold the linears in 4 or 8 bits."""
-    accelerator: Accelerator = "auto"
-    """Kind of device."""
+    """Resamples of the rows, for the confidence intervals."""
     seed: int = 1337
     """Seed of the resampling."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         return [
-            *self.below(0, "limit", "max_new_tokens", "batch_size", "n_resamples"),
-            *self.below(0, "seed", allow_equal=True),
-            *self.below(0, "num_fewshot", allow_equal=True),
+            *super().rules(),
+            *bounds(self, "limit", "max_new_tokens", "batch_size", "n_resamples", above=0),
+            *bounds(self, "seed", "num_fewshot", at_least=0),
             (self.data_dir is None and self.tasks is None, "give `data_dir`, `tasks`, or both"),
-            (self.tasks is None and self.include_path is not None, "`include_path` needs `tasks`"),
-            (self.tasks is None and self.num_fewshot is not None, "`num_fewshot` needs `tasks`"),
-            (self.data_dir is None and self.prompt_style is not None, "`prompt_style` needs `data_dir`"),
-            (len(self.models) < 2, "`models` takes at least two folders, as in `[base, finetuned]`"),
+            *self.needs("tasks", "include_path", "num_fewshot"),
+            *self.needs("data_dir", "prompt_style"),
+            (len(self.models) < 2, "`models` takes at least two folders, e.g. `[base, finetuned]`"),
         ]
 
 
 @dataclass(frozen=True)
 class ChallengeCheckArgs(Checked):
-    """Which server to check"""
+    """Server to check"""
 
     url: str = "http://localhost:8080"
     """Address of the server."""
     timeout: float = 300
-    """Seconds that it may take to answer."""
+    """Longest time to an answer, in seconds."""
     context: int = 2048
-    """Tokens of a prompt and its continuation that it must take."""
+    """Tokens of a prompt and its continuation that it must accept."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         return [
-            *self.below(0, "timeout", "context"),
+            *bounds(self, "timeout", "context", above=0),
             (not self.url.startswith(("http://", "https://")), f"`url` must begin with http:// or https://, found {self.url}"),
         ]

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization
+from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization, Rules, bounds
+from lit_llm.args.data import ExampleArgs
 
 
 @dataclass(frozen=True)
@@ -12,65 +13,63 @@ class TrainArgs(Checked):
     """Training"""
 
     epochs: int | None = None
-    """Passes over the training data; 1 if neither max_steps nor max_time is given. Training ends at the first limit."""
+    """Passes over the training data. Default: 1 if neither max_steps nor max_time is given. Training stops at the
+    first limit."""
     max_steps: int | None = None
-    """Optimizer steps at most."""
+    """Stop after this many optimizer steps."""
     max_time: float | None = None
-    """Hours at most. The step at which they are over is the last one."""
+    """Stop after this many hours; the current step finishes."""
     global_batch_size: int = 32
     """Examples per optimizer step, over all devices."""
     micro_batch_size: int = 4
-    """Examples per forward pass on a device; with packing, times max_seq_length the most tokens in one pass."""
+    """Examples per forward pass on a device; with packing, as many tokens as this many examples of max_seq_length."""
     optimizer: Optimizer = "adamw"
-    """adamw, sgd (momentum 0.9), adafactor and lion; with 8 bit state; or paged, whose state leaves the memory of a CUDA device
-    when that is short. Lion wants about a third of AdamW's learning rate."""
+    """adamw, lion, sgd (momentum 0.9) or adafactor. 8bit stores the state in 8 bits; paged moves it out of the memory of a CUDA
+    device when that is short. Lion needs about a third of AdamW's learning rate."""
     learning_rate: float = 3e-4
-    """Highest learning rate."""
+    """Peak learning rate."""
     min_lr: float | None = None
-    """Learning rate at the end of the cosine; 10 % of learning_rate if not given."""
+    """Learning rate at the end of the cosine. Default: 10 % of learning_rate."""
     lr_warmup_steps: int | None = None
-    """Optimizer steps of linear warmup; 100, but at most 10 % of the run, if not given."""
+    """Optimizer steps of linear warmup. Default: 100, but at most 10 % of the run."""
     weight_decay: float = 0.01
     """Decoupled weight decay; with sgd, added to the gradient."""
     max_norm: float | None = 1.0
-    """Gradients are scaled down to this norm; null switches clipping off."""
+    """Clip gradients to this norm; null disables clipping."""
     packing: bool = True
-    """Fill each forward pass with as many examples as its token budget holds. Does not change the gradient."""
+    """Fill each forward pass with as many examples as fit into its token budget. Does not change the gradient."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third slower."""
     compile: bool = False
     """Compile the blocks with torch.compile: a minute before the first step, then faster on a GPU. Needs a C++ compiler."""
     neftune_alpha: float | None = None
-    """Strength of the noise on the embeddings while training, as in 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
+    """Strength of the noise on the embeddings while training, e.g. 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
     save_interval: int | None = None
-    """Optimizer steps between saves from which a run can be resumed. Ctrl-C saves as well."""
+    """Optimizer steps between checkpoints from which the run can be resumed. Ctrl-C writes one as well."""
     keep_last: int | None = None
-    """Saves to keep; an older one is removed once a newer one is complete. All if not given."""
+    """Checkpoints to keep; an older one is removed once a newer one is complete. Default: all."""
     log_interval: int = 1
     """Optimizer steps between rows of metrics.csv."""
     max_loss_spike: float | None = None
-    """Stop when a loss is above so many times the running mean of the logged ones. A loss that is no number always stops the
-    run; no save is made of it."""
+    """Stop when a loss is above this many times the running mean of the logged losses. NaN always stops the run, without a
+    checkpoint."""
     overfit_batches: int | None = None
-    """Train and validate on the examples of the first so many steps alone: a run without mistakes learns them by heart."""
+    """Train and validate on the examples of the first this many steps only, as a check: a correct run memorizes them."""
     probe: bool = True
-    """Before the first step, run the longest micro-batch of the plan and tell time and memory. Changes nothing."""
+    """Before the first step, run the longest micro-batch and report time and memory. Does not change the result."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         counts = ("epochs", "max_steps", "max_time", "global_batch_size", "micro_batch_size", "learning_rate", "max_norm")
         return [
-            *self.below(0, *counts, "neftune_alpha", "save_interval", "log_interval", group="train."),
-            *self.below(0, "keep_last", "max_loss_spike", "overfit_batches", group="train."),
-            *self.below(0, "min_lr", "lr_warmup_steps", "weight_decay", group="train.", allow_equal=True),
+            *bounds(self, *counts, "neftune_alpha", "save_interval", "log_interval", above=0),
+            *bounds(self, "keep_last", "max_loss_spike", "overfit_batches", above=0),
+            *bounds(self, "min_lr", "lr_warmup_steps", "weight_decay", at_least=0),
+            *self.needs("save_interval", "keep_last"),
             (
-                self.max_loss_spike is not None and 0 < self.max_loss_spike <= 1,
-                f"`train.max_loss_spike` {self.max_loss_spike} would stop at any loss above the mean. Take 2 or more",
+                0 < (self.max_loss_spike or 2) <= 1,
+                f"`max_loss_spike` {self.max_loss_spike} stops at any loss above the mean. Use 2 or more",
             ),
-            (self.keep_last is not None and self.save_interval is None, "`train.keep_last` needs `train.save_interval`"),
-            (
-                self.min_lr is not None and self.min_lr > self.learning_rate,
-                f"`train.min_lr` {self.min_lr} is above `train.learning_rate` {self.learning_rate}",
-            ),
+            ((self.min_lr or 0) > self.learning_rate, f"`min_lr` {self.min_lr} is above `learning_rate` {self.learning_rate}"),
         ]
 
 
@@ -79,28 +78,28 @@ class EvalArgs(Checked):
     """Evaluation during and after finetuning"""
 
     interval: int | None = 100
-    """Optimizer steps between validations; null: only at the end."""
+    """Optimizer steps between validations; null: at the end only."""
     patience: int | None = None
-    """Stop after so many validations in a row without a better loss; `best` holds the best. Never if not given."""
+    """Stop after this many validations in a row without a better loss; best/ has the best weights. Default: never."""
     max_batches: int | None = None
-    """Micro-batches per validation at most; all if not given."""
+    """Most micro-batches per validation. Default: all."""
     initial: bool = True
     """Validate before the first step."""
     final: bool = True
     """Validate after the last step."""
     samples: int = 5
-    """Held-out prompts that are answered by the base and by the finetuned model, and shown side by side at the end."""
+    """Held-out prompts that the base and the finetuned model answer, shown side by side at the end."""
     exact_match: int = 0
-    """Held-out prompts over which both models' rates of exact answers are measured at the end. An answer counts if it is
-    identical and has ended."""
+    """Held-out prompts for the exact match rate of both models, measured at the end. An answer counts if it is identical and
+    has ended."""
     max_new_tokens: int = 64
-    """Longest answer of these, in tokens."""
+    """Longest of these answers, in tokens."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         return [
-            *self.below(0, "interval", "patience", "max_batches", "max_new_tokens", group="eval."),
-            (self.patience is not None and self.interval is None, "`eval.patience` needs `eval.interval`"),
-            *self.below(0, "samples", "exact_match", group="eval.", allow_equal=True),
+            *bounds(self, "interval", "patience", "max_batches", "max_new_tokens", above=0),
+            *self.needs("interval", "patience"),
+            *bounds(self, "samples", "exact_match", at_least=0),
         ]
 
 
@@ -113,90 +112,70 @@ class LoRAArgs(Checked):
     alpha: float = 16
     """The update is scaled by alpha / r."""
     dropout: float = 0.05
-    """Share of the update's input that is dropped while training."""
+    """Dropout probability of the input of the update."""
     targets: str | list[str] = "q,v"
     """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp)."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(r) instead, for high ranks (https://arxiv.org/abs/2312.03732)."""
+    """Scale by alpha / sqrt(r) instead, for high ranks (rsLoRA, https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Train the length of each row of a weight apart from its direction (https://arxiv.org/abs/2402.09353)."""
+    """Train the magnitude of each row of a weight apart from its direction (DoRA, https://arxiv.org/abs/2402.09353)."""
     lr_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return [
-            *self.below(0, "r", "alpha", "lr_ratio", group="lora."),
-            (not 0 <= self.dropout < 1, f"`lora.dropout` must be at least 0 and below 1, found {self.dropout}"),
-        ]
+    def rules(self) -> Rules:
+        return [*bounds(self, "r", "alpha", "lr_ratio", above=0), *bounds(self, "dropout", at_least=0, below=1)]
 
 
 @dataclass(frozen=True)
-class FinetuneArgs(Checked):
-    """What to finetune, on what"""
+class FinetuneArgs(ExampleArgs):
+    """Model, data and run"""
 
     method: ClassVar[str]
 
-    checkpoint_dir: Path | None = None
-    """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
-    data_dir: Path | None = None
-    """Folder with train.jsonl and, if there is one, val.jsonl, as the prepare scripts write it; or a .csv, .json, .jsonl or
-    .parquet file, which is prepared on the way."""
     out_dir: Path | None = None
-    """Folder of this run; out/<method>/<name of the data> if not given."""
-    prompt_style: str | None = None
-    """How a record becomes a prompt; the style that fits the checkpoint and the records if not given."""
-    mask_prompt: bool = True
-    """Train on the answers only."""
-    train_on: Literal["all", "last"] = "all"
-    """Answers of a conversation to train on: all of them, or the last."""
-    max_seq_length: int | None = None
-    """Longest example in tokens; longer ones are dropped and counted. The model's context if not given."""
+    """Folder of this run. Default: out/<method>/<name of the data>."""
     precision: Precision | None = None
-    """Frozen weights and arithmetic; trained weights are always float32. The best that the device supports if not given."""
+    """dtype of frozen weights and arithmetic; trained weights are float32. Default: the best that the device supports."""
     quantize: Quantization | None = None
-    """Hold the frozen linears in 4 or 8 bits (https://arxiv.org/abs/2305.14314)."""
+    """Quantize the frozen linears to 4 or 8 bits (https://arxiv.org/abs/2305.14314)."""
     accelerator: Accelerator = "auto"
     """Kind of device."""
     devices: int = 1
     """Devices of each machine; on a CPU, processes."""
     num_nodes: int = 1
-    """Machines. Above 1, torchrun or SLURM starts the processes."""
+    """Machines. With more than one, torchrun or SLURM starts the processes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several devices share the work. ddp: each holds the whole model; fsdp: each holds a part of every weight; auto: fsdp
-    if the model fills half of a device or more."""
+    """Parallelism over several devices. ddp: each holds the whole model; fsdp: each holds a part of every weight; auto: fsdp if
+    the model fills half of a device or more."""
     cpu_offload: bool = False
-    """With fsdp: hold weights, gradients and optimizer in the memory of the CPU, and bring a block at a time to the GPU."""
+    """With fsdp: keep weights, gradients and optimizer state in CPU memory, and copy one block at a time to the GPU."""
     seed: int = 1337
-    """Seed of initialisation, dropout and the order of the examples."""
+    """Seed of initialization, dropout and the order of the examples."""
     resume: str | None = None
-    """Go on with an interrupted run in out_dir: `auto` from its newest save, or the path of one."""
+    """Resume an interrupted run in out_dir: `auto` from its newest checkpoint, or the path of one."""
     logger: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
-    """Where the rows of metrics.csv, which is always written, also go. The package must be installed."""
+    """Also send the rows of metrics.csv, which is always written, to this logger. Its package must be installed."""
     dry_run: bool = False
-    """Tell what would be trained, show an example with its trained tokens, and stop before the weights are loaded."""
+    """Report what would be trained, show an example with its trained tokens, and stop before the weights are loaded."""
     train: TrainArgs = field(default_factory=TrainArgs)
     eval: EvalArgs = field(default_factory=EvalArgs)
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         one = (self.checkpoint_dir is None) != (self.data_dir is None)
         given, lacking = ("data_dir", "checkpoint_dir") if self.checkpoint_dir is None else ("checkpoint_dir", "data_dir")
         return [
-            (one, f"`{given}` needs `{lacking}`. Give both, or neither for the embedded demo"),
-            *self.below(0, "max_seq_length", "devices", "num_nodes"),
-            *self.below(0, "seed", allow_equal=True),
-            (
-                self.precision == "16-true",
-                "`precision` 16-true overflows in training. Take 16-mixed, or bf16-true where the device supports it",
-            ),
+            (one, f"`{given}` needs `{lacking}`. Specify both, or neither for the embedded demo"),
+            *super().rules(),
+            *bounds(self, "devices", "num_nodes", above=0),
+            *bounds(self, "seed", at_least=0),
+            (self.precision == "16-true", "`precision` 16-true overflows in training. Use 16-mixed, or bf16-true if supported"),
             (self.cpu_offload and self.strategy != "fsdp", "`cpu_offload` needs `strategy` fsdp"),
-            (self.quantize is not None and self.precision == "16-mixed", "`quantize` does not go with `precision` 16-mixed"),
+            (self.precision == "16-mixed" and self.quantize is not None, "`precision` 16-mixed excludes `quantize`"),
         ]
 
 
 @dataclass(frozen=True)
 class LoRAFinetuneArgs(FinetuneArgs):
-    """What to finetune, on what"""
-
     method: ClassVar[str] = "lora"
 
     lora: LoRAArgs = field(default_factory=LoRAArgs)
@@ -207,23 +186,18 @@ class FullArgs(Checked):
     """Full finetuning"""
 
     trainable: str | list[str] = "all"
-    """What trains: all, or names of parameters and modules, as in `lm_head,h.30,h.31,norm`."""
-
-    def rules(self) -> list[tuple[bool, str]]:
-        return []
+    """Weights to train: all, or names of parameters and modules, e.g. `lm_head,h.30,h.31,norm`."""
 
 
 @dataclass(frozen=True)
 class FullFinetuneArgs(FinetuneArgs):
-    """What to finetune, on what"""
-
     method: ClassVar[str] = "full"
 
     train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=2e-5))
     full: FullArgs = field(default_factory=FullArgs)
 
-    def rules(self) -> list[tuple[bool, str]]:
-        quantized = "`quantize` freezes the weights that full finetuning trains. Take finetune/lora.py for a quantized base"
+    def rules(self) -> Rules:
+        quantized = "`quantize` freezes the weights that full finetuning trains. Use finetune/lora.py for a quantized base"
         return [*super().rules(), (self.quantize is not None, quantized)]
 
 
@@ -232,60 +206,47 @@ class AdapterArgs(Checked):
     """LLaMA-Adapter (https://arxiv.org/abs/2303.16199; V2: https://arxiv.org/abs/2304.15010)"""
 
     prompt_length: int = 10
-    """Learned tokens that the attention of a layer also sees."""
+    """Learned tokens that a layer also attends to."""
     start_layer: int = 2
-    """First layer that has them; 0 is the lowest."""
+    """First layer with learned tokens; 0 is the lowest."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return [
-            *self.below(0, "prompt_length", group="adapter."),
-            *self.below(0, "start_layer", group="adapter.", allow_equal=True),
-        ]
-
-
-def _adapter_training() -> TrainArgs:
-    return TrainArgs(learning_rate=1e-3, weight_decay=0.0)
+    def rules(self) -> Rules:
+        return [*bounds(self, "prompt_length", above=0), *bounds(self, "start_layer", at_least=0)]
 
 
 @dataclass(frozen=True)
 class AdapterFinetuneArgs(FinetuneArgs):
-    """What to finetune, on what"""
-
     method: ClassVar[str] = "adapter"
 
-    train: TrainArgs = field(default_factory=_adapter_training)
+    train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=1e-3, weight_decay=0.0))
     adapter: AdapterArgs = field(default_factory=AdapterArgs)
 
 
 @dataclass(frozen=True)
 class AdapterV2FinetuneArgs(AdapterFinetuneArgs):
-    """What to finetune, on what"""
-
     method: ClassVar[str] = "adapter_v2"
 
 
 @dataclass(frozen=True)
 class DPOArgs(Checked):
-    """Direct preference optimisation (https://arxiv.org/abs/2305.18290)"""
+    """Direct preference optimization (https://arxiv.org/abs/2305.18290)"""
 
     beta: float = 0.1
-    """How much a change of the model costs: the higher, the closer it stays to the base."""
+    """Cost of a change of the model: the higher, the closer it stays to the base."""
 
-    def rules(self) -> list[tuple[bool, str]]:
-        return self.below(0, "beta", group="dpo.")
+    def rules(self) -> Rules:
+        return bounds(self, "beta", above=0)
 
 
 @dataclass(frozen=True)
 class DPOFinetuneArgs(FinetuneArgs):
-    """What to finetune, on what"""
-
     method: ClassVar[str] = "dpo"
 
     train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=5e-6))
     lora: LoRAArgs = field(default_factory=LoRAArgs)
     dpo: DPOArgs = field(default_factory=DPOArgs)
 
-    def rules(self) -> list[tuple[bool, str]]:
-        unmasked = "`mask_prompt` false has no effect here: a preference is about the answers only"
-        noise = "`train.neftune_alpha` does not go with DPO: it compares with a model without noise"
+    def rules(self) -> Rules:
+        unmasked = "`mask_prompt` false has no effect with DPO: a preference is about the answers only"
+        noise = "`train.neftune_alpha` cannot be used with DPO, which compares with a model without noise"
         return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]

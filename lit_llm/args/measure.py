@@ -1,16 +1,18 @@
 """Options of the benchmark and of the estimate."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from lit_llm.args.base import Checked, Quantization
+from lit_llm.args.base import Checked, Quantization, Rules, bounds
 from lit_llm.args.finetune import AdapterArgs, LoRAArgs
+
+Shape = Literal["pythia-70m", "llama-6x512", "llama-100m"]
 
 
 @dataclass(frozen=True)
 class BenchmarkArgs(Checked):
-    """What to measure"""
+    """Measurement"""
 
     used_by: ClassVar[dict[str, tuple[str, ...]]] = {
         "checkpoint_dir": ("invariance", "packing_speed"),
@@ -21,51 +23,40 @@ class BenchmarkArgs(Checked):
         "clients": ("serve_load",),
         "seconds": ("serve_load",),
     }
-    """Which checks each option acts on."""
+    """The checks that each option acts on."""
 
     check: Literal[
-        "train_speed",
-        "invariance",
-        "load_memory",
-        "demo_methods",
-        "serve_load",
-        "eval_speed",
-        "memory_estimate",
-        "packing_speed",
-        "decode_speed",
-        "prepare_speed",
-    ]
-    """train_speed: LoRA steps beside transformers with PEFT and litgpt, where installed. invariance: that loss and gradient on
-    your data do not depend on micro-batches or packing. load_memory: most memory while a checkpoint is loaded.
-    demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many clients.
-    eval_speed: multiple choice in the evaluation harness beside its own model. decode_speed: prefill and decoding beside
-    transformers and litgpt, where installed; on CUDA the share of the memory's bandwidth.
+        "train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed", "memory_estimate",
+        "packing_speed", "decode_speed", "prepare_speed",
+    ]  # fmt: skip
+    """train_speed: LoRA steps, compared with transformers with PEFT and with litgpt, if installed. invariance: loss and
+    gradient on your data, which must not depend on micro-batches or packing. load_memory: peak memory while a checkpoint is
+    loaded. demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many
+    clients. eval_speed: multiple choice in the evaluation harness, compared with its own model. decode_speed: prefill and
+    decoding, compared with transformers and litgpt, if installed; on CUDA also the share of the memory bandwidth.
     memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data.
     prepare_speed: rows into a data folder and into tokens."""
     checkpoint_dir: Path | None = None
     """Model for invariance and packing_speed."""
     data_dir: Path | None = None
     """Data for invariance and packing_speed."""
-    shapes: list[Literal["pythia-70m", "llama-6x512", "llama-100m"]] = field(
-        default_factory=lambda: ["pythia-70m", "llama-6x512", "llama-100m"]
-    )
+    shapes: list[Shape] = field(default_factory=lambda: list(get_args(Shape)))
     """Sizes of the models for train_speed and eval_speed."""
     repetitions: int = 5
-    """Measured steps, evaluations or texts of each contender for train_speed, eval_speed, packing_speed and decode_speed."""
+    """Measured steps, evaluations or texts of each package, for train_speed, eval_speed, packing_speed and decode_speed."""
     n_examples: int = 16
     """Examples per step; questions for eval_speed; rows for prepare_speed."""
     clients: int = 200
-    """Clients at the same time for serve_load."""
+    """Concurrent clients for serve_load."""
     seconds: float = 120
-    """How long they ask for serve_load."""
+    """Duration of serve_load, in seconds."""
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         on_data = self.check in self.used_by["data_dir"]
         lacking = on_data and (self.checkpoint_dir is None or self.data_dir is None)
-        defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
-        given = [name for name in self.used_by if getattr(self, name) != defaults[name]]
+        given = [name for name in self.used_by if self.changed(name)]
         return [
-            *self.below(0, "repetitions", "n_examples", "clients", "seconds"),
+            *bounds(self, "repetitions", "n_examples", "clients", "seconds", above=0),
             *[(self.check not in self.used_by[name], f"`{name}` has no effect on `check` {self.check}") for name in given],
             (
                 self.check == "prepare_speed" and self.n_examples < 20_000,
@@ -77,14 +68,14 @@ class BenchmarkArgs(Checked):
 
 @dataclass(frozen=True)
 class EstimateArgs(Checked):
-    """What to estimate"""
+    """Estimate of memory and time"""
 
     checkpoint_dir: Path
     """Folder with config.json; weights are not needed."""
     method: Literal["full", "lora", "adapter", "adapter_v2", "dpo"] = "lora"
-    """Way of finetuning."""
+    """Method of finetuning."""
     max_seq_length: int | None = None
-    """Longest example in tokens; the smaller of the model's context and 2048 if not given."""
+    """Longest example in tokens. Default: the smaller of the model's context and 2048."""
     micro_batch_size: int = 4
     """Examples per forward pass."""
     global_batch_size: int = 32
@@ -92,11 +83,11 @@ class EstimateArgs(Checked):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    """Frozen weights and arithmetic; mixed holds float32 and multiplies in half precision."""
+    """dtype of frozen weights and arithmetic; mixed stores float32 and multiplies in half precision."""
     quantize: Quantization | None = None
-    """Hold the frozen linears in 4 or 8 bits."""
+    """Quantize the frozen linears to 4 or 8 bits."""
     hours: float | None = None
-    """Time to plan for, on a gpu."""
+    """Hours to plan for, on a gpu."""
     gpu: Literal["a100-40gb", "a100-80gb", "h100-80gb", "rtx-4090"] | None = None
     """GPU to plan for."""
     devices: int = 1
@@ -106,12 +97,11 @@ class EstimateArgs(Checked):
     lora: LoRAArgs = field(default_factory=LoRAArgs)
     adapter: AdapterArgs = field(default_factory=AdapterArgs)
 
-    def rules(self) -> list[tuple[bool, str]]:
+    def rules(self) -> Rules:
         return [
-            *self.below(0, "max_seq_length", "micro_batch_size", "global_batch_size", "hours", "devices", "num_nodes"),
+            *bounds(self, "max_seq_length", "micro_batch_size", "global_batch_size", "hours", "devices", "num_nodes", above=0),
             (self.method == "full" and self.quantize is not None, "`quantize` freezes the weights that `method` full trains"),
-            (self.hours is not None and self.gpu is None, "`hours` needs `gpu`"),
-            (self.devices * self.num_nodes > 1 and self.gpu is None, "`devices` and `num_nodes` need `gpu`"),
-            (self.lora != LoRAArgs() and self.method not in ("lora", "dpo"), "`lora` options have no effect on this method"),
-            (self.adapter != AdapterArgs() and "adapter" not in self.method, "`adapter` options have no effect on this method"),
+            *self.needs("gpu", "hours", "devices", "num_nodes"),
+            (self.changed("lora") and self.method not in ("lora", "dpo"), "`lora` options have no effect on this method"),
+            (self.changed("adapter") and "adapter" not in self.method, "`adapter` options have no effect on this method"),
         ]

@@ -261,7 +261,7 @@ def test_one_column_cannot_be_two_things(prepare, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(jsonl({"input": "a", "output": "b"}))
     code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--instruction_column=input")
     assert code == 2
-    assert "the column 'input' cannot hold two things" in told
+    assert "the column 'input' has two roles" in told
 
 
 def test_parquet_is_read_or_pyarrow_is_asked_for(prepare, tmp_path):

@@ -111,7 +111,7 @@ def test_the_script_drafts_and_refuses_a_model_with_other_tokens(tmp_path, check
     assert outputs[0] == outputs[1]
     with pytest.raises(ValueError, match="has other tokens"):
         answer_prompts.continue_prompts(GenerateArgs(**how, draft_checkpoint_dir=checkpoint))
-    with pytest.raises(ValueError, match="does not go with `logprobs`, `compile`"):
+    with pytest.raises(ValueError, match="cannot be combined with `logprobs`, `compile`"):
         GenerateArgs(**how, draft_checkpoint_dir=checkpoint, compile=True, logprobs=1, output_file=tmp_path / "o")
 
 
