@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization
 
@@ -289,3 +289,13 @@ class DPOFinetuneArgs(FinetuneArgs):
         unmasked = "`mask_prompt` false has no effect here: a preference is about the answers only"
         noise = "`train.neftune_alpha` does not go with DPO: it compares with a model without noise"
         return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]
+
+
+_KINDS: tuple[type[FinetuneArgs], ...] = (
+    FullFinetuneArgs, LoRAFinetuneArgs, AdapterFinetuneArgs, AdapterV2FinetuneArgs, DPOFinetuneArgs,
+)  # fmt: skip
+METHODS = {kind.method: kind for kind in _KINDS}
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]

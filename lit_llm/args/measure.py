@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lit_llm.args.base import Checked, Quantization
-from lit_llm.args.finetune import AdapterArgs, LoRAArgs
+from lit_llm.args.finetune import AdapterArgs, LoRAArgs, MethodName
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EstimateArgs(Checked):
 
     checkpoint_dir: Path
     """Folder with config.json; weights are not needed."""
-    method: Literal["full", "lora", "adapter", "adapter_v2", "dpo"] = "lora"
+    method: MethodName = "lora"
     """Way of finetuning."""
     max_seq_length: int | None = None
     """Longest example in tokens; the smaller of the model's context and 2048 if not given."""

@@ -23,9 +23,9 @@ from lit_llm.estimation.step_memory import estimate
 from lit_llm.memory import peak_above
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
+from lit_llm.methods.method import Method
 from lit_llm.training.loop import optimizer_step
 from lit_llm.training.objective import Objective
 from lit_llm.training.optimizers import make_optimizer
