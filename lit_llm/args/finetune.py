@@ -265,6 +265,15 @@ class AdapterV2FinetuneArgs(AdapterFinetuneArgs):
 
 
 @dataclass(frozen=True)
+class IA3FinetuneArgs(FinetuneArgs):
+    """What to finetune, on what"""
+
+    method: ClassVar[str] = "ia3"
+
+    train: TrainArgs = field(default_factory=_adapter_training)
+
+
+@dataclass(frozen=True)
 class DPOArgs(Checked):
     """Direct preference optimisation (https://arxiv.org/abs/2305.18290)"""
 
@@ -292,7 +301,7 @@ class DPOFinetuneArgs(FinetuneArgs):
 
 
 _KINDS: tuple[type[FinetuneArgs], ...] = (
-    FullFinetuneArgs, LoRAFinetuneArgs, AdapterFinetuneArgs, AdapterV2FinetuneArgs, DPOFinetuneArgs,
+    FullFinetuneArgs, LoRAFinetuneArgs, AdapterFinetuneArgs, AdapterV2FinetuneArgs, IA3FinetuneArgs, DPOFinetuneArgs,
 )  # fmt: skip
 METHODS = {kind.method: kind for kind in _KINDS}
 if TYPE_CHECKING:
