@@ -5,10 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: AdapterFinetuneArgs) -> None:
-    from lit_llm.methods.adapter import Adapter
     from lit_llm.training.finetune import finetune
 
-    finetune(args, Adapter(**vars(args.adapter)))
+    finetune(args)
 
 
 if __name__ == "__main__":

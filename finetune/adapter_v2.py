@@ -5,10 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: AdapterV2FinetuneArgs) -> None:
-    from lit_llm.methods.adapter_v2 import AdapterV2
     from lit_llm.training.finetune import finetune
 
-    finetune(args, AdapterV2(**vars(args.adapter)))
+    finetune(args)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: DPOFinetuneArgs) -> None:
-    from lit_llm.methods.dpo import DPO
-    from lit_llm.methods.lora import LoRA
     from lit_llm.training.finetune import finetune
 
-    finetune(args, DPO(args.dpo.beta, LoRA(**vars(args.lora))))
+    finetune(args)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: FullFinetuneArgs) -> None:
-    from lit_llm.methods.full import Full
     from lit_llm.training.finetune import finetune
 
-    finetune(args, Full(**vars(args.full)))
+    finetune(args)
 
 
 if __name__ == "__main__":

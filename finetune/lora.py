@@ -5,10 +5,9 @@ from lit_llm.cli import run
 
 
 def main(args: LoRAFinetuneArgs) -> None:
-    from lit_llm.methods.lora import LoRA
     from lit_llm.training.finetune import finetune
 
-    finetune(args, LoRA(**vars(args.lora)))
+    finetune(args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization, Rules, bounds
 from lit_llm.args.data import ExampleArgs
@@ -228,6 +228,13 @@ class AdapterV2FinetuneArgs(AdapterFinetuneArgs):
 
 
 @dataclass(frozen=True)
+class IA3FinetuneArgs(FinetuneArgs):
+    method: ClassVar[str] = "ia3"
+
+    train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=1e-3, weight_decay=0.0))
+
+
+@dataclass(frozen=True)
 class DPOArgs(Checked):
     """Direct preference optimization (https://arxiv.org/abs/2305.18290)"""
 
@@ -250,3 +257,13 @@ class DPOFinetuneArgs(FinetuneArgs):
         unmasked = "`mask_prompt` false has no effect with DPO: a preference is about the answers only"
         noise = "`train.neftune_alpha` cannot be used with DPO, which compares with a model without noise"
         return [*super().rules(), (not self.mask_prompt, unmasked), (self.train.neftune_alpha is not None, noise)]
+
+
+_KINDS: tuple[type[FinetuneArgs], ...] = (
+    FullFinetuneArgs, LoRAFinetuneArgs, AdapterFinetuneArgs, AdapterV2FinetuneArgs, IA3FinetuneArgs, DPOFinetuneArgs,
+)  # fmt: skip
+METHODS = {kind.method: kind for kind in _KINDS}
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]

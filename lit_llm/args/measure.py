@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from lit_llm.args.base import Checked, Quantization, Rules, bounds
-from lit_llm.args.finetune import AdapterArgs, LoRAArgs
+from lit_llm.args.finetune import AdapterArgs, LoRAArgs, MethodName
 
 Shape = Literal["pythia-70m", "llama-6x512", "llama-100m"]
 
@@ -72,7 +72,7 @@ class EstimateArgs(Checked):
 
     checkpoint_dir: Path
     """Folder with config.json; weights are not needed."""
-    method: Literal["full", "lora", "adapter", "adapter_v2", "dpo"] = "lora"
+    method: MethodName = "lora"
     """Method of finetuning."""
     max_seq_length: int | None = None
     """Longest example in tokens. Default: the smaller of the model's context and 2048."""

@@ -24,8 +24,8 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, switched_off
 from lit_llm.methods.loss import next_token_loss
+from lit_llm.methods.method import Loss
 from lit_llm.model.gpt import GPT
-from lit_llm.training.objective import Loss
 
 LAYOUTS = ((1, False, 1), (3, False, 1), (8, False, 1), (1, True, 1), (4, True, 1), (2, True, 2), (2, False, 3))
 """Size of a micro-batch, packing, and processes. One process computes the shares of all, and adds them as several would."""
@@ -80,7 +80,7 @@ def check_layouts(model: GPT, examples: Sequence[Example | Pair]) -> list[dict[s
 
     Differences are relative: the gradient's is the norm of the difference over the norm. The loss of pairs is DPO's.
     """
-    loss_of: Loss = DPO(BETA, LoRA()).loss if isinstance(examples[0], Pair) else next_token_loss
+    loss_of: Loss = DPO(BETA).loss if isinstance(examples[0], Pair) else next_token_loss
     n_targets = sum(example.n_targets for example in examples)
     expected_loss, expected = _gradient(model, _one_at_a_time(model, examples), n_targets)
     lengths, found = [len(example) for example in examples], []

@@ -22,8 +22,8 @@ from lit_llm.estimation.step_memory import estimate
 from lit_llm.memory import peak_above
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method
 from lit_llm.methods.lora import LoRA
+from lit_llm.methods.method import Method
 
 TOLERANCE = 0.1
 SIZES = {"pythia-70m": (12, 1024), "llama-100m": (4, 1024)}

@@ -11,14 +11,9 @@ import torch
 from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
 from lit_llm.files import read_json_object, write_json
-from lit_llm.methods.adapter import Adapter, precompute_prompts
-from lit_llm.methods.adapter_v2 import AdapterV2
-from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method
-from lit_llm.methods.lora import LoRA
+from lit_llm.methods.method import Method
+from lit_llm.methods.registry import adapter_types
 from lit_llm.model.gpt import GPT
-
-METHODS: dict[str, type] = {"lora": LoRA, "adapter": Adapter, "adapter_v2": AdapterV2}
 
 
 def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
@@ -46,7 +41,7 @@ def _describe_base(model: GPT, checkpoint_dir: Path, prompt_style: str | None) -
 
 
 def write_finetuned(
-    folder: Path | None, model: GPT, method: Full, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
+    folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
 ) -> None:
     """Write a fully finetuned model as a checkpoint into an existing folder, with `finetuned.json` beside it; without a
     folder, help the rank that does.
@@ -89,8 +84,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     if not (folder / "adapter.json").is_file():
         raise FileNotFoundError(f"{folder} holds no adapter. Train one: python finetune/lora.py --out_dir {folder.parent}")
     about = read_json_object(folder / "adapter.json")
-    if about.get("method") not in METHODS:
-        raise ValueError(f"{folder}/adapter.json: method {about.get('method')!r} is not known; known: {', '.join(METHODS)}")
+    if about.get("method") not in (known := adapter_types()):
+        raise ValueError(f"{folder}/adapter.json: method {about.get('method')!r} is not known; known: {', '.join(known)}")
     return about
 
 
@@ -117,7 +112,7 @@ def attach_adapter(model: GPT, folder: Path) -> None:
             f"the adapter in {folder} was trained on another base ({about.get('base_checkpoint_dir')}). "
             "Give that one as --checkpoint_dir"
         )
-    method = METHODS[about["method"]](**about["arguments"])
+    method = adapter_types()[about["method"]](**about["arguments"])
     method.attach(model)
     try:
         tensors = load_file(folder / "adapter.safetensors")
@@ -132,4 +127,4 @@ def attach_adapter(model: GPT, folder: Path) -> None:
                 raise ValueError(f"{folder}/adapter.safetensors: {name} has shape {list(tensors[name].shape)}")
             parameter.copy_(tensors[name])
             parameter.requires_grad_(False)
-    precompute_prompts(model)
+    method.prepare_generation(model)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.checkpoint.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
-from lit_llm.checkpoint.read import HF_WEIGHTS, LIT_WEIGHTS, checked, read_config, read_tensors, weight_files
+from lit_llm.checkpoint.read import HF_WEIGHTS, LIT_WEIGHTS, checked, expected_shapes, read_config, read_tensors, weight_files
 from lit_llm.checkpoint.tensor_names import to_lit
 from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import new_folder, write_json
@@ -29,7 +29,7 @@ def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
     """
     theirs = None if _is_hf(checkpoint_dir) else config_file(checkpoint_dir)
     config, readers = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
-    tensors = checked(config, readers, checkpoint_dir)
+    tensors = checked(expected_shapes(config), readers, checkpoint_dir)
     if dtype is not None:
         tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in tensors)
     with new_folder(checkpoint_dir / ".converted") as folder:

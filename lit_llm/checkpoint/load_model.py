@@ -13,9 +13,10 @@ from lit_llm.checkpoint.read import (
     _MAPPED_ELEMENTS,
     Reader,
     checked,
-    expected_shapes,
+    empty_model,
     read_config,
     read_tensors,
+    shapes_of,
     weight_files,
 )
 from lit_llm.checkpoint.tensor_names import to_lit
@@ -34,6 +35,7 @@ def load_model(
     quantize: str | None = None,
     in_parts: bool = False,
     layout: Layout | None = None,
+    empty: GPT | None = None,
 ) -> GPT:
     """GPT with all weights loaded and frozen, on a device or with its blocks spread over several; `fingerprint` is set. Peak
     memory is the model plus one tensor.
@@ -44,13 +46,13 @@ def load_model(
         in_parts: Load for `sharding.shard`, which moves and casts what a rank holds: weights stay in the mapped file, unless
             `dtype` makes them smaller, and each rank quantizes its own rows onto `device`.
         layout: Lay out the linears, each as it is read.
+        empty: The model on the meta device, if it was built already.
 
     Raises:
         ValueError: as `check_layout`.
     """
-    config = read_config(checkpoint_dir)
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty or empty_model(read_config(checkpoint_dir))
+    config, shapes = model.config, shapes_of(model)  # before a linear is quantized
     if quantize is not None:
         from lit_llm.model.quantized_linear import quantize_linears
 
@@ -67,7 +69,7 @@ def load_model(
     tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
     if not native:
         tensors = to_lit(config, tensors)
-    model.fingerprint = _fill(model, tensors, devices[0], dtype, checkpoint_dir, in_parts, layout == "columns")
+    model.fingerprint = _fill(model, shapes, tensors, devices[0], dtype, checkpoint_dir, in_parts, layout == "columns")
     if config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.wte.weight
     elif config.tie_embeddings:
@@ -79,8 +81,8 @@ def load_model(
 
 
 def _fill(
-    model: GPT, tensors: Iterable[tuple[str, Reader]], first: torch.device, dtype: torch.dtype | None, folder: Path,
-    in_parts: bool, columns: bool,
+    model: GPT, shapes: dict[str, torch.Size], tensors: Iterable[tuple[str, Reader]], first: torch.device,
+    dtype: torch.dtype | None, folder: Path, in_parts: bool, columns: bool,
 ) -> str:  # fmt: skip
     """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
     fingerprint. Tells how far it is when that takes long."""
@@ -89,8 +91,8 @@ def _fill(
     if columns and model.config.tie_embeddings:
         turned.add("wte.weight")
     copies = columns or any(hasattr(module, "load_weight") for module in model.modules())
-    n_tensors, start, progress = len(expected_shapes(model.config)), time.monotonic(), None
-    for done, (name, tensor) in enumerate(checked(model.config, tensors, folder)):
+    n_tensors, start, progress = len(shapes), time.monotonic(), None
+    for done, (name, tensor) in enumerate(checked(shapes, tensors, folder)):
         if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
             rows[name] = tensor[0].to(torch.bfloat16).float()
         path, _, leaf = name.rpartition(".")

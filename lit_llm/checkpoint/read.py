@@ -35,9 +35,10 @@ def read_config(checkpoint_dir: Path) -> Config:
     return Config.from_checkpoint(checkpoint_dir)
 
 
-def checked(config: Config, tensors: Iterable[tuple[str, Reader]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read tensors one by one. Raises ValueError unless they are exactly those of `GPT(config)`, each once, in its shape."""
-    expected = expected_shapes(config)
+def checked(
+    expected: dict[str, torch.Size], tensors: Iterable[tuple[str, Reader]], folder: Path
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """Read tensors one by one. Raises ValueError unless they are exactly the expected ones, each once, in its shape."""
     missing = set(expected)
     for name, read in tensors:
         if name not in missing:
@@ -59,11 +60,20 @@ def checked(config: Config, tensors: Iterable[tuple[str, Reader]], folder: Path)
 
 def expected_shapes(config: Config) -> dict[str, torch.Size]:
     """Names and shapes of all weights of `GPT(config)`; a tied head is not listed."""
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-    if config.tie_embeddings:
+    return shapes_of(empty_model(config))
+
+
+def shapes_of(model: GPT) -> dict[str, torch.Size]:
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
         del shapes["lm_head.weight"]
     return shapes
+
+
+def empty_model(config: Config) -> GPT:
+    """`GPT(config)` on the meta device, with shapes and without values."""
+    with torch.device("meta"):
+        return GPT(config)
 
 
 def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:

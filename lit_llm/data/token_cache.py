@@ -15,7 +15,7 @@ from typing import overload
 import torch
 
 from lit_llm.data.examples import Example, Pair, tokenize
-from lit_llm.data.records import iter_records
+from lit_llm.data.records import Record, iter_records
 from lit_llm.files import digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
@@ -25,31 +25,44 @@ CACHED_FROM = 2**20  # bytes of records: fewer are tokenized in a second
 
 
 def examples_of(
-    path: Path, style: str, tokenizer: Tokenizer, mask_prompt: bool = True, train_on: TrainOn = "all"
+    path: Path,
+    style: str,
+    tokenizer: Tokenizer,
+    mask_prompt: bool = True,
+    train_on: TrainOn = "all",
+    records: Iterable[Record] | None = None,
 ) -> Sequence[Example | Pair]:
     """Examples of all records of a `.jsonl` file, in its order. Those of a large file are cached, and read from there.
+
+    Args:
+        records: Those of the file, if they were read already.
 
     Raises:
         ValueError: with file and record, for one that cannot be tokenized.
     """
     if not path.is_file() or path.stat().st_size < CACHED_FROM or not os.access(path.parent, os.W_OK):
-        return list(_tokenized(path, style, tokenizer, mask_prompt, train_on))
+        return list(_tokenized(path, style, tokenizer, mask_prompt, train_on, records))
     about = (VERSION, digest_of(path, "0" * 64), tokenizer.fingerprint, mask_prompt, train_on)
     key = hashlib.sha256(repr((*about, fingerprint(prompt_style(style, tokenizer), tokenizer))).encode()).hexdigest()
     cache = path.parent / f"{path.stem}-tokens-{key[:16]}.safetensors"
     if cache.is_file():
         print(f"tokens of {path}: from {cache.name}", file=sys.stderr)
     else:
-        _write(cache, _tokenized(path, style, tokenizer, mask_prompt, train_on))
+        _write(cache, _tokenized(path, style, tokenizer, mask_prompt, train_on, records))
         print(f"tokens of {path}: written to {cache.name}", file=sys.stderr)
     return CachedExamples(cache)
 
 
 def _tokenized(
-    path: Path, style_name: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn
+    path: Path,
+    style_name: str,
+    tokenizer: Tokenizer,
+    mask_prompt: bool,
+    train_on: TrainOn,
+    records: Iterable[Record] | None,
 ) -> Iterator[Example | Pair]:
     style = prompt_style(style_name, tokenizer)
-    for number, record in enumerate(iter_records(path), 1):
+    for number, record in enumerate(iter_records(path) if records is None else records, 1):
         with _numbered(path, number):
             example = tokenize(record, style, tokenizer, mask_prompt, train_on)
         yield example

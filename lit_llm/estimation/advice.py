@@ -1,21 +1,16 @@
 """What a run would need, by term, and what to change when it does not fit."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.estimation.step_memory import STATE_BYTES, estimate
-from lit_llm.methods.dpo import DPO
-from lit_llm.methods.inject import Method
+from lit_llm.methods.method import Method
 from lit_llm.model.config import Config
-
-if TYPE_CHECKING:
-    pass
 
 
 def estimate_for(args: FinetuneArgs, config: Config, method: Method, max_tokens: int) -> dict[str, int]:
     """Bytes by term of the run that `args` ask for, at micro-batches of `micro_batch_size` x `max_tokens`."""
-    max_tokens = max_tokens // 2 if isinstance(method, DPO) else max_tokens  # of a document; a pair has two
+    max_tokens //= method.documents_per_example
     sizes = args.train.micro_batch_size, args.train.global_batch_size
     assert args.precision
     found = estimate(
@@ -50,7 +45,7 @@ def explain(args: FinetuneArgs, config: Config, method: Method, max_tokens: int,
     if not args.train.activation_checkpointing:
         recomputed = replace(args, train=replace(args.train, activation_checkpointing=True))
         ways.append(("--train.activation_checkpointing", recomputed, max_tokens))
-    if args.quantize is None and args.method != "full":
+    if args.quantize is None and not method.trains_base:
         ways.append(("--quantize bnb.nf4", replace(args, quantize="bnb.nf4"), max_tokens))
     ways.append((f"--max_seq_length {max_tokens // 2} (longer examples are left out)", args, max_tokens // 2))
     for flag, other, longest in ways:

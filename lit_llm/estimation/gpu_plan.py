@@ -5,9 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_llm.args.measure import EstimateArgs
-from lit_llm.methods.dpo import DPO
-from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method
+from lit_llm.methods.method import Method
 from lit_llm.model.config import Config
 
 
@@ -63,7 +61,7 @@ def plan(config: Config, estimated: dict[str, Any], method: Method, args: Estima
     waves = math.ceil(n_micro_batches / n)  # micro-batches that a GPU computes one after the other
     share = (n - 1) / n  # of what a ring moves, as seen by each of its members
     held = memory["weights"] + memory["adapter"]
-    n_gathered = 3 if isinstance(method, DPO) else 2  # forward and backward; by the reference forward alone
+    n_gathered = 2 + method.reference_passes  # forward and backward; by the reference forward alone
     sent = {
         "ddp": 2 * share * memory["gradients"],  # once a step: reduced, and gathered
         "fsdp": waves * share * (n_gathered * held + memory["gradients"]),  # all weights, and gradients reduced
@@ -95,9 +93,7 @@ def _operations_per_token(config: Config, estimated: dict[str, Any], method: Met
     if config.n_expert:
         idle = config.n_expert - config.n_expert_per_token
         n -= sum(map(config.has_experts, range(config.n_layer))) * idle * 3 * config.n_embd * config.expert_size
-    passes = 2 + 2 + (2 if isinstance(method, Full) else 0) + (2 if args.activation_checkpointing else 0)
-    passes += 2 if isinstance(method, DPO) else 0  # the reference's forward pass
-    return passes * n
+    return (4 + 2 * (method.trains_base + args.activation_checkpointing + method.reference_passes)) * n
 
 
 def _sharded(config: Config, memory: dict[str, int], method: Method, args: EstimateArgs) -> float:
@@ -108,8 +104,8 @@ def _sharded(config: Config, memory: dict[str, int], method: Method, args: Estim
     """
     lasting = memory["weights"] + memory["adapter"] + memory["optimizer"] + memory["gradients"]
     passing = memory["above_model"] - memory["optimizer"] - memory["gradients"]
-    width = 2 if args.precision == "bf16-true" and not isinstance(method, Full) else 4
+    width = 2 if args.precision == "bf16-true" and not method.trains_base else 4
     outside = width * config.vocab_size * config.n_embd * (1 if config.tie_embeddings else 2)
     block = (memory["weights"] - outside) / config.n_layer
     whole = outside + 2 * block
-    return lasting / (args.devices * args.num_nodes) + passing + whole * (2 if isinstance(method, Full) else 1)
+    return lasting / (args.devices * args.num_nodes) + passing + whole * (2 if method.trains_base else 1)

@@ -4,7 +4,6 @@ The model is built and one step is made with tensors that have shapes but no val
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +12,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_llm.args.finetune import DPOArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import MicroBatch
 from lit_llm.estimation.gpu_plan import plan
-from lit_llm.methods.adapter import Adapter
-from lit_llm.methods.adapter_v2 import AdapterV2
-from lit_llm.methods.dpo import DPO
-from lit_llm.methods.full import Full
-from lit_llm.methods.inject import Method, freeze
-from lit_llm.methods.lora import LoRA
-from lit_llm.methods.loss import next_token_loss
+from lit_llm.methods.inject import freeze
+from lit_llm.methods.method import Method
+from lit_llm.methods.registry import build_method
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 
@@ -60,12 +54,7 @@ class _Alive(TorchDispatchMode):
 def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     """What `scripts/estimate.py` prints."""
     config = read_config(args.checkpoint_dir)
-    lora, adapter = LoRA(**vars(args.lora)), vars(args.adapter)
-    methods: dict[str, Callable[[], Method]] = {
-        "full": Full, "lora": lambda: lora, "adapter": lambda: Adapter(**adapter),
-        "adapter_v2": lambda: AdapterV2(**adapter), "dpo": lambda: DPO(DPOArgs().beta, lora),
-    }  # fmt: skip
-    method = methods[args.method]()
+    method = build_method(args)
     longest = min(args.max_seq_length or 2048, config.block_size)
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
     sharded = args.devices * args.num_nodes > 1  # gradients then last from one micro-batch to the next
@@ -73,7 +62,7 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     found = estimate(
         config, method, micro_batch_size, longest, accumulates, args.activation_checkpointing, args.precision, args.quantize
     )
-    n_tokens = micro_batch_size * longest * (2 if isinstance(method, DPO) else 1)  # a pair is two documents
+    n_tokens = micro_batch_size * longest * method.documents_per_example
     found = {"method": args.method, "micro_batch_tokens": n_tokens, **found}
     if args.gpu is not None:
         found["plan"] = plan(config, found, method, args)
@@ -101,7 +90,7 @@ def estimate(
 
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
     held = half if precision.endswith("-true") and precision != "32-true" else torch.float32
-    multiplied = half if precision.endswith("-mixed") or (held == half and isinstance(method, Full)) else None
+    multiplied = half if precision.endswith("-mixed") or (held == half and method.trains_base) else None
     model = _attached(config, method, held)
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_total = sum(p.numel() for p in model.parameters())
@@ -118,8 +107,8 @@ def estimate(
     n_frozen = n_total - n_trained
     weights = int((n_frozen - n_quantized) * held.itemsize + n_quantized * (BITS[quantize] / 8 if quantize else 0))
     memory = {
-        "weights": weights + (4 * n_trained if isinstance(method, Full) else 0),
-        "adapter": 0 if isinstance(method, Full) else 4 * n_trained,
+        "weights": weights + (4 * n_trained if method.trains_base else 0),
+        "adapter": 0 if method.trains_base else 4 * n_trained,
         "gradients": 4 * n_trained,
         "optimizer": 8 * n_trained,
         **step,
@@ -165,8 +154,7 @@ def _without_values(model: GPT) -> None:
 
 def _simulate(model: GPT, method: Method, micro_batch_size: int, max_seq_length: int, n_micro_batches: int) -> dict[str, int]:
     """Bytes alive at the end of a forward pass through the blocks, of a chunk of logits, and at the peak of a step."""
-    loss: Callable[..., Any] = method.loss if isinstance(method, DPO) else next_token_loss
-    lengths = (max_seq_length,) * (micro_batch_size * (2 if isinstance(method, DPO) else 1))
+    lengths = (max_seq_length,) * (micro_batch_size * method.documents_per_example)
     n = sum(lengths)
     model.train()
     with _Alive() as alive:
@@ -176,7 +164,7 @@ def _simulate(model: GPT, method: Method, micro_batch_size: int, max_seq_length:
         del hidden
         alive.peak = 0
         for _ in range(n_micro_batches):
-            total, _ = loss(model, batch)
+            total, _ = method.loss(model, batch)
             total.backward()
             del total
         peak = alive.peak

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT, CausalSelfAttention
 
 
-class Adapter:
+class Adapter(Method):
     """Give each layer from `start_layer` on a prompt of `prompt_length` embeddings and a gate per head."""
 
     name = "adapter"
@@ -30,11 +31,13 @@ class Adapter:
     def trainable(self, name: str) -> bool:
         return ".attn.adapter." in name
 
-    def lr_scale(self, name: str) -> float:
-        return 1.0
-
     def arguments(self) -> dict[str, Any]:
         return {"prompt_length": self.prompt_length, "start_layer": self.start_layer}
+
+    def prepare_generation(self, model: GPT) -> None:
+        for attn in attentions(model):
+            if isinstance(attn.adapter, Prompt):
+                attn.adapter.precompute(attn, model.wte.weight.dtype)
 
 
 class Prompt(nn.Module):
@@ -43,6 +46,8 @@ class Prompt(nn.Module):
     The prompt goes through the layer's own key and value projections, without positions. The gates start at zero, so that the
     model starts unchanged. Both are float32 whatever the base is held in.
     """
+
+    shown_as = "prompts"
 
     def __init__(self, prompt_length: int, n_embd: int, n_head: int) -> None:
         super().__init__()
@@ -65,10 +70,3 @@ class Prompt(nn.Module):
 def attentions(model: GPT) -> list[CausalSelfAttention]:
     """One for each layer."""
     return [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
-
-
-def precompute_prompts(model: GPT) -> None:
-    """Do once for a whole generation what every token would do again."""
-    for attn in attentions(model):
-        if isinstance(attn.adapter, Prompt):
-            attn.adapter.precompute(attn, model.wte.weight.dtype)

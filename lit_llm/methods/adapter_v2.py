@@ -30,6 +30,8 @@ class AdapterV2(Adapter):
 class Affine(nn.Module):
     """scale * (x + bias) over the last dimension; starts as the identity."""
 
+    shown_as = "scales and biases"
+
     def __init__(self, out_features: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(out_features))

@@ -4,6 +4,8 @@ adapter switched off, so there is no second copy.
 P pairs of a micro-batch, whose documents are chosen and rejected answer in turn.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +20,11 @@ class DPO(LoRA):
     """LoRA, and an adapter that loads as LoRA's: only the loss differs."""
 
     columns = ("reward_margin", "reward_accuracy")
+    documents_per_example = 2
+    reference_passes = 1
 
-    def __init__(self, beta: float, lora: LoRA) -> None:
-        super().__init__(**lora.arguments())
+    def __init__(self, beta: float = 0.1, **lora: Any) -> None:
+        super().__init__(**lora)
         self.beta = beta
 
     def loss(self, model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

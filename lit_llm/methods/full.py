@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
 
-class Full:
+class Full(Method):
     """Train all parameters, or those under the names in `trainable`, as in `lm_head,h.30,h.31,norm`."""
 
     name = "full"
+    trains_base = True
 
     def __init__(self, trainable: str | list[str] = "all") -> None:
-        self.in_parts = False  # whether `sharding.shard` makes float32 of what each process holds
         names = trainable if isinstance(trainable, list) else trainable.strip("[]").split(",")
         self.prefixes = [name.strip() for name in names]
 
@@ -43,9 +44,6 @@ class Full:
 
     def trainable(self, name: str) -> bool:
         return any(prefix == "all" or _under(name, prefix) for prefix in self.prefixes)
-
-    def lr_scale(self, name: str) -> float:
-        return 1.0
 
     def arguments(self) -> dict[str, Any]:
         return {"trainable": self.prefixes}

@@ -5,36 +5,15 @@ its name, plain and quantized linears are treated alike, and taking the adapter 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
 GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
-
-
-class Method(Protocol):
-    """What the training loop needs of a way of finetuning."""
-
-    name: str
-
-    def attach(self, model: GPT) -> None:
-        """Add the method's parameters. The model computes the same as before."""
-        ...
-
-    def trainable(self, name: str) -> bool:
-        """Whether the parameter of this name is trained."""
-        ...
-
-    def lr_scale(self, name: str) -> float:
-        """Factor of the learning rate for the parameter of this name."""
-        ...
-
-    def arguments(self) -> dict[str, Any]:
-        """What builds an equal method again."""
-        ...
 
 
 def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
@@ -60,10 +39,15 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
     return {name: linears[name] for name in linears if short[name] in wanted}
 
 
-def inject(linear: nn.Module, name: str, module: nn.Module, hook: Callable[[Any, Any, Tensor], Tensor]) -> None:
-    """Make `module` the child `name` of `linear`, where that lies; `hook(linear, inputs, output)` returns the new output."""
+def inject(linear: nn.Module, name: str, module: nn.Module, hook: Callable[..., Any], on_input: bool = False) -> None:
+    """Make `module` the child `name` of `linear`, on its device.
+
+    Args:
+        hook: `hook(linear, inputs, output)` returns the new output of `linear`; with `on_input`, `hook(linear, inputs)` its new
+            input.
+    """
     linear.add_module(name, module.to(next(linear.parameters()).device))
-    module.hook = linear.register_forward_hook(hook)  # type: ignore[assignment]
+    module.hook = (linear.register_forward_pre_hook if on_input else linear.register_forward_hook)(hook)  # type: ignore[assignment]
 
 
 def eject(linear: nn.Module, name: str) -> None:

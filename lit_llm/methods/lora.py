@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_llm.methods.inject import eject, find_linears, inject
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
 UNMERGED = (
@@ -22,7 +23,7 @@ UNMERGED = (
 )
 
 
-class LoRA:
+class LoRA(Method):
     """Attach low-rank updates to the targeted linears; see `LoRAArgs` for the meaning of the arguments."""
 
     name = "lora"
@@ -48,9 +49,6 @@ class LoRA:
                 update.magnitude = nn.Parameter(base_weight(linear).norm(dim=1))
             inject(linear, "lora", update, apply_update)
 
-    def trainable(self, name: str) -> bool:
-        return ".lora." in name
-
     def lr_scale(self, name: str) -> float:
         """LoRA+ (https://arxiv.org/abs/2402.12354): B learns faster than A."""
         return self.lr_ratio if name.endswith(".lora.B") else 1.0
@@ -59,12 +57,22 @@ class LoRA:
         names = ("r", "alpha", "dropout", "targets", "use_rslora", "use_dora", "lr_ratio")
         return {name: getattr(self, name) for name in names}
 
+    def warning(self, model: GPT) -> str | None:
+        if not (model.config.tie_embeddings and hasattr(model.lm_head, "lora")):
+            return None
+        return (
+            "the head of this model is tied to its embedding: an adapter on it works beside the model, here and in "
+            "PEFT, but cannot be merged. To merge later, leave head out of --lora.targets"
+        )
+
 
 class Update(nn.Module):
     """scale * B A x for x (..., C_in), of shape (..., C_out).
 
     A and B are float32 whatever the base is held in: bfloat16 would lose small steps of the optimizer.
     """
+
+    shown_as = "lora"
 
     def __init__(self, in_features: int, out_features: int, r: int, scale: float, dropout: float) -> None:
         super().__init__()

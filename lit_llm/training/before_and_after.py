@@ -1,15 +1,17 @@
-"""Answers to held-out prompts before and after training, and what they show."""
+"""Answers to held-out prompts before and after training, and their comparison."""
 
 import itertools
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.data.records import Record, answer_of, asked
 from lit_llm.generation.decode import Completion
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.sampling import Sampling
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import prompt_ids
 from lit_llm.text.ending import ending
@@ -46,9 +48,20 @@ class HeldOut:
         pairs = zip(answers[: self.n_exact], self.records[: self.n_exact], strict=True)
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
+    def side_by_side(self, before: list[Completion] | None, after: list[Completion]) -> dict[str, Any]:
+        """Return prompts and answers as strings, by the names of `Run`."""
+        old = None if before is None else [answer.text for answer in before]
+        return {"prompts": [*map(question_of, self.records)], "before": old, "after": [answer.text for answer in after]}
+
+    def rows(self, before: list[Completion] | None, after: list[Completion]) -> list[tuple[str, str, str, str]]:
+        """Return prompt, reference, and the answers of base and finetuned model, for the answers that are shown."""
+        old = [answer.text for answer in before] if before is not None else [""] * len(after)
+        shown = list(zip(self.records, old, after, strict=True))[: self.n_shown]
+        return [(question_of(record), answer_of(record), text, new.text) for record, text, new in shown]
+
 
 def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | None, after: list[Completion]) -> list[str]:
-    """What training changed, in numbers."""
+    """Return lines with the change of exact match and validation loss."""
     found = []
     if held_out.n_exact:
         rates = (
@@ -61,10 +74,10 @@ def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | No
 
 
 def print_result(
-    args: FinetuneArgs, out_dir: Path, state: State, held_out: HeldOut, before: list[Completion] | None,
+    method: Method, final: Path, state: State, held_out: HeldOut, before: list[Completion] | None,
     after: list[Completion], outcome: Sequence[str],
 ) -> None:  # fmt: skip
-    """Print what changed, where the result is, and how to talk to it."""
+    """Print the answers side by side, the outcome, and the command that asks the model in `final`."""
     width = min(shutil.get_terminal_size((120, 24)).columns, 160)
     columns = {"base": before, "finetuned": after}
     shown = {name: found for name, found in columns.items() if found}
@@ -77,11 +90,9 @@ def print_result(
         print()
     for line in outcome:
         print(line)
-    final = out_dir / "final"
-    special = {"full": ("full", "checkpoint_dir"), "dpo": ("lora", "adapter_dir")}
-    script, folder = special.get(args.method, (args.method, "adapter_dir"))
+    folder = "checkpoint_dir" if method.trains_base else "adapter_dir"
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
-    print(f'python generate/{script}.py --{folder} {final} --prompt "{_shell_safe(held_out)}"')
+    print(f'python generate/{method.name}.py --{folder} {final} --prompt "{_shell_safe(held_out)}"')
 
 
 def question_of(record: Record) -> str:
@@ -98,7 +109,7 @@ def _row(cells: Sequence[str], cell: int) -> str:
 
 
 def _shell_safe(held_out: HeldOut) -> str:
-    """A held-out instruction that can stand between double quotes, to try the result with."""
+    """Return a held-out instruction that is safe between double quotes in a shell."""
     questions = (messages[0] for r in held_out.records if len(messages := asked(r)) == 1)
     usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
     return next(usable, "Hello!")

@@ -1,6 +1,5 @@
 """Where and in which precision a run computes: Fabric, and which combinations are allowed."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,10 +9,8 @@ import torch
 from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint.read import expected_shapes
 from lit_llm.devices.fsdp import shard
 from lit_llm.estimation.step_memory import STATE_BYTES
-from lit_llm.model.config import Config
 from lit_llm.model.device import weights_dtype
 from lit_llm.ranks import BACKENDS, n_started, start_others, started_elsewhere
 
@@ -58,7 +55,7 @@ def check_devices(args: FinetuneArgs, device: torch.device) -> None:
         )
 
 
-def choose_strategy(args: FinetuneArgs, device: torch.device, config: Config) -> tuple[Strategy, str]:
+def choose_strategy(args: FinetuneArgs, device: torch.device, n_weights: int, trains_base: bool) -> tuple[Strategy, str]:
     """How several devices share the work, and that with the reason as a text.
 
     Raises:
@@ -90,10 +87,9 @@ def choose_strategy(args: FinetuneArgs, device: torch.device, config: Config) ->
         return args.strategy, f"{args.strategy}, as asked for"
     if args.quantize is not None:
         return "ddp", f"ddp, since a base in {args.quantize} is small"
-    n = sum(math.prod(shape) for shape in expected_shapes(config).values())
     width = 2 if args.precision == "bf16-true" else 4
-    each = 4 + 4 + STATE_BYTES[args.train.optimizer] if args.method == "full" else width  # master, gradient, optimizer
-    held, memory = n * each / 1e9, _memory_gb(device, args.devices)
+    each = 4 + 4 + STATE_BYTES[args.train.optimizer] if trains_base else width  # master, gradient, optimizer
+    held, memory = n_weights * each / 1e9, _memory_gb(device, args.devices)
     told = f"weights, gradients and optimizer of the base take {held:.2f} GB of the {memory:.1f} GB of a device"
     if held < memory / 2:
         return "ddp", f"ddp, since {told}, less than half"

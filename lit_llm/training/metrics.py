@@ -1,14 +1,12 @@
-"""What a run tells while it goes on: `metrics.csv`, and a progress bar or, without a terminal, plain lines."""
+"""Measurements during a run: `metrics.csv`, and the loggers that repeat its rows."""
 
 import csv
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from lightning.fabric.loggers.logger import Logger
-import importlib.util
-from typing import TYPE_CHECKING
+from lit_llm.errors import OptionError
 
 if TYPE_CHECKING:
     from lightning.fabric.loggers.logger import Logger
@@ -20,14 +18,15 @@ COLUMNS: tuple[str, ...] = (
 
 
 class Metrics:
-    """Rows of `metrics.csv`, and of the loggers asked for; a cell is empty where nothing was measured."""
+    """Rows of `metrics.csv`, and of the loggers; a cell without a measurement is empty."""
 
     def __init__(
         self, path: Path | None, more_columns: Sequence[str], resume_step: int | None, loggers: "Sequence[Logger]" = ()
     ) -> None:
-        """Start the file, or keep the rows up to `resume_step`: those after it are of steps that will be made again.
+        """Start the file, or keep the rows up to `resume_step`, since later steps will be repeated.
 
-        Without a path nothing is written, as on all ranks but one.
+        Args:
+            path: None on all ranks except one: nothing is written then.
         """
         self._file: IO[str] | None = None
         if path is None:
@@ -36,7 +35,7 @@ class Metrics:
         if resume_step is not None and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
-        unfinished = path.with_name(f".{path.name}")  # a run that is killed here keeps the rows that it had
+        unfinished = path.with_name(f".{path.name}")  # a run that is killed here keeps its rows
         self._file = unfinished.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, (*COLUMNS, *more_columns))
         self._writer.writeheader()
@@ -64,16 +63,16 @@ class Metrics:
 
 
 def check_logger(name: str) -> None:
-    """Raises ValueError if the package of the logger is not installed."""
+    """Raise ValueError if the package of the logger is not installed."""
     if name != "csv" and importlib.util.find_spec(name) is None:
-        raise ValueError(f"--logger {name} needs a package that is not installed: pip install {name}")
+        raise OptionError(f"`logger` {name} needs a package that is not installed: pip install {name}")
 
 
 def make_loggers(name: str, out_dir: Path, resume_step: int | None) -> "list[Logger]":
-    """Loggers besides `metrics.csv`, which is always written: none or one. What they keep on disk lies in `out_dir`.
+    """Return the logger besides `metrics.csv`, if any. Its files are in `out_dir`.
 
     Args:
-        resume_step: TensorBoard forgets what it has of later steps, which are made again.
+        resume_step: TensorBoard drops its rows of later steps, which will be repeated.
     """
     if name == "tensorboard":
         from lightning.fabric.loggers.tensorboard import TensorBoardLogger

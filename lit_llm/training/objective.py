@@ -1,21 +1,14 @@
 """A model with its loss, as one module."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lit_llm.data.batches import MicroBatch
+from lit_llm.methods.method import Loss
 from lit_llm.model.gpt import GPT
-
-if TYPE_CHECKING:
-    pass
-
-
-Loss = Callable[[GPT, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
-"""Sum of the loss over the targets of a micro-batch, and sums of what else `metrics.csv` is to show, by column."""
 
 
 class Objective(nn.Module):

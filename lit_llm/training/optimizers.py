@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.devices.fsdp import part_like
-from lit_llm.methods.inject import Method, freeze
+from lit_llm.methods.inject import freeze
+from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
 MOMENTUM = 0.9

@@ -1,8 +1,9 @@
-"""What a run is about to train on, told and judged before any weight is loaded."""
+"""The data of a run: examples, and counts that are shown and checked before any weight is loaded."""
 
 import hashlib
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
@@ -16,21 +17,52 @@ from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Pair, drop_long
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import Record, answer_of, asked, iter_records
-from lit_llm.data.token_cache import examples_of, style_of
+from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
+from lit_llm.errors import DataError
 from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
-COMPARED = 1000  # records, from the first on, that are held against their tokens
+COMPARED = 1000  # records, from the first, that are compared with their tokens
+
+Layout = list[list[list[int]]]
+"""Micro-batches of a step for each rank: indices of examples."""
+
+
+class Records(Iterable[Record]):
+    """Records of a `.jsonl` file that several readers share: each line is parsed once.
+
+    Of a large file, whose tokens are cached, only the first `COMPARED` records are held; the others are parsed when tokenized.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        is_large = path.is_file() and path.stat().st_size >= CACHED_FROM
+        self._n_held = COMPARED if is_large else sys.maxsize
+        self._held: list[Record] = []
+        self._rest: Iterator[Record] | None = iter_records(path)
+
+    def __iter__(self) -> Iterator[Record]:
+        for i in itertools.count():
+            if i == self._n_held:
+                rest, self._rest = self._rest or islice(iter_records(self.path), i, None), None
+                yield from rest
+                return
+            if i == len(self._held):
+                assert self._rest is not None
+                if (record := next(self._rest, None)) is None:
+                    return
+                self._held.append(record)
+            yield self._held[i]
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Counts over the training examples that were kept."""
+    """Counts over the training examples that were kept, in documents: a preference pair has two."""
 
     n_examples: int
     n_dropped: int
-    """Longer than the limit, or without a token to train on."""
+    """Examples longer than the limit, or without a token to train on."""
     n_duplicates: int
     """Examples that repeat an earlier one."""
     n_leaks: int
@@ -39,29 +71,27 @@ class Preflight:
     n_trained: int
     n_documents: int
     n_bos: int
-    """Documents that start with BOS."""
     n_double_bos: int
     n_eos: int
-    """Documents that end in EOS."""
     n_double_eos: int
     n_closed: int
-    """Others that end in what the template closes a turn with."""
+    """Documents without EOS that end in the template's closing of a turn."""
     n_open: int
     """Other answers: the model would not learn to end them."""
     longest: int
     packing_efficiency: float
-    """Tokens over the room of the micro-batches of the first epoch."""
+    """Tokens over the capacity of the micro-batches of the first epoch."""
     digest: str
-    """Of tokens and labels of all examples, in their order."""
+    """Digest of the tokens and labels of all examples, in their order."""
     val_digest: str
 
     def text(self) -> str:
-        """Lines for a person to read."""
+        """Return the counts as lines to print."""
         n_texts = self.n_documents - self.n_eos - self.n_closed - self.n_open
         others = (
             (self.n_closed, "closed otherwise by the template"),
-            (n_texts, "without a masked prompt that end otherwise, as parts of texts do"),
-            (self.n_open, "answers that never end"),
+            (n_texts, "parts of texts, without an end"),
+            (self.n_open, "answers without an end"),
         )
         return "\n".join(
             [
@@ -76,53 +106,54 @@ class Preflight:
         )
 
     def check(self) -> None:
-        """Raises ValueError if the run would train on nothing, on two BOS or EOS, or on answers that do not end."""
+        """Raise ValueError if the run would train on nothing, on two BOS or EOS, or on answers that do not end."""
         mistakes = []
         if self.n_trained == 0:
             mistakes.append("nothing would be trained: no example has a token with a label")
         if self.n_double_bos:
             mistakes.append(
-                f"{self.n_double_bos} documents start with two BOS: the data itself, or the prompt style, begins with one "
-                "beside the tokenizer's. Take it out of the data, or choose another --prompt_style"
+                f"{self.n_double_bos} documents start with two BOS: the data itself, or the prompt style, begins with one, and "
+                "the tokenizer adds another. Remove it from the data, or choose another `prompt_style`"
             )
         if self.n_double_eos:
             mistakes.append(
-                f"{self.n_double_eos} documents end in two EOS: the data itself ends in one, and every text and answer is "
-                "given one. Take it out of the data"
+                f"{self.n_double_eos} documents end in two EOS: the data itself ends in one, and every text and answer gets "
+                "one. Remove it from the data"
             )
         if self.n_open:
             mistakes.append(
-                f"{self.n_open} of {self.n_documents} answers do not end in EOS, nor in what closes a turn: the model would "
-                "not learn to stop. Check the tokenizer's eos_token, or choose another --prompt_style"
+                f"{self.n_open} of {self.n_documents} answers do not end in EOS, nor in the closing of a turn: the model would "
+                "not learn to stop. Check the tokenizer's eos_token, or choose another `prompt_style`"
             )
         if mistakes:
-            raise ValueError("\n".join(mistakes))
+            raise DataError("\n".join(mistakes))
 
 
 def load_examples(
-    path: Path, style: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn, max_seq_length: int
+    records: Records, style: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn, max_seq_length: int
 ) -> tuple[list[Example | Pair], int]:
-    """Examples of a `.jsonl` file, checked against its records, and the number of longer ones that were left out.
+    """Examples of a `.jsonl` file, checked against its records, and the number of dropped ones, which are longer.
 
     Raises:
         ValueError: see `compare`; or if no example is left.
     """
-    examples = examples_of(path, style, tokenizer, mask_prompt, train_on)
-    compare(iter_records(path), examples, style, tokenizer)
+    examples = examples_of(records.path, style, tokenizer, mask_prompt, train_on, records)
+    compare(records, examples, style, tokenizer)
     kept, n_dropped = drop_long(examples, max_seq_length)
     if not kept:
-        raise ValueError(
-            f"{path}: all {n_dropped} examples are longer than {max_seq_length} tokens. Raise --max_seq_length, or cut them"
+        raise DataError(
+            f"{records.path}: all {n_dropped} examples are longer than {max_seq_length} tokens. Raise `max_seq_length`, or "
+            "shorten them"
         )
     return kept, n_dropped
 
 
-def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> None:
-    """Hold the first records against their tokens, whatever way these came.
+def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> None:
+    """Compare the first records with their tokens, whether these are new or cached.
 
     Raises:
-        ValueError: if a document does not begin with the tokens that the model is asked with, which is so where a token
-            reaches from the prompt into the answer; or if a part of the answer is not in it.
+        ValueError: if a document does not begin with the tokens of its prompt at inference, as where a token reaches from the
+            prompt into the answer; or if a part of the answer is not in it.
     """
     for number, (record, example) in enumerate(islice(zip(records, examples, strict=True), COMPARED), 1):
         if "text" in record:
@@ -131,10 +162,10 @@ def compare(records: Iterator[Record], examples: Sequence[Example | Pair], style
         for document, answer in zip(example.documents, _answers(record), strict=True):
             ids = document.ids.tolist()
             if ids[: len(prompt)] != prompt:
-                raise ValueError(f"record {number}: prompt and answer are not parted as the model is asked: inside a token")
+                raise DataError(f"record {number}: the boundary of prompt and answer is inside a token")
             trained = _squeezed(tokenizer.decode(ids[len(prompt) :]))
             if _squeezed(tokenizer.decode(tokenizer.encode_more(answer))) not in trained:
-                raise ValueError(f"record {number}: a truncated answer would be trained as if it were finished")
+                raise DataError(f"record {number}: a truncated answer would be trained as if it were finished")
 
 
 def _answers(record: Record) -> tuple[str, ...]:
@@ -154,8 +185,9 @@ def inspect(
     style: str,
     tokenizer: Tokenizer,
     plan: StepPlan,
+    epoch: Sequence[Layout],
 ) -> Preflight:
-    """Counts over examples. Beside them only a checksum of each is held."""
+    """Count over examples, whose first epoch is laid out as `epoch`. Of each example only a digest is held."""
     seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
@@ -173,7 +205,7 @@ def inspect(
         n["double_eos"] += end[0] in tokenizer.eos_ids and end == [end[0]] * 2
         if int(document.ids[-1]) in tokenizer.eos_ids:
             n["eos"] += 1
-        elif not document.trained[1:].all():  # what has no masked prompt is a text, and its parts go on
+        elif not document.trained[1:].all():  # a document without a masked prompt is a text, and may continue
             closing = closing or closing_of(prompt_style(style, tokenizer), tokenizer.special_tokens)
             end = document.ids[-len(closing) - 8 :].tolist()
             n["closed" if closing and tokenizer.decode_visibly(end).endswith(closing) else "open"] += 1
@@ -183,7 +215,7 @@ def inspect(
         n_duplicates=len(seen) - len(known),
         n_leaks=sum(digest in known for digest in val_seen),
         longest=longest,
-        packing_efficiency=_efficiency(plan),
+        packing_efficiency=_efficiency(plan, epoch),
         digest=_digest_of_all(examples, seen),
         val_digest=_digest_of_all(val_examples, val_seen),
         **{f"n_{name}": count for name, count in n.items()},
@@ -204,19 +236,20 @@ def _digest(example: Example | Pair) -> bytes:
     return digest.digest()
 
 
-def _efficiency(plan: StepPlan) -> float:
-    """Tokens over room; a micro-batch that is not packed has the room of its longest example for each."""
-    used = room = 0
-    for step in range(plan.steps_per_epoch):
-        for group in plan.pack(plan.examples(step)):
-            used += sum(plan.lengths[i] for i in group)
-            most = max(plan.lengths[i] for i in group)
-            room += plan.micro_batch_size * plan.max_tokens if plan.packing else len(group) * most
-    return used / room
+def first_epoch(plan: StepPlan, n_ranks: int = 1) -> list[Layout]:
+    return [plan.deal(plan.examples(step), n_ranks) for step in range(plan.steps_per_epoch)]
+
+
+def _efficiency(plan: StepPlan, epoch: Sequence[Layout]) -> float:
+    """Tokens over capacity; a micro-batch that is not packed has that of its longest example for each of its examples."""
+    groups = [group for layout in epoch for share in layout for group in share if group]
+    most = plan.micro_batch_size * plan.max_tokens
+    capacity = (most if plan.packing else len(group) * max(plan.lengths[i] for i in group) for group in groups)
+    return sum(plan.lengths[i] for group in groups for i in group) / sum(capacity)
 
 
 def show(example: Example | Pair, tokenizer: Tokenizer, colour: bool) -> str:
-    """The text of an example's documents, special tokens as they are written. What is trained is green, or between ⟦ and ⟧."""
+    """Return the text of an example, special tokens included. Trained tokens are green, or between ⟦ and ⟧."""
     opening, closing = (GREEN, PLAIN) if colour else ("⟦", "⟧")
     texts = []
     for document in example.documents:
@@ -232,7 +265,7 @@ def show(example: Example | Pair, tokenizer: Tokenizer, colour: bool) -> str:
 
 
 def inspect_data(args: InspectDataArgs) -> None:
-    """Print some examples and then what finetuning tells before it starts.
+    """Print some examples, and then the counts that finetuning prints before it starts.
 
     Raises:
         ValueError: if finetuning would refuse the data.
@@ -243,7 +276,8 @@ def inspect_data(args: InspectDataArgs) -> None:
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
-    found = [load_examples(path, style, tokenizer, args.mask_prompt, args.train_on, limit) for path in paths if path.is_file()]
+    options = (style, tokenizer, args.mask_prompt, args.train_on, limit)
+    found = [load_examples(Records(path), *options) for path in paths if path.is_file()]
     examples, n_dropped = found[0]
     for number, example in enumerate(examples[: args.num_examples], 1):
         print(f"--- example {number} of {len(examples)}")
@@ -251,6 +285,6 @@ def inspect_data(args: InspectDataArgs) -> None:
     val_examples = found[1][0] if args.split == "train" and len(found) > 1 else []
     lengths, train = [len(example) for example in examples], TrainArgs()
     plan = StepPlan(lengths, train.global_batch_size, train.micro_batch_size, max(lengths), train.packing, 0)
-    preflight = inspect(examples, val_examples, n_dropped, style, tokenizer, plan)
+    preflight = inspect(examples, val_examples, n_dropped, style, tokenizer, plan, first_epoch(plan))
     print(f"---\nstyle           {style}\n{preflight.text()}")
     preflight.check()

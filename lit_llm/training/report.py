@@ -1,4 +1,4 @@
-"""`report.html`, one file that opens offline, and `loss.png`: what a run was, did and changed."""
+"""`report.html`, one file that opens offline, and `loss.png`."""
 
 import csv
 import io
@@ -35,15 +35,15 @@ def write_report(
     title: str,
     summary: Sequence[str],
     data: str,
-    changed: dict[str, Any],
+    args: Any,
     answers: Sequence[tuple[str, str, str, str]],
 ) -> None:
-    """Write both files beside `metrics.csv`.
+    """Write both files next to `metrics.csv`.
 
     Args:
-        summary: Lines on how it ended.
-        data: Text about the data and what of it was trained.
-        changed: Options that differ from their defaults.
+        summary: Lines about the end of the run.
+        data: Counts over the data.
+        args: Dataclass of options, of which those that differ from their defaults are listed.
         answers: Rows of prompt, reference, base's answer, finetuned answer.
     """
     with (out_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def write_report(
         f'<h2>Curves</h2><div class="curves">{curves}</div>',
         _table("Answers to held-out prompts", ("prompt", "reference", "base", "finetuned"), answers) if answers else "",
         f"<h2>Data</h2><pre>{escape(data)}</pre>",
-        _table("Settings that differ from the defaults", ("option", "value"), list(changed.items())),
+        _table("Settings that differ from the defaults", ("option", "value"), _changed(args, type(args)())),
         f"<h2>Environment</h2><pre>{escape(yaml.safe_dump(environment, sort_keys=False))}</pre>",
     ]
     page = (
@@ -102,13 +102,13 @@ def _plot(rows: Sequence[dict[str, str]], name: str, kind: str) -> bytes:
     return image.getvalue()
 
 
-def changed_options(options: Any, defaults: Any, prefix: str = "") -> dict[str, Any]:
-    """Flags of a dataclass of options whose value is not that of `defaults`, groups included."""
-    found: dict[str, Any] = {}
+def _changed(options: Any, defaults: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Flags and values of a dataclass of options, groups included, that differ from `defaults`."""
+    found: list[tuple[str, Any]] = []
     for name, value in vars(options).items():
         default = getattr(defaults, name)
         if hasattr(value, "rules"):
-            found |= changed_options(value, default, f"{prefix}{name}.")
+            found += _changed(value, default, f"{prefix}{name}.")
         elif value != default:
-            found[f"--{prefix}{name}"] = value
+            found.append((f"--{prefix}{name}", value))
     return found

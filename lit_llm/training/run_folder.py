@@ -1,123 +1,218 @@
-"""The folder of a run: what it says of the run, and whether the run in it can be gone on with."""
+"""The folder of a run: what is in it, and from which save the run in it can be resumed."""
 
+import csv
 import dataclasses
 import json
 import platform
 import sys
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.files import read_json_object, write_json
-from lit_llm.ranks import n_ranks
-from lit_llm.training.saves import machine, saves
+from lit_llm.errors import DataError, OptionError
+from lit_llm.files import read_json_object, remove_folder, remove_leftovers, write_json
+from lit_llm.ranks import n_ranks, rank
+from lit_llm.training.run import Run
+from lit_llm.training.saves import State, machine
+
+# Options that may differ between a run and its resumption, besides those of `eval`.
+_FREE = (
+    "out_dir", "resume", "dry_run", "logger", "devices", "num_nodes", "strategy", "cpu_offload", "train.max_time",
+    "train.save_interval", "train.log_interval", "train.keep_last", "train.probe",
+)  # fmt: skip
 
 
-def find_save(args: FinetuneArgs, out_dir: Path) -> Path | None:
-    """The save to resume from, None for a run from the first step on.
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run: its files by name, and the save that the run resumes from."""
 
-    Raises:
-        ValueError: if `out_dir` holds something else than a run with these options, or one that is not to be resumed.
-        FileNotFoundError: if `args.resume` is not a save of the run in `out_dir`.
-    """
-    started = (out_dir / "args.yaml").is_file()
-    if not started and (out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir()))):
-        raise ValueError(f"{out_dir} holds something that is not a run: it has no args.yaml. Choose another --out_dir")
-    if started and args.resume is None:
-        raise ValueError(f"{out_dir} already holds a run. Add --resume auto to go on with it, or choose another --out_dir")
-    given = None if args.resume in (None, "auto") else Path(args.resume)
-    if given is not None and not (given / "state.json").is_file():
-        raise FileNotFoundError(f"--resume {given} is not a save of a run: it has no state.json. Try --resume auto")
-    if given is not None and (not started or given.resolve().parent != out_dir.resolve()):
-        raise FileNotFoundError(f"--resume {given} must be a save of the run in --out_dir, which is {out_dir}")
-    if not started:
-        return None
-    options = _read_options(out_dir)
-    resume_dir = given or next(reversed(saves(out_dir)), None)
-    if resume_dir is None and not (out_dir / "final").is_dir():  # nothing is lost if other options are tried
-        print(f"{out_dir} holds no save yet: the run starts again from its first step", file=sys.stderr)
-        return None
-    _check_same_run(args, options, out_dir)
-    if is_finished(args, out_dir):
-        return None
-    if resume_dir is not None:
+    path: Path
+    resume_dir: Path | None = None
+    """None for a run from its first step."""
+
+    @classmethod
+    def open(cls, args: FinetuneArgs) -> "RunFolder":
+        """Return the folder at `args.out_dir`, with the save that `args.resume` asks for.
+
+        Raises:
+            ValueError: if it holds something else than a run with these options, or one that is not to be resumed.
+            FileNotFoundError: if `args.resume` is not a save of the run in it.
+        """
+        assert args.out_dir is not None
+        folder = cls(args.out_dir)
+        path, status = folder.path, folder.status
+        if status == "foreign":
+            raise OptionError(f"{path} is not the folder of a run: it has no args.yaml. Choose another `out_dir`")
+        if status != "fresh" and args.resume is None:
+            raise OptionError(f"{path} already holds a run. Use `resume` auto to resume it, or choose another `out_dir`")
+        given = None if args.resume in (None, "auto") else Path(args.resume)
+        if given is not None and not (given / "state.json").is_file():
+            raise FileNotFoundError(f"`resume` {given} is not a save of a run: it has no state.json. Try `resume` auto")
+        if given is not None and (status == "fresh" or given.resolve().parent != path.resolve()):
+            raise FileNotFoundError(f"`resume` {given} must be a save of the run in `out_dir`, which is {path}")
+        if status == "fresh":
+            return folder
+        options = folder.read_options()
+        if status == "started":  # nothing is lost if other options are tried
+            print(f"{path} has no save yet: the run starts again from its first step", file=sys.stderr)
+            return folder
+        folder.check_same_run(args, options)
+        if status == "finished" and given is None:
+            return folder
+        resume_dir = given or folder.saves[-1]
         _warn_of_another_machine(resume_dir, args.devices * args.num_nodes)
         print(f"resuming from {resume_dir}", file=sys.stderr)
-    return resume_dir
+        return cls(path, resume_dir)
 
+    @property
+    def status(self) -> Literal["foreign", "fresh", "started", "saved", "finished"]:
+        """What is in the folder: something else, nothing, a run without a save, with saves, or with its result and report."""
+        if not (self.path / "args.yaml").is_file():
+            is_empty = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+            return "fresh" if is_empty else "foreign"
+        # The report is written last. Without it the end of a run is repeated, if there is a save to resume from.
+        if self.final.is_dir() and ((self.path / "report.html").is_file() or not self.saves):
+            return "finished"
+        return "saved" if self.saves else "started"
 
-def is_finished(args: FinetuneArgs, out_dir: Path) -> bool:
-    """Whether nothing is left to do for `--resume auto`. The report is written last; it can be had again from a save only."""
-    whole = (out_dir / "report.html").is_file() or not saves(out_dir)
-    return args.resume == "auto" and (out_dir / "final").is_dir() and whole
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
 
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
 
-def start_run(args: FinetuneArgs, out_dir: Path) -> None:
-    """Make the run folder and write what describes the run."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_options(args, out_dir)
-    versions = {name: version(name) for name in ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")}
-    about = {"python": platform.python_version(), "platform": platform.platform(), **machine(n_ranks()), "versions": versions}
-    write_json(out_dir / "environment.json", about)
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
 
+    @property
+    def saves(self) -> list[Path]:
+        """Complete saves, oldest first."""
+        return sorted(self.path.glob("step-*"), key=_step_of)
 
-def write_options(args: FinetuneArgs, out_dir: Path) -> None:
-    """Write `args.yaml`, for a run that begins or goes on."""
-    options = {**as_yaml(args), "resume": None}
-    (out_dir / "args.yaml").write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    @property
+    def resume_step(self) -> int | None:
+        return None if self.resume_dir is None else _step_of(self.resume_dir)
+
+    def start(self, args: FinetuneArgs) -> None:
+        """Write the files that describe the run, on rank 0, and remove what a killed program left."""
+        if rank() > 0:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        options = yaml.safe_dump({**as_yaml(args), "resume": None}, sort_keys=False, allow_unicode=True)
+        (self.path / "args.yaml").write_text(options, encoding="utf-8")
+        if self.resume_dir is None:
+            names = ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")
+            system = {"python": platform.python_version(), "platform": platform.platform()}
+            about = {**system, **machine(n_ranks()), "versions": {name: version(name) for name in names}}
+            write_json(self.path / "environment.json", about)
+        remove_leftovers(self.path)
+
+    def result(self, **answers: Any) -> Run:
+        """Return the `Run` in this folder, with the files that exist."""
+        found = {name: path for name in ("metrics", "best", "final") if (path := getattr(self, name)).exists()}
+        return Run(self.path, **found, **answers)
+
+    def read_options(self) -> dict[str, Any]:
+        """Return the contents of `args.yaml`."""
+        options = None
+        with suppress(yaml.YAMLError, UnicodeDecodeError):
+            options = yaml.safe_load((self.path / "args.yaml").read_text(encoding="utf-8"))
+        if not isinstance(options, dict) or not isinstance(options.get("train"), dict):
+            raise OptionError(f"{self.path}/args.yaml does not hold the options of a run. Choose another `out_dir`")
+        return options
+
+    def check_same_run(self, args: FinetuneArgs, saved: dict[str, Any]) -> None:
+        """Raise ValueError if an option differs that changes the result, or the time limit of a finished run."""
+        options, saved = _by_flag(as_yaml(args)), _by_flag(saved)
+        changed = [name for name in options if options[name] != saved.get(name)]
+        if kept := [name for name in changed if name not in _FREE and not name.startswith("eval.")]:
+            raise OptionError(
+                f"the run in {self.path} was started with another `{'`, `'.join(kept)}`. Use --config {self.path}/args.yaml "
+                f"--out_dir {self.path}, or choose another `out_dir`"
+            )
+        is_done = args.resume == "auto" and self.status == "finished"
+        if is_done and "train.max_time" in changed:
+            raise OptionError(
+                f"the run in {self.path} is finished, with another `train.max_time`. To resume from one of its saves, give its "
+                "path as `resume`; or choose another `out_dir`"
+            )
+
+    def check_same_data(self, data: dict[str, Any], data_dir: Path) -> None:
+        """Raise ValueError if the examples differ from those that the save was trained on, or validated on."""
+        if self.resume_dir is None:
+            return
+        before = read_json_object(self.resume_dir / "state.json").get("data") or {}  # saves of older versions say less
+        changed = [name for name, value in before.items() if value != data[name]]
+        if not changed:
+            return
+        difference = (
+            "was validated on other examples"
+            if changed == ["validation"]
+            else f"was trained on {before.get('n_examples')} examples, which differ from the {data['n_examples']} of now"
+        )
+        raise DataError(
+            f"{data_dir} has changed: {self.resume_dir} {difference}. Restore the old data or its tokenizer, or choose another "
+            "`out_dir`"
+        )
+
+    def set_aside_later(self, state: State) -> None:
+        """Move what the run wrote after `state` to `abandoned-1`, or the first number that is free.
+
+        The newest save moves first, so that at every moment the rest is a run up to some step. Nothing moves for a run that
+        resumes from its newest save.
+        """
+        later = [self.final] if self.final.is_dir() else []
+        later += [save for save in reversed(self.saves) if _step_of(save) > state.step]
+        about = [path for path in (self.path / "report.html", self.path / "loss.png") if path.is_file()]
+        if self.best.is_dir() and self._best_is_later(state):
+            about.append(self.best)
+        if not later and not (about and state.step == 0):
+            return
+        aside = next(path for i in count(1) if not (path := self.path / f"abandoned-{i}").exists())
+        aside.mkdir()
+        if self.metrics.is_file():
+            (aside / "metrics.csv").write_bytes(self.metrics.read_bytes())
+        for path in [*about, *later]:
+            path.rename(aside / path.name)
+        names = ", ".join(path.name for path in [*later, *about])
+        print(f"files written after step {state.step} are now in {aside}: {names}", file=sys.stderr)
+
+    def _best_is_later(self, state: State) -> bool:
+        """Whether the model in `best` was found after `state`."""
+        if state.held_loss is None or not self.metrics.is_file():
+            return state.held_loss is None
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["val_loss"] and int(row["step"]) > state.step]
+        return min((float(row["val_loss"]) for row in rows), default=state.held_loss) < state.held_loss
+
+    def remove_old_saves(self, n_kept: int) -> None:
+        """Remove all saves except the newest `n_kept`."""
+        for save in self.saves[:-n_kept]:
+            remove_folder(save)
 
 
 def as_yaml(args: FinetuneArgs) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))
 
 
-def _read_options(out_dir: Path) -> dict[str, Any]:
-    options = None
-    with suppress(yaml.YAMLError, UnicodeDecodeError):
-        options = yaml.safe_load((out_dir / "args.yaml").read_text(encoding="utf-8"))
-    if not isinstance(options, dict) or not isinstance(options.get("train"), dict):
-        raise ValueError(f"{out_dir}/args.yaml does not hold the options of a run. Choose another --out_dir")
-    return options
+def _by_flag(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by the names of their flags, as in `lora.r`; folders resolved."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= {f"{name}.{n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found | {n: str(Path(found[n]).resolve()) for n in ("checkpoint_dir", "data_dir") if found.get(n)}
 
 
-def _check_same_run(args: FinetuneArgs, saved: dict[str, Any], out_dir: Path) -> None:
-    """Raises ValueError if an option differs that changes what is trained, or the time of a run that is finished."""
-    options = as_yaml(args)
-    for given in (options, saved):
-        given.update({name: str(Path(given[name]).resolve()) for name in ("checkpoint_dir", "data_dir") if given.get(name)})
-    no_matter = ("out_dir", "resume", "dry_run", "logger", "eval", "train", "devices", "num_nodes", "strategy", "cpu_offload")
-    changed = [name for name in options if options[name] != saved.get(name) and name not in no_matter]
-    free = ("max_time", "save_interval", "log_interval", "keep_last", "probe")
-    changed += [f"train.{n}" for n, v in options["train"].items() if v != saved["train"].get(n) and n not in free]
-    if changed:
-        raise ValueError(
-            f"the run in {out_dir} was started with another --{', --'.join(changed)}. Use --config {out_dir}/args.yaml "
-            f"--out_dir {out_dir}, or choose another --out_dir"
-        )
-    if is_finished(args, out_dir) and options["train"]["max_time"] != saved["train"].get("max_time"):
-        raise ValueError(
-            f"the run in {out_dir} is finished, with another --train.max_time. To go on from one of its saves, give that to "
-            "--resume; or choose another --out_dir"
-        )
-
-
-def check_same_data(data: dict[str, Any], data_dir: Path, resume_dir: Path) -> None:
-    """Raises ValueError if the examples are not those that the save was trained on, or validated on."""
-    before = read_json_object(resume_dir / "state.json").get("data") or {}  # saves of older versions say less
-    changed = [name for name, value in before.items() if value != data[name]]
-    if changed == ["validation"]:
-        what = f"{resume_dir} was validated on other examples"
-    else:
-        what = (
-            f"{resume_dir} was trained on {before.get('n_examples')} examples, of which not all are the same as the "
-            f"{data['n_examples']} of now"
-        )
-    if changed:
-        raise ValueError(f"{data_dir} has changed: {what}. Put back the old data or its tokenizer, or choose another --out_dir")
+def _step_of(save: Path) -> int:
+    return int(save.name.removeprefix("step-"))
 
 
 def _warn_of_another_machine(resume_dir: Path, n_devices: int) -> None:

@@ -1,4 +1,4 @@
-"""What stands in memory before a run: layers, and the weights that are trained and frozen, by kind."""
+"""The weights of a run, trained and frozen, by kind."""
 
 from collections import Counter
 
@@ -8,13 +8,12 @@ from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import QuantizedLinear
 
 _KINDS = (
-    (("wte", "wpe"), "embeddings"), (("lora",), "lora"), (("adapter",), "prompts"), (("affine",), "scales and biases"),
-    (("lm_head",), "head"), (("attn",), "attention"), (("router", "mlp"), "mlp"),
+    (("wte", "wpe"), "embeddings"), (("lm_head",), "head"), (("attn",), "attention"), (("router", "mlp"), "mlp"),
 )  # fmt: skip
 
 
 def summary(model: GPT) -> str:
-    """A table with a row for each kind of weight. A quantized weight counts as the numbers that it stands for."""
+    """Return a table with a row for each kind of weight. A quantized weight counts with its unquantized number of elements."""
     trained: Counter[str] = Counter()
     frozen: Counter[str] = Counter()
     held: dict[str, set[str]] = {}
@@ -40,5 +39,7 @@ def summary(model: GPT) -> str:
 def _kind(path: str, module: nn.Module) -> str:
     if type(module).__name__ in ("Norm", "HeadNorms"):
         return "norms"
+    if hasattr(module, "shown_as"):  # a module that a method added
+        return str(module.shown_as)
     parts = path.split(".")
     return next(kind for names, kind in _KINDS if set(names) & set(parts))

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 import runpy
 import shutil
@@ -21,7 +22,7 @@ from tiny import make_data
 
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.checkpoint.read import read_config
+from lit_llm.checkpoint.read import expected_shapes, read_config
 from lit_llm.data.batches import StepPlan
 from lit_llm.training.fabric import check_devices, choose_strategy
 
@@ -220,7 +221,8 @@ def test_a_wrong_number_of_started_processes_is_refused(monkeypatch):
 
 def choose(device="cpu", config=None, kind=LoRAFinetuneArgs, train=None, **options):
     args = kind(devices=2, train=TrainArgs(**(train or {})), **{"precision": "32-true", **options})
-    return choose_strategy(args, torch.device(device), config)
+    n_weights = 0 if config is None else sum(map(math.prod, expected_shapes(config).values()))
+    return choose_strategy(args, torch.device(device), n_weights, kind is FullFinetuneArgs)
 
 
 def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(checkpoint):
@@ -232,7 +234,7 @@ def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(
     assert (strategy, why[:21]) == ("fsdp", "fsdp, since weights, ")
     assert choose(config=large, train={"optimizer": "adafactor"})[0] == "ddp"
     assert choose(config=small, strategy="fsdp") == ("fsdp", "fsdp, as asked for")
-    assert choose_strategy(LoRAFinetuneArgs(), CPU, small) == ("one", "one device")
+    assert choose_strategy(LoRAFinetuneArgs(), CPU, 1, False) == ("one", "one device")
 
 
 @pytest.mark.parametrize(
@@ -253,4 +255,4 @@ def test_what_cannot_be_sharded_is_refused(options, told):
 
 def test_a_strategy_for_one_device_is_refused(checkpoint):
     with pytest.raises(ValueError, match="needs --devices above 1"):
-        choose_strategy(LoRAFinetuneArgs(strategy="ddp"), CPU, read_config(checkpoint))
+        choose_strategy(LoRAFinetuneArgs(strategy="ddp"), CPU, 1, False)

@@ -8,7 +8,6 @@ from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import tokenize
 from lit_llm.methods.dpo import DPO
-from lit_llm.methods.lora import LoRA
 from lit_llm.text.tokenizer import Tokenizer
 
 
@@ -37,7 +36,7 @@ def test_loss_equals_a_hand_computation_with_transformers(checkpoint, tmp_path):
     reference = AutoModelForCausalLM.from_pretrained(checkpoint)
     policy = AutoModelForCausalLM.from_pretrained(checkpoint)
     model, merged = load_model(checkpoint), load_model(checkpoint)
-    method = DPO(0.3, LoRA(dropout=0.0))
+    method = DPO(0.3, dropout=0.0)
     for ours in (model, merged):
         torch.manual_seed(1)
         method.attach(ours)

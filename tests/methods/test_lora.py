@@ -5,7 +5,7 @@ import torch
 from lightning.fabric import Fabric
 from tiny import rows
 
-from lit_llm.args.finetune import EvalArgs, TrainArgs
+from lit_llm.args.finetune import FinetuneArgs, TrainArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import tokenize_all
@@ -13,9 +13,12 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA, Update, merge
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.training.loop import fit
+from lit_llm.training.loop import Job, fit
 from lit_llm.training.objective import Objective
 from lit_llm.training.optimizers import make_optimizer
+from lit_llm.training.preflight import first_epoch
+from lit_llm.training.run_data import RunData
+from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.schedule import Schedule
 
 
@@ -137,10 +140,9 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         optimizer = make_optimizer(model, method, train, fabric.device)
         objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
         plan = StepPlan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
-        out_dir = out_dir or Path(folder)
-        return fit(
-            fabric, objective, optimizer, plan, examples, list(validation), train, EvalArgs(), out_dir, lambda folder: None
-        )
+        data = RunData(examples, plan, first_epoch(plan), list(validation))
+        job = Job(FinetuneArgs(train=train), method, data, RunFolder(out_dir or Path(folder)))
+        return fit(fabric, objective, optimizer, job, lambda folder: None)
 
 
 def test_dropout_has_the_gradient_of_its_definition_and_holds_a_byte_for_each_element():

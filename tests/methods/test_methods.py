@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from methods import METHODS, ONE_PER_FAMILY, documents
 from published import config_of_2023
 
-from lit_llm.args.finetune import EvalArgs, TrainArgs
+from lit_llm.args.finetune import FinetuneArgs, TrainArgs
 from lit_llm.checkpoint.adapters import attach_adapter, write_adapter, write_finetuned
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import StepPlan, collate
@@ -21,9 +21,12 @@ from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
-from lit_llm.training.loop import fit
+from lit_llm.training.loop import Job, fit
 from lit_llm.training.objective import Objective
 from lit_llm.training.optimizers import make_optimizer
+from lit_llm.training.preflight import first_epoch
+from lit_llm.training.run_data import RunData
+from lit_llm.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,9 @@ def train_two_steps(model, method, examples, out_dir):
             watch(parameter, n)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
     plan = StepPlan([len(e) for e in examples], 3, 1, 60, True, 0)
-    state = fit(fabric, objective, optimizer, plan, examples, [collate(examples)], train, EvalArgs(), out_dir, lambda f: None)
+    data = RunData(examples, plan, first_epoch(plan), [collate(examples)])
+    job = Job(FinetuneArgs(train=train), method, data, RunFolder(out_dir))
+    state = fit(fabric, objective, optimizer, job, lambda f: None)
     assert state.step == 2
     assert state.first_val_loss is not None
     return {n: largest.get(n, 0.0) for n, _ in model.named_parameters()}

@@ -7,6 +7,7 @@ from lit_llm.data.examples import Example
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.full import Full
+from lit_llm.methods.ia3 import IA3
 from lit_llm.methods.lora import LoRA
 
 METHODS = {
@@ -16,6 +17,7 @@ METHODS = {
     "dora": lambda: LoRA(targets="all-linear", dropout=0.0, use_dora=True),
     "adapter": lambda: Adapter(prompt_length=4, start_layer=0),
     "adapter_v2": lambda: AdapterV2(prompt_length=4, start_layer=1),
+    "ia3": lambda: IA3(),
 }
 
 

@@ -25,7 +25,6 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
-from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.quantized_linear import QuantizedLinear
 from lit_llm.ranks import largest, n_ranks, rank
 from lit_llm.text.tokenizer import Tokenizer
@@ -42,7 +41,7 @@ CASES = {
     "full": (Full, BASE),
     "lora": (lambda: LoRA(**LORA), BASE),
     "adapter_v2": (lambda: AdapterV2(start_layer=0), BASE),
-    "dpo": (lambda: DPO(0.1, LoRA(**LORA)), BASE),
+    "dpo": (lambda: DPO(0.1, **LORA), BASE),
     "lora-nf4": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4"}),
     "lora-nf4-dq": (lambda: LoRA(**LORA), {"quantize": "bnb.nf4-dq"}),
     "dora-nf4-dq": (lambda: LoRA(**LORA, use_dora=True), {"quantize": "bnb.nf4-dq"}),
@@ -89,8 +88,7 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
     fabric, (make, base) = fabric_for(name, n_devices, strategy), CASES[name]
     in_parts = isinstance(fabric.strategy, ModelParallelStrategy)
     model, method = load_model(checkpoint, **base, in_parts=in_parts), make()
-    if isinstance(method, Full):
-        method.in_parts = in_parts
+    method.in_parts = in_parts
     model.activation_checkpointing = name == "full"
     torch.manual_seed(0)
     method.attach(model)
@@ -100,7 +98,7 @@ def measure(checkpoint, name, micro_batch_size, n_devices=1, strategy="one", loa
                 parameter += 0.1 * torch.randn_like(parameter)  # away from zero, so that each has a gradient
     examples = ragged(checkpoint, pairs=name == "dpo")
     lengths = [len(example) for example in examples]
-    objective = fabric.setup_module(Objective(model, method.loss if name == "dpo" else next_token_loss))
+    objective = fabric.setup_module(Objective(model, method.loss))
     optimizer = make_optimizer(model, method, TrainArgs(learning_rate=1e-3), torch.device("cpu"))
     found = {}
 

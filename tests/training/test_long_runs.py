@@ -128,7 +128,7 @@ def test_a_loss_above_the_running_mean_stops_the_run(tmp_path, run):
         mean = 0.9 * mean + 0.1 * loss
     limit = max(1.0, *ratios[:-1]) - 1e-4
     assert limit > 1, losses
-    with pytest.raises(ValueError, match=r"above --train\.max_loss_spike") as told:
+    with pytest.raises(ValueError, match=r"above `train\.max_loss_spike`") as told:
         run("spike", epochs=2, learning_rate=0.5, save_interval=1, max_loss_spike=limit)
     at = assert_stopped_after_good_saves(tmp_path / "spike", str(told.value))
     assert at == 2 + next(i for i, ratio in enumerate(ratios) if ratio > limit)
@@ -156,7 +156,7 @@ import resource, sys
 from pathlib import Path
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm import cli
-from lit_llm.finetune import finetune
+from lit_llm.training.finetune import finetune
 from lit_llm.methods.lora import LoRA
 import lit_llm.training.probe, lit_llm.training.finetune, torch
 

@@ -10,7 +10,7 @@ from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, tokenize
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.training.preflight import compare, inspect, show
+from lit_llm.training.preflight import compare, first_epoch, inspect, show
 
 
 def plan_of(examples, packing=True):
@@ -18,7 +18,8 @@ def plan_of(examples, packing=True):
 
 
 def inspected(examples, tokenizer, val_examples=(), style="alpaca", **options):
-    return inspect(examples, val_examples, 0, style, tokenizer, plan_of(examples, **options))
+    plan = plan_of(examples, **options)
+    return inspect(examples, val_examples, 0, style, tokenizer, plan, first_epoch(plan))
 
 
 @pytest.fixture

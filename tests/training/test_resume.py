@@ -32,7 +32,8 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.training.finetune import finetune
 from lit_llm.training.metrics import Metrics
-from lit_llm.training.saves import State, set_aside_later
+from lit_llm.training.run_folder import RunFolder
+from lit_llm.training.saves import State
 
 TIME = {"tokens_per_second", "peak_memory_gb", "seconds"}
 
@@ -136,7 +137,7 @@ METHODS = {
     "dora": (LoRAFinetuneArgs, lambda: LoRA(dropout=0.1, use_dora=True, targets="all-linear"), {"packing": False}),
     "adapter": (AdapterFinetuneArgs, lambda: Adapter(start_layer=0), {"neftune_alpha": 5.0}),
     "adapter_v2": (AdapterV2FinetuneArgs, lambda: AdapterV2(start_layer=0), {"neftune_alpha": 5.0}),
-    "dpo": (DPOFinetuneArgs, lambda: DPO(DPOArgs().beta, LoRA(dropout=0.1)), {}),
+    "dpo": (DPOFinetuneArgs, lambda: DPO(DPOArgs().beta, dropout=0.1), {}),
 }
 """Arguments, method, and what makes its training draw random numbers where it has no dropout."""
 
@@ -210,9 +211,9 @@ def test_a_finished_run_is_neither_trained_again_nor_overwritten(go, capsys, sav
     before = content(out_dir)
     go("auto", save_interval=save_interval)
     assert "already finished" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"started with another --lora\. .*choose another --out_dir"):
+    with pytest.raises(ValueError, match=r"started with another `lora\.r`\. .*choose another `out_dir`"):
         go("auto", r=2, save_interval=save_interval)
-    with pytest.raises(ValueError, match=r"is finished, with another --train\.max_time"):
+    with pytest.raises(ValueError, match=r"is finished, with another `train\.max_time`"):
         go("auto", max_time=1.0, epochs=1, save_interval=save_interval)
     assert content(out_dir) == before
 
@@ -223,7 +224,7 @@ def test_a_folder_that_never_was_a_run_stays_as_it_is(go, tmp_path, name):
     path.parent.mkdir(parents=True)
     path.write_text("of someone else")
     for resume in (None, "auto"):
-        with pytest.raises(ValueError, match=r"[Cc]hoose another --out_dir"):
+        with pytest.raises(ValueError, match=r"[Cc]hoose another `out_dir`"):
             go(resume)
     assert content(tmp_path / "run") == {path.relative_to(tmp_path / "run"): b"of someone else"}
 
@@ -287,12 +288,12 @@ def test_what_was_saved_after_a_given_save_is_set_aside(go, capsys):
     go(first, **options, keep_last=1)
     assert [path.name for path in out_dir.glob("step-*")] == ["step-000008"]
     aside = out_dir / "abandoned-1"
-    assert f"is now in {aside}: final, step-000008, step-000006, step-000004, report.html, loss.png" in capsys.readouterr().err
+    assert f"are now in {aside}: final, step-000008, step-000006, step-000004, report.html, loss.png" in capsys.readouterr().err
     moved = ("step-000004", "step-000006", "step-000008", "final", "report.html", "loss.png", "metrics.csv")
     assert content(aside) == {path: text for path, text in old.items() if path.parts[0] in moved}
     go(str(out_dir / "step-000008"), **options)
     assert not list((out_dir / "abandoned-2").glob("step-*"))
-    with pytest.raises(FileNotFoundError, match="must be a save of the run in --out_dir"):
+    with pytest.raises(FileNotFoundError, match="must be a save of the run in `out_dir`"):
         go(str(aside / "step-000004"), **options)
 
 
@@ -308,7 +309,7 @@ def test_best_is_set_aside_with_the_steps_that_found_it(go):
     assert not (out_dir / "best").exists()
     assert metrics(out_dir)[-1]["step"] == "2"
     assert metrics(out_dir / "abandoned-1")[-1]["step"] == "10"
-    with pytest.raises(ValueError, match=r"is finished, with another --train\.max_time"):  # than this time
+    with pytest.raises(ValueError, match=r"is finished, with another `train\.max_time`"):  # than this time
         go("auto", **options)
     go("auto", **options, max_time=1e-9)
     go(first, **options)
@@ -333,7 +334,7 @@ def test_best_is_known_by_what_it_holds(tmp_path, held_loss, moves):
     for name in ("final", "best"):
         (tmp_path / name).mkdir()
     (tmp_path / "metrics.csv").write_text("step,val_loss\n2,1.0\n4,\n6,2.0\n")
-    set_aside_later(tmp_path, State(step=4, best_val_loss=1.0, held_loss=held_loss))
+    RunFolder(tmp_path).set_aside_later(State(step=4, best_val_loss=1.0, held_loss=held_loss))
     assert (tmp_path / "abandoned-1" / "final").is_dir()
     assert (tmp_path / "abandoned-1" / "best").is_dir() is moves
     assert (tmp_path / "best").is_dir() is not moves

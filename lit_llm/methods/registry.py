@@ -1,0 +1,30 @@
+"""Methods by name: each name of `args.finetune.METHODS` is that of a module here, which defines one `Method`."""
+
+from importlib import import_module
+from typing import Any
+
+from lit_llm.args.base import Checked
+from lit_llm.args.finetune import METHODS, FinetuneArgs
+from lit_llm.args.measure import EstimateArgs
+from lit_llm.methods.method import Method
+
+
+def method_type(name: str) -> type[Method]:
+    module = import_module(f"lit_llm.methods.{name}")
+    kinds = (kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Method))
+    return next(kind for kind in kinds if kind.__module__ == module.__name__)
+
+
+def adapter_types() -> dict[str, type[Method]]:
+    """Methods that write an adapter folder of their own, by the name in `adapter.json`."""
+    kinds = {name: method_type(name) for name in METHODS}
+    return {name: kind for name, kind in kinds.items() if kind.name == name and not kind.trains_base}
+
+
+def build_method(args: FinetuneArgs | EstimateArgs) -> Method:
+    """Build the method that `args` name from its groups of options; defaults where `args` lack a group."""
+    options: dict[str, Any] = {}
+    for group, default in vars(METHODS[args.method]()).items():
+        if isinstance(default, Checked) and group not in ("train", "eval"):
+            options |= vars(getattr(args, group, default))
+    return method_type(args.method)(**options)
