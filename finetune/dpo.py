@@ -1,4 +1,4 @@
-"""Align a model with preference pairs: direct preference optimisation with LoRA. Without flags: the embedded demo."""
+"""Align a model with preference pairs: direct preference optimization with LoRA. Without flags: the embedded demo."""
 
 from lit_llm.args.finetune import DPOFinetuneArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Finetune all weights of a model, or those of some blocks. Without flags: the embedded demo."""
+"""Finetune all weights of a model, or of some blocks. Without flags: the embedded demo."""
 
 from lit_llm.args.finetune import FullFinetuneArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Continue a prompt with a model as it is. Prints the prompt and its continuation, and nothing else, on stdout."""
+"""Continue a raw prompt, without a prompt style. Prints the prompt and its continuation, and nothing else, on stdout."""
 
 from lit_llm.args.generate import GenerateArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Talk to a model, turn by turn. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
+"""Chat with a model. Ctrl-C stops an answer, Ctrl-D quits, /help lists the commands."""
 
 from lit_llm.args.serve import ChatArgs
 from lit_llm.cli import run

@@ -93,7 +93,10 @@ def run(main: Callable[[Any], None]) -> None:
     argv = _join_strings(parser, _complete_switches(parser, sys.argv[1:]))
     values = parser.parse_args(argv)
     if hasattr(args_type, "method") and values.checkpoint_dir is None and values.data_dir is None:
-        values = _with_demo_recipe(parser, args_type, argv)
+        recipe, folders = demo_recipe(args_type.method)
+        parser.default_config_files = [str(recipe)]
+        parser.set_defaults(folders)
+        values = parser.parse_args(argv)  # the command line overrides the recipe
     try:
         main(_build(args_type, values))
     except KeyboardInterrupt:
@@ -152,13 +155,10 @@ def _join_strings(parser: _Parser, argv: list[str]) -> list[str]:
     return rest + [f"{flag}={json.dumps(values)}" for flag, values in strings.items()]
 
 
-def _with_demo_recipe(parser: _Parser, args_type: type, argv: list[str]) -> jsonargparse.Namespace:
-    """Parse again with the recipe of the embedded demo as defaults: neither a checkpoint nor data is given."""
-    recipe = DEMO / f"{args_type.method}.yaml"  # type: ignore[attr-defined]
-    parser.default_config_files = [str(recipe)]
-    data_dir = DEMO / ("pairs" if recipe.stem == "dpo" else "data")
-    parser.set_defaults(checkpoint_dir=DEMO / "checkpoint", data_dir=data_dir)
-    return parser.parse_args(argv)
+def demo_recipe(method: str) -> tuple[Path, dict[str, Path]]:
+    """Return the file with the options of the embedded demo, and the folders that it trains on."""
+    data_dir = DEMO / ("pairs" if method == "dpo" else "data")
+    return DEMO / f"{method}.yaml", {"checkpoint_dir": DEMO / "checkpoint", "data_dir": data_dir}
 
 
 def _build(args_type: type, values: jsonargparse.Namespace) -> Any:

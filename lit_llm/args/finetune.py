@@ -214,11 +214,15 @@ class AdapterArgs(Checked):
         return [*bounds(self, "prompt_length", above=0), *bounds(self, "start_layer", at_least=0)]
 
 
+def _adapter_training() -> TrainArgs:
+    return TrainArgs(learning_rate=1e-3, weight_decay=0.0)
+
+
 @dataclass(frozen=True)
 class AdapterFinetuneArgs(FinetuneArgs):
     method: ClassVar[str] = "adapter"
 
-    train: TrainArgs = field(default_factory=lambda: TrainArgs(learning_rate=1e-3, weight_decay=0.0))
+    train: TrainArgs = field(default_factory=_adapter_training)
     adapter: AdapterArgs = field(default_factory=AdapterArgs)
 
 
