@@ -1,8 +1,8 @@
-"""Answers to held-out prompts before and after training, and their comparison."""
+"""Answers to held-out prompts before and after training."""
 
-import itertools
 import shutil
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.training.saves import State
 
+BATCH_SIZE = 32
+
 
 class HeldOut:
     """Held-out prompts, and the answers of the model at the time of asking."""
@@ -27,24 +29,22 @@ class HeldOut:
         room = model.config.block_size - args.eval.max_new_tokens
         n_wanted = max(args.eval.exact_match, args.eval.samples)
         prompts = ((r, prompt_ids(style, tokenizer, asked(r))) for r in records if "text" not in r)
-        fitting = list(itertools.islice((found for found in prompts if len(found[1]) <= room), n_wanted))
+        fitting = list(islice((found for found in prompts if len(found[1]) <= room), n_wanted))
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
         self.ending = ending(style, tokenizer)
 
     def answer(self) -> list[Completion]:
-        """Greedy answers, in batches of 32."""
+        """Generate greedy answers."""
         self.model.eval()
         found: list[Completion] = []
-        for i in range(0, len(self.prompts), 32):
-            batch = self.prompts[i : i + 32]
-            found += generate_batch(
-                self.model, self.tokenizer, batch, self.max_new_tokens, Sampling(temperature=0), self.ending
-            )
+        for i in range(0, len(self.prompts), BATCH_SIZE):
+            batch, greedy = self.prompts[i : i + BATCH_SIZE], Sampling(temperature=0)
+            found += generate_batch(self.model, self.tokenizer, batch, self.max_new_tokens, greedy, self.ending)
         return found
 
     def exact(self, answers: Sequence[Completion]) -> int:
-        """How many of the first `n_exact` are identical to the reference and have ended."""
+        """Count the first `n_exact` answers that have ended and are identical to the reference."""
         pairs = zip(answers[: self.n_exact], self.records[: self.n_exact], strict=True)
         return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
 
@@ -61,38 +61,35 @@ class HeldOut:
 
 
 def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | None, after: list[Completion]) -> list[str]:
-    """Return lines with the change of exact match and validation loss."""
-    found = []
-    if held_out.n_exact:
-        rates = (
-            f"{held_out.exact(a)}/{held_out.n_exact} ({held_out.exact(a) / held_out.n_exact:.1%})" for a in (before, after) if a
-        )
-        found.append(f"exact match on held-out prompts: {' -> '.join(rates)}")
+    """Return the effect of the training in numbers, one line each."""
+    lines, n = [], held_out.n_exact
+    if n:
+        counts = [held_out.exact(answers) for answers in (before, after) if answers]
+        lines.append(f"exact match on held-out prompts: {' -> '.join(f'{k}/{n} ({k / n:.1%})' for k in counts)}")
     if state.first_val_loss is not None and state.val_loss is not None:
-        found.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
-    return found
+        lines.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    return lines
 
 
 def print_result(
     method: Method, final: Path, state: State, held_out: HeldOut, before: list[Completion] | None,
     after: list[Completion], outcome: Sequence[str],
 ) -> None:  # fmt: skip
-    """Print the answers side by side, the outcome, and the command that asks the model in `final`."""
-    width = min(shutil.get_terminal_size((120, 24)).columns, 160)
-    columns = {"base": before, "finetuned": after}
-    shown = {name: found for name, found in columns.items() if found}
-    if shown and held_out.n_shown:
-        cell = max((width - 3 * len(shown)) // (1 + len(shown)), 16)
-        print(_row(["held-out prompt", *shown], cell))
+    """Print the answers next to one another, the outcome, the folder of the result and the command to try it."""
+    columns = {name: found for name, found in {"base": before, "finetuned": after}.items() if found}
+    if columns and held_out.n_shown:
+        width = min(shutil.get_terminal_size((120, 24)).columns, 160)
+        cell = max((width - 3 * len(columns)) // (1 + len(columns)), 16)
+        print(_row(["held-out prompt", *columns], cell))
         print("-" * width)
         for i, record in enumerate(held_out.records[: held_out.n_shown]):
-            print(_row([question_of(record), *(found[i].text for found in shown.values())], cell))
+            print(_row([question_of(record), *(found[i].text for found in columns.values())], cell))
         print()
     for line in outcome:
         print(line)
     folder = "checkpoint_dir" if method.trains_base else "adapter_dir"
     print(f"{state.step} steps, {state.seconds:.0f} s. Saved in {final}. Talk to it:")
-    print(f'python generate/{method.name}.py --{folder} {final} --prompt "{_shell_safe(held_out)}"')
+    print(f'python generate/{method.name}.py --{folder} {final} --prompt "{_shell_safe_question(held_out)}"')
 
 
 def question_of(record: Record) -> str:
@@ -108,8 +105,8 @@ def _row(cells: Sequence[str], cell: int) -> str:
     return " | ".join(fit_cell(text).ljust(cell) for text in cells).rstrip()
 
 
-def _shell_safe(held_out: HeldOut) -> str:
-    """Return a held-out instruction that is safe between double quotes in a shell."""
+def _shell_safe_question(held_out: HeldOut) -> str:
+    """Return a held-out instruction that needs no escapes between double quotes."""
     questions = (messages[0] for r in held_out.records if len(messages := asked(r)) == 1)
     usable = (q["content"] for q in questions if not q.get("input") and not set(q["content"]) & set('"$`\\!\n'))
     return next(usable, "Hello!")
