@@ -18,7 +18,7 @@ from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import write_json
 from lit_llm.model.config import Config
-from lit_llm.model.cpu_linear import PackedLinear
+from lit_llm.model.cpu_linear import LaidOutLinear
 from lit_llm.model.gpt import GPT
 
 SHARD_BYTES = 500 * 10**6
@@ -99,8 +99,8 @@ def load_case(folder: str, name: str) -> dict[str, Any]:
         parameter.view(torch.uint8).view(-1)[::4096].sum()  # mapped weights come into memory on use
     peak.stopped.set()
     peak.join()
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    n_bytes = sum(m.in_features * m.out_features * (2 if m.kind == "fp16" else 1) for m in packed)
+    laid_out = [module for module in model.modules() if isinstance(module, LaidOutLinear)]
+    n_bytes = sum(m.in_features * m.out_features * (2 if m.layout == "fp16" else 1) for m in laid_out)
     weights = (n_bytes + sum(parameter.nbytes for parameter in model.parameters())) / 1e6
     aim = None if factor is None else factor * weights + more
     met = None if aim is None else peak.total <= aim

@@ -1,5 +1,5 @@
-"""FSDP2 (https://arxiv.org/abs/2304.11277; torch.distributed.fsdp.fully_shard): every rank holds a part of each weight, and a
-block is whole only while it computes. What runs on one device does not import it."""
+"""FSDP2 (https://arxiv.org/abs/2304.11277; torch.distributed.fsdp.fully_shard): each rank keeps a shard of every weight, and a
+block is complete only while it computes. A run on one device does not import it."""
 
 import os
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ def shard(
 ) -> None:
     """Give each rank of `mesh` its rows of every parameter: block by block, then embeddings, last norm and head together.
 
-    What a rank holds is copied out of the mapped file, and cast then. Quantized weights of which each rank has its own rows
-    come together a block at a time.
+    A rank copies its shard out of the mapped file, and casts it then. Quantized weights loaded in parts are gathered one block
+    at a time first.
 
     Args:
-        dtype: Of frozen parameters; trained ones are float32, and so are their gradients. Bytes and scales of quantized weights
-            stay as they are. None: all do.
-        multiplied: That of autocast, in which whole parameters come and their gradients go; these are summed in float32.
-            Otherwise autocast would keep a copy of each of them for the backward pass.
-        offload: Leave what a rank holds, gradients and optimizer included, in the memory of the CPU.
+        dtype: dtype of frozen parameters; trained ones and their gradients are float32. Bytes and scales of quantized weights
+            keep theirs. None: all keep theirs.
+        multiplied: dtype of autocast, in which parameters are gathered and gradients sent; gradients are summed in float32.
+            Otherwise autocast would keep a copy of each parameter for the backward pass.
+        offload: Keep the shards, their gradients and the optimizer in the memory of the CPU.
     """
     from torch.distributed import fsdp
 
@@ -43,29 +43,29 @@ def shard(
         fsdp.fully_shard(module, mesh=mesh, **policies)
         if dtype is not None:
             module._apply(lambda t: t if not isinstance(t, nn.Parameter) else t.float() if t.requires_grad else t.to(dtype))
-    fsdp.register_fsdp_forward_method(model, "hidden")  # after it the head stays whole until its gradient is there
+    fsdp.register_fsdp_forward_method(model, "hidden")  # after it the head stays complete until its gradient is there
     model.norm.register_forward_hook(_start_backward_here)
 
 
 def _start_backward_here(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """FSDP gathers the head's gradients when the one of `hidden` is there, which must be even if no block trains."""
+    """Make `hidden` require a gradient: FSDP reduces the head's gradients when that one arrives, even if no block trains."""
     return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def reshard(model: nn.Module) -> None:
-    """Put back what a forward pass without gradient has left whole: parameters are then those that the optimizer changes."""
+    """Free what a forward pass without gradient has gathered: parameters are then the shards that the optimizer changes."""
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()  # type: ignore[operator]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, of which each rank may hold a part. All ranks must ask."""
+    """Return the complete tensor, of which each rank may have a shard. All ranks must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
 def part_of(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """Return this rank's shard of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
@@ -75,8 +75,8 @@ _KINDS = {
 
 
 def write_whole(tensors: Mapping[str, Tensor], path: Path | None) -> None:
-    """Write a safetensors file of tensors of which each rank may hold a part. One at a time is whole. All ranks must take
-    part, all but one of them without a path."""
+    """Write a safetensors file of tensors of which each rank may have a shard, gathered one at a time. All ranks must call it,
+    all except one without a path."""
     about = ((name, _KINDS[t.dtype], t.shape, t.numel() * t.element_size()) for name, t in tensors.items())
     with open(os.devnull if path is None else path, "wb") as file:
         file.write(safetensors_header(about))
@@ -87,7 +87,7 @@ def write_whole(tensors: Mapping[str, Tensor], path: Path | None) -> None:
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of `tensor` that this rank holds, if `like`, which has its shape, is held in parts."""
+    """Return this rank's shard of `tensor`, if `like`, which has its shape, is sharded."""
     if not hasattr(like, "placements") or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,7 +1,7 @@
-"""How a model that generates lies on several devices: each holds a part of every layer (`parallel.py`), or some of the layers.
+"""How several devices share a model that generates: a part of every layer each (`tensor_parallel.py`), or some of the layers.
 
-Layers on several devices run in one process, one after the other, and what they compute moves along: no faster than on one
-device, but it need not hold them all.
+Layers on several devices run in one process, one after the other, and hidden states move along: no faster than one device, but
+no device needs to hold them all.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_llm.args.base import InferenceStrategy
 from lit_llm.devices.tensor_parallel import why_not_split
+from lit_llm.errors import OptionError
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import n_started
@@ -27,38 +28,40 @@ def choose_inference_strategy(
     quantize: str | None,
     has_adapter: bool,
 ) -> tuple[Strategy, str]:
-    """How several devices share a model, and that with the reason as a text.
+    """Return how several devices share a model, and a sentence with the reason.
 
     Raises:
-        ValueError: if they cannot, or not in the way that was asked for.
+        OptionError: if they cannot, or not in the way that was asked for.
     """
     why_not = why_not_split(config, n_devices, quantize, has_adapter)
     if device.type == "cuda" and n_devices > torch.cuda.device_count():
-        raise ValueError(f"--devices {n_devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise OptionError(f"`devices` is {n_devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps":
-        raise ValueError(f"--devices {n_devices}: MPS is one device. Leave it out")
+        raise OptionError(f"`devices` is {n_devices}, but MPS is one device. Omit it")
     if asked != "layers" and why_not is None:
-        return "tensor", "tensor, heads and features of every layer are dealt out"
+        return "tensor", "tensor, heads and features of every layer are divided"
     if asked == "tensor":
-        raise ValueError(f"--strategy tensor: {why_not}. Take --strategy layers on GPUs, or leave out --devices")
+        raise OptionError(f"`strategy` tensor is not possible: {why_not}. Use `strategy` layers on GPUs, or omit `devices`")
     if device.type == "cpu":
-        reason = "" if why_not is None else f"heads and features cannot be dealt out ({why_not}), and "
-        raise ValueError(f"--devices {n_devices}: {reason}layers cannot, since a CPU is one device. Leave it out")
+        reason = "" if why_not is None else f"heads and features cannot be divided ({why_not}), and "
+        raise OptionError(
+            f"`devices` is {n_devices}, but {reason}layers cannot be distributed, since a CPU is one device. Omit it"
+        )
     if n_devices > config.n_layer:
-        raise ValueError(f"--devices {n_devices}: there are only {config.n_layer} layers. Take as many at most")
+        raise OptionError(f"`devices` is {n_devices}, but there are only {config.n_layer} layers. Use at most {config.n_layer}")
     if n_started() is not None:
-        raise ValueError(f"--devices {n_devices} for layers is one process: start it without torchrun or srun")
+        raise OptionError(f"`devices` {n_devices} for layers is one process. Start it without torchrun or srun")
     return "layers", "layers one after the other" + ("" if why_not is None else f", since {why_not}")
 
 
 def place(model: GPT, devices: Sequence[torch.device], dtype: torch.dtype | None) -> list[torch.device]:
-    """The device of each block: about as many bytes for each device, in their order.
+    """Return the device of each block, so that each device has about the same number of bytes, in their order.
 
-    Embeddings, last norm and head are the first device's.
+    Embeddings, last norm and head are on the first device.
 
     Args:
         model: On the meta device, with quantized linears in place.
-        dtype: Of what is not quantized; None: some half precision.
+        dtype: dtype of what is not quantized; None: a half precision.
     """
     width = 2 if dtype is None else dtype.itemsize
 
@@ -67,7 +70,7 @@ def place(model: GPT, devices: Sequence[torch.device], dtype: torch.dtype | None
 
     sizes = [n_bytes(block) for block in model.h]
     total = n_bytes(model)
-    before, placement = total - sum(sizes), []
+    before, placement = total - sum(sizes), []  # bytes that precede a block
     for size in sizes:
         placement.append(devices[min(int((before + size / 2) * len(devices) / total), len(devices) - 1)])
         before += size

@@ -1,5 +1,8 @@
 """Tensor parallel inference (https://arxiv.org/abs/1909.08053, section 3): each rank has some of the heads and of the hidden
-features of every MLP, and two sums over the ranks per layer put the parts together. All ranks draw the same tokens."""
+features of every MLP. All ranks draw the same tokens.
+
+With two ranks, attention is o(heads) = o_1(heads_1) + o_2(heads_2), and so is the MLP: one sum over the ranks for each of them.
+"""
 
 import os
 from dataclasses import replace
@@ -7,37 +10,37 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from lit_llm.errors import OptionError
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import BACKENDS, n_started, start_others
 
 
 def why_not_split(config: Config, n_devices: int, quantize: str | None, has_adapter: bool) -> str | None:
-    """What keeps linears from being split over so many devices; None if nothing does."""
+    """Return why linears cannot be split over that many devices; None if they can."""
     if quantize is not None:
-        return "--quantize leaves no plain linears"
+        return "`quantize` leaves no plain linears"
     if has_adapter:
-        return "an adapter stands beside the linears; scripts/merge_lora.py merges LoRA"
+        return "an adapter is attached to the linears; scripts/merge_lora.py merges LoRA"
     if config.n_expert or config.qk_norm in ("row", "each_head"):
         return "the model has experts, or norms over all heads"
     if config.n_query_groups % n_devices or config.intermediate_size % n_devices:
-        return (
-            f"{config.n_query_groups} key/value heads and {config.intermediate_size} features are no multiples of {n_devices}"
-        )
+        sizes = f"{config.n_query_groups} key/value heads and {config.intermediate_size} features"
+        return f"{sizes} are not both divisible by {n_devices}"
     return None
 
 
 def join(n_devices: int, device: torch.device) -> torch.device:
-    """Start the other processes, unless torchrun has, and connect them. Returns this one's device.
+    """Start the other processes, unless torchrun has, connect them, and return the device of this one.
 
     Raises:
-        ValueError: if others were started, but not so many.
+        OptionError: if another number of processes was started.
     """
     n_found = n_started()
     if n_found is None:
         start_others(n_devices)
     elif n_found != n_devices:
-        raise ValueError(f"{n_found} processes were started, but --devices is {n_devices}")
+        raise OptionError(f"{n_found} processes were started, but `devices` is {n_devices}")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -46,14 +49,14 @@ def join(n_devices: int, device: torch.device) -> torch.device:
 
 
 def split(model: GPT, device: torch.device) -> None:
-    """Keep this rank's part of a model that lies on the CPU, and move it to `device`. Each has all embeddings and norms."""
-    from torch.distributed.device_mesh import init_device_mesh  # a second that one device need not wait
+    """Keep this rank's part of a model on the CPU, and move it to `device`. Each rank has all embeddings and norms."""
+    from torch.distributed.device_mesh import init_device_mesh  # takes a second, which one device need not wait
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
     n = dist.get_world_size()
     mesh = init_device_mesh(device.type, (n,))
-    columns, rows = ColwiseParallel(), RowwiseParallel()  # by outputs; by inputs, with a sum over the ranks
+    columns, rows = ColwiseParallel(), RowwiseParallel()  # split by outputs; by inputs, with a sum over the ranks
     plan: dict[str, ParallelStyle] = {
         "attn.q": columns, "attn.k": columns, "attn.v": columns, "attn.o": rows, "mlp.gate": columns, "mlp.up": columns,
         "mlp.down": rows,

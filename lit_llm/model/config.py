@@ -1,10 +1,11 @@
-"""The shape of a model, derived from the checkpoint's own `config.json`."""
+"""The architecture of a model, derived from the checkpoint's own `config.json`."""
 
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_size, positive
 from lit_llm.model.families import FAMILIES
@@ -23,10 +24,10 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Config:
-    """What `GPT` computes. Sizes are numbers of elements; a field that a family does not use keeps its default."""
+    """Architecture of a `GPT`. Sizes are numbers of elements; a field that a family does not use keeps its default."""
 
     model_type: str
-    """Hugging Face name of the family; selects the table of weight names."""
+    """Hugging Face's name of the family; selects the table of weight names."""
     vocab_size: int
     """Rows of the embedding, padding included."""
     block_size: int
@@ -34,7 +35,7 @@ class Config:
     n_layer: int
     n_head: int
     n_query_groups: int
-    """Key/value heads: n_head is multi-head, 1 multi-query, anything between grouped-query attention."""
+    """Key/value heads: n_head is multi-head attention, 1 multi-query, anything between grouped-query."""
     n_embd: int
     head_size: int
     intermediate_size: int
@@ -46,7 +47,7 @@ class Config:
     pre_norm: bool = True
     """Attention and MLP read the normalised residual stream."""
     post_norm: bool = False
-    """What attention and MLP add to the residual stream is normalised first."""
+    """The outputs of attention and MLP are normalised before they are added to the residual stream."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
     mlp: str = "gated"
@@ -73,9 +74,9 @@ class Config:
     attention_softcap: float | None = None
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
-    """The same for the logits."""
+    """The same for logits."""
     sliding_window: int | None = None
-    """Positions that each one attends to, itself included. None: all before it."""
+    """Number of positions that each one attends to, itself included. None: all before it."""
     sliding_layers: list[int] | None = None
     """Layers that have the sliding window. None: all of them."""
     parallel_residual: bool = False
@@ -88,9 +89,9 @@ class Config:
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
-    """Hugging Face's `rope_parameters` without theta: `rope_type` and what that type needs."""
+    """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
     local_rope_theta: float | None = None
-    """Layers with a sliding window use this theta, and no scaling."""
+    """theta, without scaling, of layers with a sliding window. None: the same RoPE in all layers."""
     no_rope_layers: list[int] | None = None
     """Layers without RoPE. None: no layer."""
     scale_embeddings: bool = False
@@ -101,14 +102,14 @@ class Config:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, found {getattr(self, name)!r}")
+                raise CheckpointError(f"{name} must be one of {', '.join(map(str, choices))}, found {getattr(self, name)!r}")
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
         if self.n_head % self.n_query_groups:
-            raise ValueError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
+            raise CheckpointError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
-            raise ValueError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
+            raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
         for name in ("norm_eps", "rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "logit_softcap"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
@@ -123,7 +124,7 @@ class Config:
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
         if n_weights > MAX_WEIGHTS:
-            raise ValueError(
+            raise CheckpointError(
                 f"these sizes make a model of about {n_weights:.1e} weights; more than {MAX_WEIGHTS:.0e} is refused"
             )
 
@@ -140,15 +141,15 @@ class Config:
         """Build from the dict of a Hugging Face `config.json`.
 
         Raises:
-            ValueError: if the family is unknown, or a field changes the maths in a way that is not supported.
+            CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
         model_type = hf.get("model_type")
         if model_type not in FAMILIES:
-            raise ValueError(f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}")
+            raise CheckpointError(f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}")
         if "quantization_config" in hf:
-            raise ValueError(
+            raise CheckpointError(
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
-                "Take the original checkpoint and quantize it while loading: --quantize bnb.nf4"
+                "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
             )
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
@@ -158,9 +159,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Inverse of `to_dict`. Raises ValueError for a field that this version does not know."""
+        """Invert `to_dict`. Raise CheckpointError for a field that this version does not know."""
         if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-            raise ValueError(f"{LIT_CONFIG} has unknown fields: {', '.join(unknown)}")
+            raise CheckpointError(f"{LIT_CONFIG} has unknown fields: {', '.join(unknown)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,13 +173,13 @@ class Config:
 
         Raises:
             FileNotFoundError: if the folder has neither.
-            ValueError: if the file is not a config that we understand.
+            CheckpointError: if the file is not a config that is supported.
         """
         for name in (LIT_CONFIG, "config.json"):
             if (Path(checkpoint_dir) / name).is_file():
                 return cls.from_file(Path(checkpoint_dir) / name)
         if (Path(checkpoint_dir) / LIT_GPT_WEIGHTS).is_file():
-            raise ValueError(convert_first(checkpoint_dir))
+            raise CheckpointError(convert_first(checkpoint_dir))
         raise FileNotFoundError(
             f"{checkpoint_dir} has no config.json or {LIT_CONFIG}: it is not a checkpoint folder. "
             "Download one: python scripts/download.py --repo_id ORG/NAME"
@@ -186,18 +187,18 @@ class Config:
 
     @classmethod
     def from_file(cls, path: Path) -> "Config":
-        """Read one of the two kinds of file. Raises ValueError, naming it, if it is not a config that we understand."""
+        """Read one of the two kinds of file. Raise CheckpointError, naming it, if it is not a config that is supported."""
         try:
             values = read_json_object(path)
             if path.name == LIT_CONFIG and "model_type" not in values and "padded_vocab_size" in values:
-                raise ValueError(convert_first(path.parent))
+                raise CheckpointError(convert_first(path.parent))
             return cls.from_dict(values) if path.name == LIT_CONFIG else cls.from_hf(values)
         except (ValueError, TypeError) as error:
-            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+            raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def convert_first(checkpoint_dir: Path) -> str:
-    """What to tell about a folder in the layout of Lit-GPT."""
+    """Return the message for a folder in the layout of Lit-GPT."""
     return (
         f"{checkpoint_dir} is a checkpoint of Lit-GPT. Convert it first: "
         f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"

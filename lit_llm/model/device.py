@@ -1,9 +1,10 @@
-"""The device and the dtype that weights are held in."""
+"""Device and dtype of the weights."""
 
 import torch
 
 
 def resolve_device(device: str) -> torch.device:
+    """Return the device of this name; `auto` is the first of CUDA, MPS and CPU that is available."""
     if device != "auto":
         return torch.device(device)
     if torch.cuda.is_available():
@@ -15,7 +16,7 @@ _DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torc
 
 
 def weights_dtype(precision: str | None, device: torch.device) -> torch.dtype | None:
-    """dtype to hold frozen weights in; None keeps the checkpoint's own. The `*-mixed` precisions hold float32."""
+    """Return the dtype of frozen weights; None keeps the checkpoint's own. The `*-mixed` precisions keep float32."""
     if precision is None:
         return torch.float32 if device.type == "cpu" else None
     return _DTYPES.get(precision, torch.float32)

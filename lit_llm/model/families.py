@@ -36,7 +36,7 @@ class Family:
         """Return the fields of `Config`, and the keys of `hf` that the family does not have.
 
         Raises:
-            ValueError: if a key has a value that is not supported.
+            CheckpointError: if a key has a value that is not supported.
         """
         k = Keys(hf, self.spelled)
         fields = read_keys(k, _LLAMA_KEYS | self.keys)

@@ -1,6 +1,7 @@
 """Linears whose frozen weight is stored in 4 or 8 bits: bitsandbytes supplies the kernels, the modules are ours.
 
-Everything lives in plain parameters, so that they load strictly, move, shard along dim 0, and quantize on any device.
+A block of weights w shares a scale: w is about code[q] * absmax, with absmax the largest |w| of the block and q in 4 or 8 bits.
+All of it is in plain parameters, which load strictly, move, shard along dim 0, and quantize on any device.
 """
 
 import logging
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import n_ranks, own_rows, whole_rows
 
@@ -20,24 +22,24 @@ QUANTIZATIONS: tuple[str, ...] = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-d
 BLOCK_SIZE = 64  # weights that share one scale in 4 bits
 NESTED_BLOCK_SIZE = 256  # scales that share a scale of their own in "-dq" (https://arxiv.org/abs/2305.14314, sec. 3)
 
-# Weights quantized or, on a CPU, dequantized at once: 4 MB in float32, which stays in cache. A copy of the whole weight
-# is paid for in page faults: with 4096 x 11008, one token took 8 times as long and 256 tokens backward 1.5 times.
+# Weights to quantize or, on a CPU, to dequantize at once: 4 MB in float32, which stays in cache. A copy of the whole weight
+# costs page faults: with 4096 x 11008, one token took 8 times as long and 256 tokens backward 1.5 times.
 CHUNK_SIZE = 2**20
 
 
 def quantize_linears(model: GPT, quantization: str, in_parts: bool = False) -> None:
-    """Replace every `nn.Linear` of the blocks, routers excepted, by an empty quantized one, on the meta device.
+    """Replace every `nn.Linear` of the blocks, except routers, by an empty quantized one on the meta device.
 
-    Each then takes its weight from `load_weight`, or, where it was quantized before, from a state dict.
+    Its weight then comes from `load_weight` or, if it was quantized before, from a state dict.
 
     Args:
-        in_parts: Each rank is to quantize and hold its own rows, of weights that have as many, until `gather_rows`.
+        in_parts: Each rank quantizes and keeps its own rows until `gather_rows`, if a weight has a row for each rank.
 
     Raises:
-        ValueError: if `quantization` is not one of QUANTIZATIONS, or bitsandbytes is not installed.
+        OptionError: if `quantization` is not one of QUANTIZATIONS, or bitsandbytes is not installed.
     """
     if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} does not exist; choose one of {', '.join(QUANTIZATIONS)}")
+        raise OptionError(f"`quantize` {quantization!r} does not exist. Use one of {', '.join(QUANTIZATIONS)}")
     _import_bitsandbytes()
     kind, _, nested = quantization.removeprefix("bnb.").partition("-")
     for name, linear in list(model.h.named_modules()):
@@ -50,9 +52,9 @@ def quantize_linears(model: GPT, quantization: str, in_parts: bool = False) -> N
 
 
 class QuantizedLinear(nn.Module):
-    """What the quantized linears share: they compute what `nn.Linear` with the weight `dequantize()` computes.
+    """Base class of the quantized linears, which compute the same as `nn.Linear` with the weight `dequantize()`.
 
-    `weight` and its scales are frozen parameters; `bias` is the one of the linear that this one replaces.
+    `weight` and its scales are frozen parameters; `bias` is that of the replaced linear.
     """
 
     weight: nn.Parameter
@@ -60,30 +62,29 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.bias = bias
+        self.in_features, self.out_features, self.bias = in_features, out_features, bias
         self.in_parts = False  # whether `weight` and `absmax` have the rows of this rank only
 
     def load_weight(self, weight: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Quantize `weight` (out_features, in_features), in half or single precision, onto `device`, a chunk at a time.
 
-        In parts, all ranks must take part, each with the whole weight.
+        With `in_parts` all ranks must call it, each with the whole weight.
 
         Args:
-            dtype: What the weight is cast to first. None: it stays as it is.
+            dtype: dtype to cast the weight to first. None: no cast.
 
         Raises:
-            ValueError: if the shape is another.
+            CheckpointError: if the shape differs.
         """
         shape = (self.out_features, self.in_features)
         if tuple(weight.shape) != shape:
-            raise ValueError(f"expected a weight of shape {shape}, found {tuple(weight.shape)}")
+            raise CheckpointError(f"expected a weight of shape {shape}, found {tuple(weight.shape)}")
         rows = max(1, CHUNK_SIZE // self.in_features)
         own = own_rows(self.out_features) if self.in_parts else slice(None)
         self._store(chunk.to(device, dtype or weight.dtype) for chunk in weight.detach()[own].split(rows))
 
     def gather_rows(self) -> None:
-        """Hold all rows, of which each rank may have held its own. All ranks must ask."""
+        """Gather all rows, if each rank has only its own. All ranks must call it."""
         self.weight, self.absmax = _frozen(self._whole(self.weight)), _frozen(self._whole(self.absmax))
         self.in_parts = False
 
@@ -91,7 +92,7 @@ class QuantizedLinear(nn.Module):
         return whole_rows(rows, self.out_features) if self.in_parts else rows
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight (out_features, in_features) that `forward` multiplies with."""
+        """Return the weight (out_features, in_features) that `forward` multiplies with."""
         return _join(self._chunks(0, dtype), dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,15 +103,15 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        """`x @ weight.T`, without a gradient."""
+        """Return `x @ weight.T`, without a gradient."""
         return _join((F.linear(x, rows) for rows in self._chunks(0, x.dtype)), dim=-1)
 
     def product_backward(self, grad: Tensor) -> Tensor:
-        """`grad @ weight`, the gradient of `x`. By columns, so that no sum over chunks is rounded to half precision."""
+        """Return `grad @ weight`, the gradient of `x`. By columns: a sum over chunks of rows would round in half precision."""
         return _join((grad @ columns for columns in self._chunks(1, grad.dtype)), dim=-1)
 
     def _chunk_size(self, dim: int) -> int:
-        """How many rows (`dim` 0) or columns (1, whole blocks) of the weight to dequantize at once: on a GPU, all."""
+        """Return how many rows (`dim` 0) or columns (1, complete blocks) to dequantize at once: on a GPU, all."""
         elements = CHUNK_SIZE if self.weight.device.type == "cpu" else self.out_features * self.in_features
         step, length = (1, self.in_features) if dim == 0 else (BLOCK_SIZE, self.out_features)
         return max(step, elements // length // step * step)
@@ -124,7 +125,7 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
-        """Let `.to(device)` move the scales but `.to(dtype)` not round them: casts leave bytes alone."""
+        """Let `.to(device)` move weight and scales, but keep `.to(dtype)` from rounding them: casts do not change bytes."""
         return super()._apply(lambda t: fn(t) if t is self.bias else fn(t.view(torch.uint8)).view(t.dtype), recurse)
 
     def extra_repr(self) -> str:
@@ -132,11 +133,11 @@ class QuantizedLinear(nn.Module):
 
 
 class Linear4bit(QuantizedLinear):
-    """QLoRA's linear (https://arxiv.org/abs/2305.14314): 4-bit codes, and the largest magnitude of each 64 of a row.
+    """QLoRA's linear (https://arxiv.org/abs/2305.14314): 4-bit codes, and the largest magnitude of each 64 weights of a row.
 
     Rows are padded with zeros to whole blocks, so that parameters shard by rows: P is in_features rounded up to 64s.
 
-    - `weight` (out_features, P / 2) uint8: two codes a byte,
+    - `weight` (out_features, P / 2) uint8: two codes per byte,
     - `absmax` (out_features, P / 64) float32, or if `nested` uint8, with
     - `nested_absmax` (out_features * P / 64 / 256, rounded up) float32 and `nested_offset` (1,) float32.
     """
@@ -147,7 +148,7 @@ class Linear4bit(QuantizedLinear):
         super().__init__(in_features, out_features, bias)
         self.quant_type, self.nested = quant_type, nested
         self.padding = -in_features % BLOCK_SIZE
-        self.blocks = (in_features + self.padding) // BLOCK_SIZE  # of a row
+        self.blocks = (in_features + self.padding) // BLOCK_SIZE  # per row
         self.weight = _empty(out_features, self.blocks * BLOCK_SIZE // 2, dtype=torch.uint8)
         self.absmax = _empty(out_features, self.blocks, dtype=torch.uint8 if nested else torch.float32)
         if nested:
@@ -159,7 +160,7 @@ class Linear4bit(QuantizedLinear):
         return super().product(x) if x.device.type == "cpu" else self.fused_product(x)
 
     def fused_product(self, x: Tensor) -> Tensor:
-        """`product` by the kernel that bitsandbytes chooses for the GPU and the number of tokens."""
+        """Return `product`, by the kernel that bitsandbytes chooses for the GPU and the number of tokens."""
         from bitsandbytes import matmul_4bit  # pyright: ignore[reportPrivateImportUsage]
 
         nested: dict[str, Any] = {}
@@ -169,11 +170,11 @@ class Linear4bit(QuantizedLinear):
         return matmul_4bit(F.pad(x, (0, self.padding)), self.weight.view(1, -1), state)
 
     def _state(self, absmax: Tensor, dtype: torch.dtype, **nested: Any) -> Any:
-        """How bitsandbytes is to read the codes whose scales are `absmax` (rows, blocks)."""
+        """Describe to bitsandbytes the codes whose scales are `absmax` (rows, blocks)."""
         from bitsandbytes.functional import QuantState
 
         return QuantState(
-            absmax=absmax.contiguous().view(-1),  # reshape may keep a stride, which the kernels do not read
+            absmax=absmax.contiguous().view(-1),  # reshape may keep a stride, which the kernels ignore
             shape=torch.Size((absmax.size(0), absmax.size(1) * BLOCK_SIZE)),
             blocksize=BLOCK_SIZE,
             quant_type=self.quant_type,
@@ -193,7 +194,7 @@ class Linear4bit(QuantizedLinear):
         self.weight, absmax = _frozen(torch.cat(weights)), torch.cat(scales)
         if self.nested:
             absmax = self._whole(absmax)
-            offset = absmax.mean()  # over the whole weight: hence the scales are quantized after the last chunk
+            offset = absmax.mean()  # over the whole weight, so the scales are quantized after the last chunk
             absmax, state = functional.quantize_blockwise(
                 absmax - offset, _dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
             )
@@ -216,13 +217,13 @@ class Linear4bit(QuantizedLinear):
 
 
 class LinearInt8(QuantizedLinear):
-    """8 bits per weight and a scale per row, the weights of LLM.int8() (https://arxiv.org/abs/2208.07339, section 2).
+    """8 bits per weight and a scale per row, as the weights of LLM.int8() (https://arxiv.org/abs/2208.07339, section 2).
 
-    `weight` (out_features, in_features) int8 stands for `weight * absmax / 127`, with `absmax` (out_features,) float32.
+    `weight` (out_features, in_features) int8 represents `weight * absmax / 127`, with `absmax` (out_features,) float32.
 
-    The input stays as it is. bitsandbytes' own product rounds it to 8 bits too, by way of float16 (on a CPU in
-    inference only, so that a model would not run as it was trained), and in training it keeps each input until
-    backward, out of reach of activation checkpointing.
+    The input is not rounded. bitsandbytes' own product rounds it to 8 bits through float16 (on a CPU only in inference, so that
+    a model would not run as it was trained), and in training keeps each input until backward, which activation checkpointing
+    cannot free.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
@@ -244,13 +245,13 @@ class LinearInt8(QuantizedLinear):
         size = self._chunk_size(dim)
         scales = (self.absmax / 127)[:, None].expand_as(self.weight)
         for weight, scale in zip(self.weight.split(size, dim), scales.split(size, dim), strict=True):
-            # Rounded once on either way; a CPU multiplies bfloat16 by float32 three times slower than it converts.
+            # Rounded once either way; a CPU multiplies bfloat16 by float32 three times slower than it converts.
             wide = weight.to(torch.float32 if weight.device.type == "cpu" else dtype)
             yield wide.mul_(scale).to(dtype)
 
 
 class _Product(torch.autograd.Function):
-    """`x @ weight.T` that saves nothing for backward, where autograd would save the dequantized weight."""
+    """`x @ weight.T` that saves nothing for backward: autograd would save the dequantized weight, in full precision."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
@@ -277,7 +278,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 
 
 def _nested_state(absmax: Tensor) -> Any:
-    """How to dequantize the scales that `absmax` are the scales of."""
+    """Describe to bitsandbytes quantized scales whose own scales are `absmax`."""
     from bitsandbytes.functional import QuantState
 
     code = _dynamic_code(absmax.device)
@@ -286,21 +287,21 @@ def _nested_state(absmax: Tensor) -> Any:
 
 @cache
 def _dynamic_code(device: torch.device) -> Tensor:
-    """The 256 values of the 8-bit dynamic data type (https://arxiv.org/abs/2110.02861, section 2.1)."""
+    """Return the 256 values of the 8-bit dynamic data type (https://arxiv.org/abs/2110.02861, section 2.1)."""
     from bitsandbytes.functional import create_dynamic_map
 
     return create_dynamic_map().to(device)
 
 
 def _import_bitsandbytes() -> None:
-    """Import it here first, for a clear error and without its notice; most runs do not need it at all."""
+    """Import it first here, for a clear error and without its notice. Most runs do not need it."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_relevant)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise ValueError("quantization needs bitsandbytes, which is not installed: pip install bitsandbytes") from error
+        raise OptionError("`quantize` needs bitsandbytes, which is not installed: pip install bitsandbytes") from error
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """False for what bitsandbytes says on import about an optional bfloat16 kernel of another package, unused here."""
+    """Return False for the notice of bitsandbytes about an optional bfloat16 kernel of another package, unused here."""
     return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")

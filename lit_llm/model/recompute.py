@@ -1,4 +1,9 @@
-"""Results that the backward pass makes again from their inputs, because that is cheaper than to hold them until then."""
+"""Results that the backward pass recomputes from their inputs, because that is cheaper than keeping them until then.
+
+For y = make(x) and z = W y, autograd would keep x for `make` and y for the product. Here it keeps x and a recipe: the backward
+pass of the product asks for y, which `make` computes from x again, once for all that ask. Norms and activations cost little to
+compute next to the matrix products, and their results are as large as those of the products.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,15 +16,15 @@ from torch.autograd.graph import get_gradient_edge
 
 
 def recomputed(make: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """`make(*inputs)`, of which autograd holds the inputs alone, and nothing that `make` would keep.
+    """Return `make(*inputs)`, for which autograd keeps only the inputs.
 
-    Within `recipes_for_results` those who keep the result for their own backward pass do not hold it either.
+    Within `recipes_for_results`, operations that need the result for their own backward pass do not keep it either.
     """
     return _Recomputed.apply(make, *inputs) if _records() else make(*inputs)
 
 
 def _records() -> bool:
-    """Whether there will be a backward pass whose graph is ours: a compiler decides by itself what to make again."""
+    """Whether there will be a backward pass with our graph: a compiler decides itself what to recompute."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -34,14 +39,14 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, result = _make_again(ctx)
-        ctx.made, result = None, get_gradient_edge(result)  # its values are not needed to derive it
+        ctx.made, result = None, get_gradient_edge(result)  # the values are no longer needed: free them
         wanted = [x for x in inputs if x is not None and x.requires_grad]
         grads = iter(torch.autograd.grad(result, wanted, grad_outputs))
         return None, *(next(grads) if x is not None and x.requires_grad else None for x in inputs)
 
 
 def _make_again(node: Any) -> tuple[list[Tensor | None], Tensor]:
-    """Inputs and result of a node of the graph, once for all who ask before its own backward pass, which is the last."""
+    """Return inputs and result of a node, computed once for all that ask before its own backward pass, which is the last."""
     if node.made is None:
         with torch.enable_grad():
             inputs = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in node.saved_tensors]
@@ -50,14 +55,14 @@ def _make_again(node: Any) -> tuple[list[Tensor | None], Tensor]:
 
 
 def recipes_for_results() -> AbstractContextManager[None]:
-    """While this lasts, autograd keeps the recipe of a `recomputed` result, or of a view of it, in its place."""
+    """Context in which autograd keeps, in place of a `recomputed` result or a view of it, its recipe."""
     return torch.autograd.graph.saved_tensors_hooks(_pack, _unpack) if _records() else nullcontext()
 
 
 def _pack(x: Tensor) -> Any:
     source = x if x._base is None else x._base
     if source.grad_fn is None or not isinstance(source.grad_fn, _Recomputed._backward_cls):  # type: ignore[attr-defined]
-        return x.detach(), x._version  # the tensor itself may belong to the node that keeps it: a cycle
+        return x.detach(), x._version  # not x itself, which may own the node that keeps it: a cycle
     return source.grad_fn, (x.size(), x.stride(), x.storage_offset())
 
 
@@ -66,5 +71,5 @@ def _unpack(packed: Any) -> Tensor:
     if not isinstance(kept, Tensor):
         return _make_again(kept)[1].detach().as_strided(*about)
     if kept._version != about:
-        raise RuntimeError("a tensor that the backward pass needs has been changed by an inplace operation")
+        raise RuntimeError("a tensor that the backward pass needs was changed by an inplace operation")
     return kept

@@ -1,4 +1,15 @@
-"""Rotary position embeddings (https://arxiv.org/abs/2104.09864) and their extensions to longer contexts."""
+"""Rotary position embeddings (https://arxiv.org/abs/2104.09864) and their extensions to longer contexts.
+
+Pair i of a head, at position p, is turned by the angle p * f_i with f_i = theta^(-2i / size). A score q . k then depends on the
+difference of two positions only. Beyond the trained context the slow pairs reach angles never seen in training; scaling makes
+them turn slower:
+
+    linear    f_i / factor
+    dynamic   theta grows with the length of the sequence
+    llama3    f_i / factor for slow pairs, f_i for fast ones, a mix between
+    yarn      the same with another ramp, and sharper attention
+    longrope  f_i / searched_i, one list for short and one for long sequences
+"""
 
 import math
 from typing import Any
@@ -8,12 +19,12 @@ from torch import Tensor, nn
 
 
 class Rope(nn.Module):
-    """Tables of cos and sin by which `rotate` turns queries and keys.
+    """Tables of cos and sin for `rotate`.
 
-    Its buffers are created on the CPU even under `torch.device("meta")`: they are computed, not loaded.
+    The buffer is created on the CPU even under `torch.device("meta")`: it is computed, not loaded.
 
     Args:
-        size: Leading dimensions of each head that are rotated.
+        size: Number of leading dimensions of each head that are rotated.
         theta: Base of the wavelengths.
         scaling: `Config.rope_scaling`.
     """
@@ -25,15 +36,17 @@ class Rope(nn.Module):
         self.register_buffer("inv_freq", _inverse_frequencies(size, theta, self.scaling), persistent=False)
         self.inv_freq: Tensor
         original: int | None = self.scaling.get("original_max_position_embeddings")
-        self.switch = original if self.scaling["rope_type"] == "longrope" else None  # the longest sequence of the short table
+        self.switch = original if self.scaling["rope_type"] == "longrope" else None  # length up to which the short table holds
 
     def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, and sin with its first half negative, (T, size) or (B, 1, T, size), in float32: half precision is too coarse.
+        """Return cos, and sin with its first half negative, (T, size) or (B, 1, T, size), in float32.
+
+        bfloat16 has 8 bits: above position 256 it cannot tell neighbours apart.
 
         Args:
             positions: (T,) or (B, T).
-            length: Positions of the sequence that each one belongs to; broadcasts to `positions`. The types `dynamic` and
-                `longrope` turn by it, so that keys that were cached while a sequence was short do not fit a long one.
+            length: Length of the sequence that each position belongs to; broadcasts to `positions`. The types `dynamic` and
+                `longrope` depend on it: keys cached while a sequence was short do not fit a long one.
         """
         angles = positions[..., None].float() * self._frequencies(length)
         if angles.dim() == 3:
@@ -42,21 +55,22 @@ class Rope(nn.Module):
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _frequencies(self, length: Tensor) -> Tensor:
-        """Radians per position for each rotated pair: (size / 2,), or (..., size / 2) if they depend on the length (...)."""
+        """Return radians per position for each pair: (size / 2,), or (..., size / 2) if they depend on the length (...)."""
         inv_freq, rope_type = self.inv_freq.float(), self.scaling["rope_type"]
         if rope_type not in ("dynamic", "longrope"):
             return inv_freq
         original = self.scaling["original_max_position_embeddings"]
         if rope_type == "longrope":  # https://arxiv.org/abs/2402.13753
             return inv_freq[(length > original).long()]
-        # NTK-aware scaling of theta with the length, https://arxiv.org/abs/2309.00071, appendix B.1
+        # NTK-aware: theta' = theta * growth^(size / (size - 2)), https://arxiv.org/abs/2309.00071, appendix B.1. Then
+        # f_i' = f_i * growth^(-2i / (size - 2)): the fastest pair keeps its angle, the slowest turns `growth` times slower.
         size, factor = 2 * inv_freq.size(-1), self.scaling["factor"]
         growth = factor * length.clamp(min=original) / original - (factor - 1)
         return inv_freq * growth[..., None] ** (-torch.arange(0, size, 2, device=inv_freq.device) / (size - 2))
 
 
 def _inverse_frequencies(size: int, theta: float, scaling: dict[str, Any]) -> Tensor:
-    """Radians per position for each pair, float32 (size / 2,); for `longrope` (2, size / 2), of short and long sequences."""
+    """Return radians per position for each pair, float32 (size / 2,); for `longrope` (2, size / 2): short, then long."""
     exponents = torch.arange(0, size, 2, dtype=torch.int64, device="cpu").float() / size
     inv_freq = 1.0 / theta**exponents
     rope_type = scaling["rope_type"]
@@ -79,7 +93,7 @@ def _llama3(
     original_max_position_embeddings: int,
     rope_type: str,
 ) -> Tensor:
-    """Llama 3.1: divide the low frequencies by `factor`, keep the high ones, interpolate between
+    """Llama 3.1: divide the low frequencies by `factor`, keep the high ones, interpolate between them
     (https://github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling)."""
     turns = original_max_position_embeddings * inv_freq / (2 * math.pi)  # of each pair over the original context
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
@@ -96,11 +110,11 @@ def _yarn(
     truncate: bool = True,
     **_: Any,
 ) -> Tensor:
-    """YaRN (https://arxiv.org/abs/2309.00071, section 3.2): pairs that turn more than `beta_fast` times over the original
-    context are kept, those that turn less than `beta_slow` times are divided by `factor`, with a ramp between."""
+    """YaRN (https://arxiv.org/abs/2309.00071, section 3.2): keep pairs that turn more than `beta_fast` times over the original
+    context, divide those that turn less than `beta_slow` times by `factor`, with a linear ramp between them."""
     half = inv_freq.numel()
 
-    def pair_that_turns(times: float) -> float:
+    def pair_that_turns(times: float) -> float:  # i with original * theta^(-i / half) = 2 pi * times
         return half * math.log(original_max_position_embeddings / (times * 2 * math.pi)) / math.log(theta)
 
     low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
@@ -121,7 +135,8 @@ def _attention_factor(
     original_max_position_embeddings: int = 0,
     **_: Any,
 ) -> float:
-    """Factor of cos and sin, by which long contexts sharpen the attention: YaRN section 3.4, LongRoPE section 3.4."""
+    """Return the factor of cos and sin, whose square multiplies the scores: long contexts need sharper attention (YaRN section
+    3.4, LongRoPE section 3.4)."""
     if rope_type not in ("yarn", "longrope"):
         return 1.0
     if attention_factor is not None:
@@ -137,7 +152,10 @@ def _attention_factor(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the leading dimensions of each head, in halves as Hugging Face lays them out.
+    """Rotate the leading dimensions of each head: (a, b) -> (a cos - b sin, b cos + a sin).
+
+    As in Hugging Face's layout, pair i consists of dimensions i and i + rotary_size / 2. `sin` has its first half negative, so
+    that both lines are x * cos + swapped halves * sin.
 
     Args:
         x: (..., T, hs); cos, sin: (..., T, rotary_size), broadcast over heads.

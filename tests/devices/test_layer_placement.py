@@ -147,7 +147,7 @@ CUDA, CPU, MPS = map(torch.device, ("cuda", "cpu", "mps"))
         ("auto", {}, "tensor", "of every layer"),
         ("tensor", {"device": CPU}, "tensor", "of every layer"),
         ("layers", {}, "layers", "one after the other"),
-        ("auto", {"quantize": "bnb.nf4"}, "layers", "since --quantize"),
+        ("auto", {"quantize": "bnb.nf4"}, "layers", "since `quantize`"),
         ("auto", {"has_adapter": True}, "layers", "since an adapter"),
         (
             "auto",
@@ -156,7 +156,7 @@ CUDA, CPU, MPS = map(torch.device, ("cuda", "cpu", "mps"))
             "since the model has experts",
         ),
         ("auto", {"config": replace(SIZES, qk_norm="row")}, "layers", "norms over all heads"),
-        ("auto", {"n_devices": 3}, "layers", "4 key/value heads and 128 features are no multiples of 3"),
+        ("auto", {"n_devices": 3}, "layers", "4 key/value heads and 128 features are not both divisible by 3"),
     ],
 )
 def test_the_strategy_is_chosen_and_told_with_its_reason(monkeypatch, asked, options, strategy, told):
@@ -175,14 +175,14 @@ CHOICE = {"config": SIZES, "device": CUDA, "n_devices": 2, "quantize": None, "ha
         (
             "tensor",
             {"quantize": "bnb.nf4"},
-            "--strategy tensor: --quantize leaves no plain linears. Take --strategy layers on GPUs",
+            "`strategy` tensor is not possible: `quantize` leaves no plain linears. Use `strategy` layers on GPUs",
         ),
-        ("tensor", {"has_adapter": True, "device": CPU}, "scripts/merge_lora.py merges LoRA. Take"),
-        ("auto", {"quantize": "bnb.nf4", "device": CPU}, "since a CPU is one device. Leave it out"),
-        ("layers", {"device": CPU}, "layers cannot, since a CPU is one device. Leave it out"),
-        ("auto", {"device": MPS}, "MPS is one device. Leave it out"),
+        ("tensor", {"has_adapter": True, "device": CPU}, "scripts/merge_lora.py merges LoRA. Use"),
+        ("auto", {"quantize": "bnb.nf4", "device": CPU}, "since a CPU is one device. Omit it"),
+        ("layers", {"device": CPU}, "layers cannot be distributed, since a CPU is one device. Omit it"),
+        ("auto", {"device": MPS}, "MPS is one device. Omit it"),
         ("auto", {"n_devices": 8}, "this machine has 4 CUDA devices"),
-        ("layers", {"n_devices": 4, "config": replace(SIZES, n_layer=3)}, "there are only 3 layers. Take as many at most"),
+        ("layers", {"n_devices": 4, "config": replace(SIZES, n_layer=3)}, "there are only 3 layers. Use at most 3"),
     ],
 )
 def test_what_devices_cannot_do_is_refused(monkeypatch, asked, options, told):

@@ -107,5 +107,5 @@ def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir
 def test_without_a_compiler_the_run_is_refused_in_words(monkeypatch, checkpoint):
     torch._dynamo.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"--train\.compile: .*no-such-compiler.*Install a C\+\+ compiler"):
+    with pytest.raises(ValueError, match=r"`train\.compile`: .*no-such-compiler.*Install a C\+\+ compiler"):
         compile_blocks(load_model(checkpoint))

@@ -1,4 +1,4 @@
-"""Weights laid out or packed for decoding on a CPU, against the same model in float32."""
+"""Weights laid out for decoding on a CPU, against the same model in float32."""
 
 import pytest
 import torch
@@ -26,14 +26,14 @@ def test_weights_by_columns_change_neither_logits_nor_names(case, tmp_path):
     assert relative_difference(model(ids), reference(ids).logits) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("fp16", 1e-3), ("int8", 8.4e-2)])
+@pytest.mark.parametrize(("layout", "limit"), [("fp16", 1e-3), ("int8", 8.4e-2)])
 @torch.inference_mode()
-def test_packed_weights_change_logits_and_loss_of_a_trained_model_by_no_more_than_stated(kind, limit, shared_data):
+def test_rounded_weights_change_logits_and_loss_of_a_trained_model_by_no_more_than_stated(layout, limit, shared_data):
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     model, tokenizer = lit_llm.load(shared_data / "stories260K", device="cpu")
     ids = torch.tensor([tokenizer.encode(text)])
     expected = model(ids)
-    lay_out(model, kind)
+    lay_out(model, layout)
     logits = model(ids)
     assert 0 < relative_difference(logits, expected) < limit
     loss, expected_loss = (torch.nn.functional.cross_entropy(x[0, :-1], ids[0, 1:]) for x in (logits, expected))
@@ -54,12 +54,12 @@ def test_weights_laid_out_while_they_are_loaded_are_those_laid_out_afterwards(ca
     assert torch.equal(at_once(ids), afterwards(ids))
 
 
-def test_what_cannot_be_packed_is_refused(checkpoint):
+def test_what_cannot_be_laid_out_is_refused(checkpoint):
     with pytest.raises(ValueError, match="for a CPU in 32-true, not for cpu and torch"):
         lay_out(lit_llm.load(checkpoint, device="cpu", precision="bf16-true")[0], "fp16")
-    with pytest.raises(ValueError, match="leave out --quantize"):
+    with pytest.raises(ValueError, match="Omit `quantize`"):
         lay_out(lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8")[0], "fp16")
-    with pytest.raises(ValueError, match="leave out --quantize"):
+    with pytest.raises(ValueError, match="Omit `quantize`"):
         lit_llm.load(checkpoint, device="cpu", quantize="bnb.int8", layout="int8")
     with pytest.raises(ValueError, match="for a CPU in 32-true"):
         lit_llm.load(checkpoint, device="cpu", precision="bf16-true", layout="fp16")

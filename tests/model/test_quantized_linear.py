@@ -339,7 +339,7 @@ def test_a_quantized_model_equals_one_with_the_dequantized_weights(quantization)
 def test_an_unknown_quantization_is_refused_and_the_known_ones_listed():
     with torch.device("meta"):
         model = GPT(tiny_config())
-    with pytest.raises(ValueError, match=r"'bnb\.nf5' does not exist; choose one of bnb\.nf4, bnb\.nf4-dq"):
+    with pytest.raises(ValueError, match=r"'bnb\.nf5' does not exist\. Use one of bnb\.nf4, bnb\.nf4-dq"):
         quantize_linears(model, "bnb.nf5")
 
 
