@@ -78,9 +78,8 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
     with new_folder(output_dir) as folder:
         save_safetensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         config = _peft_config(model, checkpoint_dir, about["arguments"], linears)
-        (folder / "adapter_config.json").write_text(
-            json.dumps(config, indent=2) + "\n"
-        )  # ASCII: PEFT reads it in the locale's encoding
+        # ASCII: PEFT reads it in the locale's encoding.
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
