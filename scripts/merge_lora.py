@@ -14,7 +14,7 @@ def main(args: MergeLoRAArgs) -> None:
         f"in float32 the logits differ by at most {proof['max_difference']:.1e} from those of adapter and base, "
         f"{proof['share']:.1e} of the largest"
     )
-    print(f"as written: {proof['top1_agreement']:.1%} of the likeliest tokens agree, KL {proof['kl']:.1e} nats per token")
+    print(f"as written: {proof['top1_agreement']:.1%} of the most likely tokens agree, KL {proof['kl']:.1e} nats per token")
     ask = f"python generate/full.py --checkpoint_dir {args.output_dir} --prompt Hello"
     print(f"Ask it in prompt style {proof['prompt_style']}: {ask}")
 

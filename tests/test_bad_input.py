@@ -75,7 +75,7 @@ MISTAKES = {
         lambda b, d: edit_json(b / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
         "rope_scaling type 'spiral' is not supported",
     ),
-    "no weights": (lambda b, d: (b / "model.safetensors").unlink(), "holds no weights. Download them first"),
+    "no weights": (lambda b, d: (b / "model.safetensors").unlink(), "has no weights. Download them first"),
     "truncated weights": (lambda b, d: truncate(b / "model.safetensors"), "is damaged or incomplete"),
     "tensor missing": (lambda b, d: edit_weights(b, lambda t: t.pop("model.norm.weight")), "among them norm.weight"),
     "tensor of wrong shape": (
@@ -281,7 +281,7 @@ def test_an_adapter_of_another_base_is_refused(run_script, base, data, tmp_path,
     code, stderr = run_script("generate/lora.py", *adapter)
     assert_told(code, stderr, "is missing or damaged")
     code, stderr = run_script("generate/lora.py", "--adapter_dir", tmp_path / "nowhere", "--prompt=x")
-    assert_told(code, stderr, "holds no adapter")
+    assert_told(code, stderr, "has no adapter")
 
 
 GENERATE = {

@@ -1,24 +1,31 @@
-"""From Hugging Face's layout, and from Lit-GPT's, to ours."""
+"""Convert Hugging Face's layout, and Lit-GPT's, to ours."""
 
 import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lit_llm.checkpoint.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
-from lit_llm.checkpoint.read import HF_WEIGHTS, LIT_WEIGHTS, checked, expected_shapes, read_config, read_tensors, weight_files
+from lit_llm.checkpoint.read import (
+    HF_WEIGHTS,
+    LIT_WEIGHTS,
+    Readers,
+    checked,
+    expected_shapes,
+    read_config,
+    read_tensors,
+    weight_files,
+)  # fmt: skip
 from lit_llm.checkpoint.tensor_names import to_lit
 from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import new_folder, write_json
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 
 
-def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
-    """Write our weights and `lit_config.json` beside a checkpoint of Hugging Face's or Lit-GPT's layout.
+def convert(checkpoint_dir: Path | str, dtype: str | None = None) -> None:
+    """Write our weights and `lit_config.json` next to a checkpoint in Hugging Face's or Lit-GPT's layout.
 
-    Where weights of both lie, those of Hugging Face are converted. No file but results of an earlier conversion is removed; a
+    If the folder has weights of both, those of Hugging Face are converted. Only results of an earlier conversion are removed; a
     `lit_config.json` of Lit-GPT is kept as `lit_gpt_config.json`. Holds one shard in memory.
 
     Args:
@@ -27,6 +34,7 @@ def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
     Raises:
         FileNotFoundError, ValueError: as `load_model`; an earlier result stays as it was.
     """
+    checkpoint_dir = Path(checkpoint_dir)
     theirs = None if _is_hf(checkpoint_dir) else config_file(checkpoint_dir)
     config, readers = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
     tensors = checked(expected_shapes(config), readers, checkpoint_dir)
@@ -39,7 +47,7 @@ def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
         shutil.copyfile(theirs, checkpoint_dir / KEPT_CONFIG)
     for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*.safetensors*")]:
         old.unlink(missing_ok=True)
-    # The config goes last: with it the folder becomes one of ours.
+    # The config is last: with it the folder becomes one of ours.
     for new in sorted((checkpoint_dir / ".converted").iterdir(), key=lambda path: path.name == LIT_CONFIG):
         new.rename(checkpoint_dir / new.name)
     (checkpoint_dir / ".converted").rmdir()
@@ -48,13 +56,13 @@ def convert(checkpoint_dir: Path, dtype: str | None = None) -> None:
 
 
 def _is_hf(folder: Path) -> bool:
-    """Lit-GPT left Hugging Face's weights beside its own, but no config.json."""
+    """Lit-GPT left Hugging Face's weights next to its own, but no config.json."""
     has_weights = any((folder / name).is_file() for file in HF_WEIGHTS for name in (file, f"{file}.index.json"))
     return has_weights and (folder / "config.json").is_file()
 
 
-def _read_hf(checkpoint_dir: Path) -> tuple[Config, Iterable[tuple[str, Callable[[], Tensor]]]]:
+def _read_hf(checkpoint_dir: Path) -> tuple[Config, Readers]:
     if not (checkpoint_dir / "config.json").is_file():
-        read_config(checkpoint_dir)  # says what is wrong with the folder
+        read_config(checkpoint_dir)  # raises the error that names what the folder lacks
     config = Config.from_file(checkpoint_dir / "config.json")
     return config, to_lit(config, read_tensors(weight_files(checkpoint_dir, native=False)))

@@ -1,18 +1,17 @@
-"""Checkpoints of Lit-GPT (2023) and litgpt: `lit_model.pth` beside `lit_config.json` or `model_config.yaml`.
+"""Checkpoints of Lit-GPT (2023) and litgpt: `lit_model.pth` with `lit_config.json` or `model_config.yaml`.
 
-Their layout is read only to convert it. Names of tensors are in `weights.py`; here is what their configuration means.
+Their layout is read only to convert it. `tensor_names.py` has their names of tensors; this file translates their configuration.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
-from lit_llm.checkpoint.read import read_tensors
+from lit_llm.checkpoint.read import Readers, read_tensors
 from lit_llm.checkpoint.tensor_names import TABLES, from_lit_gpt, parts_of_family, parts_of_model
+from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.model.config_json import Keys
@@ -21,12 +20,20 @@ from lit_llm.model.gpt import GPT
 KEPT_CONFIG = "lit_gpt_config.json"  # their lit_config.json, once ours has taken its name
 _YAML_CONFIG = "model_config.yaml"
 
-_NEUTRAL = frozenset(("name", "org", "hf_config", "padding_multiple", "vocab_size"))
+_NORMS = ("LayerNorm", "RMSNorm")
+# Their MLP class -> our `mlp`, and its activation; None: `gelu_approximate` decides.
+_MLPS = {
+    "GptNeoxMLP": ("plain", None),
+    "LLaMAMLP": ("gated", "silu"),
+    "GemmaMLP": ("gated", None),
+    "LLaMAMoE": ("gated", "silu"),
+}
 _ACTIVATION = {"none": "gelu", "tanh": "gelu_tanh"}
+_NEUTRAL = frozenset(("name", "org", "hf_config", "padding_multiple", "vocab_size"))
 
 
 def config_file(folder: Path) -> Path | None:
-    """Their configuration if the folder holds weights of theirs, else None."""
+    """Return their configuration if the folder has weights of theirs, else None."""
     if (folder / LIT_GPT_WEIGHTS).is_file():
         for name in (KEPT_CONFIG, LIT_CONFIG, _YAML_CONFIG):
             path = folder / name
@@ -36,13 +43,13 @@ def config_file(folder: Path) -> Path | None:
     return None
 
 
-def read_lit_gpt(folder: Path, path: Path) -> tuple[Config, list[tuple[str, Callable[[], Tensor]]]]:
-    """Config, and our names with readers of the weights, from a folder of theirs with the configuration `path`.
+def read_lit_gpt(folder: Path, path: Path) -> tuple[Config, Readers]:
+    """Return config, and our names with readers of the weights, from a folder of theirs with the configuration `path`.
 
     Raises:
-        ValueError: if a field of the configuration is not understood, or a tensor has no place.
+        CheckpointError: if a field of the configuration is not understood, or a tensor has no place.
     """
-    tensors = [(name, read) for name, read in read_tensors([folder / LIT_GPT_WEIGHTS])]
+    tensors = list(read_tensors([folder / LIT_GPT_WEIGHTS]))
     by_name = dict(tensors)
     head, embedding = (by_name.get(name) for name in ("lm_head.weight", "transformer.wte.weight"))
     # They always store both, and the head of a model that ties them is a copy.
@@ -51,9 +58,9 @@ def read_lit_gpt(folder: Path, path: Path) -> tuple[Config, list[tuple[str, Call
     if (folder / "config.json").is_file():
         family = read_json_object(folder / "config.json").get("model_type")
     try:
-        config = _config(_values(path), tied, family)
+        config = _config(Keys(_values(path)), tied, family)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     return config, list(from_lit_gpt(config, tensors))
 
 
@@ -69,66 +76,86 @@ def _values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _config(values: dict[str, Any], tied: bool, family: str | None) -> Config:
-    """Our Config for theirs. `family` is taken for model_type if its parts are those of the model."""
-    k = Keys(values)
+def _config(k: Keys, tied: bool, family: str | None) -> Config:
+    """Return our Config for theirs. `family` becomes `model_type` if its parts are those of the model."""
     name = k.get("name", "")
-    norm, mlp = (k.get(f"{part}_class_name", None) or k.get(f"_{part}_class", old) for part, old in _CLASSES.items())
-    if norm not in ("LayerNorm", "RMSNorm"):
-        raise ValueError(f"norm_class_name = {norm!r} is not supported; supported: LayerNorm, RMSNorm")
-    if mlp not in ("GptNeoxMLP", "LLaMAMLP", "GemmaMLP", "LLaMAMoE"):
-        raise ValueError(f"mlp_class_name = {mlp!r} is not supported; supported: GptNeoxMLP, LLaMAMLP, GemmaMLP, LLaMAMoE")
-    for feature in ("latent_attention", "n_shared_expert", "n_expert_groups", "first_k_dense_replace"):
-        k.only(feature, None)
-    k.only("rope_interleave", False)
-    k.only("routed_scaling_factor", 1.0)
-    k.unused("norm_topk_prob", "n_topk_groups", "n_topk_scores_per_group")  # the first is not read, the others with groups
-    approximate = k.only("gelu_approximate", *_ACTIVATION)
-    n_embd, n_head, n_layer = k.size("n_embd", 4096), k.size("n_head", 32), k.size("n_layer", 16)
-    head_size = k.size("head_size", n_embd // n_head)
-    if mlp == "LLaMAMLP" and "intermediate_size" not in values:
-        raise ValueError("intermediate_size is missing")
-    intermediate_size = k.size("intermediate_size", 4 * n_embd)
-    bias, multiple = k.get("bias", True), values.get("padding_multiple", 512)
-    fields: dict[str, Any] = dict(
-        vocab_size=k.size("padded_vocab_size", -(-values.get("vocab_size", 50254) // multiple) * multiple),
-        block_size=k.size("block_size", 4096),
-        n_layer=n_layer,
-        n_head=n_head,
-        n_query_groups=k.size("n_query_groups", n_head),
-        n_embd=n_embd,
-        head_size=head_size,
-        intermediate_size=intermediate_size,
+    norm, mlp = _class(k, "norm", _NORMS), _class(k, "mlp", tuple(_MLPS))
+    _refuse_unsupported(k)
+    sizes = _sizes(k, mlp)
+    fields: dict[str, Any] = {
+        **sizes,
         **_norm(k, norm, name),
-        mlp="plain" if mlp == "GptNeoxMLP" else "gated",
-        activation="silu" if mlp in ("LLaMAMLP", "LLaMAMoE") else _ACTIVATION[approximate],
-        attn_bias=k.get("attn_bias", False) or bias,
-        attn_out_bias=bias,
-        mlp_bias=bias,
-        lm_head_bias=k.get("lm_head_bias", False),
-        attention_softcap=k.get("attention_logit_softcapping", None),
-        logit_softcap=k.get("final_logit_softcapping", None),
-        scale_embeddings=k.get("scale_embeddings", False),
-        tie_embeddings=tied,
+        **_mlp(k, mlp, sizes["intermediate_size"]),
+        **_attention(k),
         **_residuals(k),
-        **_positions(k, n_layer, head_size),
-    )
-    if (scalar := k.get("attention_scores_scalar", None)) is not None:
-        fields["attention_scale"] = scalar**-0.5
-    n_expert, n_chosen = k.get("n_expert", 0), k.get("n_expert_per_token", 0)
-    expert_size = k.size("moe_intermediate_size", intermediate_size)
-    if mlp == "LLaMAMoE":
-        fields |= {"n_expert": n_expert, "n_expert_per_token": n_chosen, "expert_size": expert_size}
+        **_positions(k, sizes["n_layer"], sizes["head_size"]),
+        "lm_head_bias": k.get("lm_head_bias", False),
+        "logit_softcap": k.get("final_logit_softcapping", None),
+        "scale_embeddings": k.get("scale_embeddings", False),
+        "tie_embeddings": tied,
+    }
     if unknown := sorted(set(k.unread()) - _NEUTRAL):
         raise ValueError(f"fields that are not understood: {', '.join(unknown)}")
     return Config(model_type=_family(fields, family), **fields)
 
 
-_CLASSES = {"norm": "LayerNorm", "mlp": "GptNeoxMLP"}
+def _class(k: Keys, part: str, known: tuple[str, ...]) -> str:
+    """Return their class of a part: `norm_class_name`, or `_norm_class` in 2023; by default the first one known."""
+    found = k.get(f"{part}_class_name", None) or k.get(f"_{part}_class", known[0])
+    if found not in known:
+        raise ValueError(f"{part}_class_name = {found!r} is not supported; supported: {', '.join(known)}")
+    return found
+
+
+def _refuse_unsupported(k: Keys) -> None:
+    for feature in ("latent_attention", "n_shared_expert", "n_expert_groups", "first_k_dense_replace"):
+        k.only(feature, None)
+    k.only("rope_interleave", False)
+    k.only("routed_scaling_factor", 1.0)
+    k.unused("norm_topk_prob", "n_topk_groups", "n_topk_scores_per_group")  # the first is not read, the others with groups
+
+
+def _sizes(k: Keys, mlp: str) -> dict[str, int]:
+    n_embd, n_head = k.size("n_embd", 4096), k.size("n_head", 32)
+    if mlp == "LLaMAMLP" and k.get("intermediate_size", None) is None:
+        raise ValueError("intermediate_size is missing")
+    multiple = k.get("padding_multiple", 512)
+    return {
+        "vocab_size": k.size("padded_vocab_size", -(-k.get("vocab_size", 50254) // multiple) * multiple),
+        "block_size": k.size("block_size", 4096),
+        "n_layer": k.size("n_layer", 16),
+        "n_head": n_head,
+        "n_query_groups": k.size("n_query_groups", n_head),
+        "n_embd": n_embd,
+        "head_size": k.size("head_size", n_embd // n_head),
+        "intermediate_size": k.size("intermediate_size", 4 * n_embd),
+    }
+
+
+def _mlp(k: Keys, kind: str, intermediate_size: int) -> dict[str, Any]:
+    mlp, activation = _MLPS[kind]
+    approximate = k.only("gelu_approximate", *_ACTIVATION)
+    fields = {"mlp": mlp, "activation": activation or _ACTIVATION[approximate], "mlp_bias": k.get("bias", True)}
+    experts = {
+        "n_expert": k.get("n_expert", 0),
+        "n_expert_per_token": k.get("n_expert_per_token", 0),
+        "expert_size": k.size("moe_intermediate_size", intermediate_size),
+    }
+    return fields | experts if kind == "LLaMAMoE" else fields
+
+
+def _attention(k: Keys) -> dict[str, Any]:
+    bias, scalar = k.get("bias", True), k.get("attention_scores_scalar", None)
+    return {
+        "attn_bias": k.get("attn_bias", False) or bias,
+        "attn_out_bias": bias,
+        "attention_softcap": k.get("attention_logit_softcapping", None),
+        "attention_scale": None if scalar is None else scalar**-0.5,
+    }
 
 
 def _norm(k: Keys, kind: str, name: str) -> dict[str, Any]:
-    """Two of their norms depend on the name of the model."""
+    """Their Gemma and OLMo norms have no class or field of their own: the name of the model decides."""
     qk = {"default": "head", "olmo2": "row"}[k.only("norm_qk_type", "default", "olmo2")] if k.get("norm_qk", False) else None
     k.unused("norm_qk_type")
     fields = {"norm_eps": k.get("norm_eps", 1e-5), "qk_norm": qk}
@@ -138,7 +165,7 @@ def _norm(k: Keys, kind: str, name: str) -> dict[str, Any]:
 
 
 def _residuals(k: Keys) -> dict[str, Any]:
-    """How attention and MLP hang on the residual stream."""
+    """Norms before and after attention and MLP, and whether both read the same residual stream."""
     before, after = k.get("norm_1", True), k.get("post_attention_norm", False)
     parallel, shared = k.get("parallel_residual", True), k.get("shared_attention_norm", False)
     if k.get("norm_2", True) != before or k.get("post_mlp_norm", False) != after:
@@ -188,7 +215,7 @@ def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _family(fields: dict[str, Any], wanted: str | None) -> str:
-    """`wanted` if that family has the parts of this model, else the first that has; it decides the names on export."""
+    """Return `wanted` if that family has the parts of this model, else the first that has. It decides the names on export."""
     for family in sorted(TABLES, key=lambda family: family != wanted):
         config = Config(model_type=family, **fields)
         with torch.device("meta"):

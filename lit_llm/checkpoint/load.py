@@ -1,9 +1,11 @@
-"""A model and its tokenizer from a checkpoint folder."""
+"""Load a model and its tokenizer from a checkpoint folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_llm.checkpoint.adapters import attach_adapter
 from lit_llm.checkpoint.load_model import load_model
+from lit_llm.errors import CheckpointError
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, lay_out
 from lit_llm.model.device import resolve_device, weights_dtype
@@ -20,30 +22,29 @@ def load(
     mapped: bool = False,
     layout: Layout | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """Model in eval mode, weights frozen, and its tokenizer.
+    """Return a model in eval mode, with frozen weights, and its tokenizer.
 
     Args:
         checkpoint_dir: A folder as Hugging Face publishes it, or one of ours.
-        adapter_dir: An adapter made for this checkpoint; it stays unmerged.
-        device: `auto` takes CUDA, then MPS, then the CPU. Blocks are spread over several, as in `["cuda:0", "cuda:1"]`.
+        adapter_dir: An adapter trained on this checkpoint; it stays unmerged.
+        device: `auto` selects CUDA, else MPS, else the CPU. A sequence, `["cuda:0", "cuda:1"]`, spreads the blocks.
         precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
         quantize: One of `lit_llm.model.quantized_linear.QUANTIZATIONS`; applies to the linears inside the blocks.
-        mapped: Leave the weights on the CPU, where they may lie in the file, in the dtype that they would have on `device`.
+        mapped: Leave the weights on the CPU, in the mapped file if possible, in the dtype that they would have on `device`.
         layout: How linears are laid out for decoding on a CPU in float32.
 
     Raises:
         FileNotFoundError: if files are missing.
         ValueError: if they do not fit together; the message names the file or tensor.
     """
+    checkpoint_dir = Path(checkpoint_dir)
     devices = [resolve_device(name) for name in ([device] if isinstance(device, str) else device)]
     dtype = weights_dtype(precision, devices[0])
     at_once = layout if adapter_dir is None else None  # an adapter attaches to plain linears
-    model = load_model(Path(checkpoint_dir), "cpu" if mapped else devices, dtype, quantize, layout=at_once)
-    tokenizer = load_tokenizer(Path(checkpoint_dir), model.config)
+    model = load_model(checkpoint_dir, "cpu" if mapped else devices, dtype, quantize, layout=at_once)
+    tokenizer = load_tokenizer(checkpoint_dir, model.config)
     if adapter_dir is not None:
-        from lit_llm.checkpoint.adapters import attach_adapter
-
         attach_adapter(model, Path(adapter_dir))
         if layout is not None:
             lay_out(model, layout)
@@ -51,11 +52,11 @@ def load(
 
 
 def load_tokenizer(checkpoint_dir: Path, config: Config) -> Tokenizer:
-    """Raises ValueError if the tokenizer has ids beyond the embedding's rows; fewer is padding."""
+    """Return the tokenizer of a folder. Raises CheckpointError if it has more ids than the embedding has rows."""
     tokenizer = Tokenizer(checkpoint_dir)
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise CheckpointError(
             f"the tokenizer in {checkpoint_dir} has {tokenizer.vocab_size} ids but the model only {config.vocab_size} rows: "
-            "they do not belong together. Copy the tokenizer files of this very checkpoint"
+            "they do not belong together. Copy the tokenizer files of the model's own checkpoint"
         )
     return tokenizer

@@ -1,35 +1,28 @@
-"""Checkpoint folders: reading Hugging Face's and our own, writing ours, and adapters beside them."""
+"""Load a model from a checkpoint folder."""
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.checkpoint.read import (
-    _MAPPED_ELEMENTS,
-    Reader,
-    checked,
-    empty_model,
-    read_config,
-    read_tensors,
-    shapes_of,
-    weight_files,
-)
-from lit_llm.checkpoint.tensor_names import to_lit
+from lit_llm.checkpoint.read import MAPPED_ELEMENTS, checked, empty_model, read_config, read_model_tensors, shapes_of
 from lit_llm.devices.layer_placement import place
-from lit_llm.model.config import LIT_CONFIG, Config
+from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, linears, replace
 from lit_llm.model.gpt import GPT
+from lit_llm.model.quantized_linear import quantize_linears
+from lit_llm.progress import Progress
 
 _SECONDS_BEFORE_PROGRESS = 3
 
 
 def load_model(
-    checkpoint_dir: Path,
+    checkpoint_dir: Path | str,
     device: torch.device | str | Sequence[torch.device] = "cpu",
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
@@ -37,27 +30,29 @@ def load_model(
     layout: Layout | None = None,
     empty: GPT | None = None,
 ) -> GPT:
-    """GPT with all weights loaded and frozen, on a device or with its blocks spread over several; `fingerprint` is set. Peak
-    memory is the model plus one tensor.
+    """Return a GPT with all weights loaded and frozen, on one device or with its blocks on several; `fingerprint` is set.
 
-    The model is built on the meta device and every memory-mapped tensor takes its place in it, cast or quantized on the way.
+    The model is built on the meta device. Each memory-mapped tensor then takes its place in it, cast or quantized on the way,
+    so that peak memory is the model plus one tensor.
 
     Args:
-        in_parts: Load for `sharding.shard`, which moves and casts what a rank holds: weights stay in the mapped file, unless
+        dtype: None: the checkpoint's own.
+        in_parts: Load for `fsdp.shard`, which moves and casts the rows of a rank: weights stay in the mapped file, unless
             `dtype` makes them smaller, and each rank quantizes its own rows onto `device`.
         layout: Lay out the linears, each as it is read.
         empty: The model on the meta device, if it was built already.
 
     Raises:
-        ValueError: as `check_layout`.
+        FileNotFoundError: if the folder or files of weights are missing.
+        CheckpointError: if the tensors are not exactly those of the config.
+        ValueError: as `quantize_linears` and `check_layout`.
     """
+    checkpoint_dir = Path(checkpoint_dir)
+    devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     model = empty or empty_model(read_config(checkpoint_dir))
     config, shapes = model.config, shapes_of(model)  # before a linear is quantized
     if quantize is not None:
-        from lit_llm.model.quantized_linear import quantize_linears
-
         quantize_linears(model, quantize, in_parts)
-    devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     if layout is not None:
         check_layout(layout, devices[0], dtype, quantize is not None)
         if layout != "columns":
@@ -65,11 +60,14 @@ def load_model(
                 replace(model, name, layout)
     if len(devices) > 1:
         model.placement = place(model, devices, dtype)
-    native = (checkpoint_dir / LIT_CONFIG).is_file()
-    tensors: Iterable[tuple[str, Reader]] = read_tensors(weight_files(checkpoint_dir, native))
-    if not native:
-        tensors = to_lit(config, tensors)
-    model.fingerprint = _fill(model, shapes, tensors, devices[0], dtype, checkpoint_dir, in_parts, layout == "columns")
+    columns = {f"{name}.weight" for name in linears(model)} if layout == "columns" else set()
+    if columns and config.tie_embeddings:
+        columns.add("wte.weight")  # the head multiplies with it
+    converts = bool(columns) or any(hasattr(module, "load_weight") for module in model.modules())
+    tensors = checked(shapes, read_model_tensors(checkpoint_dir, config), checkpoint_dir)
+    if converts:  # else it is a matter of mapping files
+        tensors = _with_progress(tensors, len(shapes))
+    model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts)
     if config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.wte.weight
     elif config.tie_embeddings:
@@ -81,49 +79,55 @@ def load_model(
 
 
 def _fill(
-    model: GPT, shapes: dict[str, torch.Size], tensors: Iterable[tuple[str, Reader]], first: torch.device,
-    dtype: torch.dtype | None, folder: Path, in_parts: bool, columns: bool,
+    model: GPT, tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype | None, in_parts: bool,
+    columns: set[str], converts: bool,
 ) -> str:  # fmt: skip
-    """Put every tensor in its place, on the first device if the model has no placement that says more, and return the
-    fingerprint. Tells how far it is when that takes long."""
-    plain_dtype = None if in_parts and dtype == torch.float32 else dtype
-    rows, turned = {}, {f"{name}.weight" for name in linears(model)} if columns else set()
-    if columns and model.config.tie_embeddings:
-        turned.add("wte.weight")
-    copies = columns or any(hasattr(module, "load_weight") for module in model.modules())
-    n_tensors, start, progress = len(shapes), time.monotonic(), None
-    for done, (name, tensor) in enumerate(checked(shapes, tensors, folder)):
-        if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
-            rows[name] = tensor[0].to(torch.bfloat16).float()
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        device = first if model.placement is None or not name.startswith("h.") else model.placement[int(name.split(".")[1])]
-        if leaf == "weight" and hasattr(module, "load_weight"):
-            module.load_weight(tensor, device, dtype)  # type: ignore[operator]
-        else:
-            # Left in the mapped file, it would hold there the pages of its neighbours that were cast, quantized or copied; a
-            # large one has none.
-            copy = (copies and not in_parts and tensor.numel() < _MAPPED_ELEMENTS) or tensor.dim() < 2
-            laid_out = by_columns(tensor) if name in turned else tensor
-            tensor = laid_out.to("cpu" if in_parts else device, plain_dtype or tensor.dtype, copy=copy and laid_out is tensor)
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        if copies and progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
-            from lit_llm.progress import Progress
+    """Put every tensor in its place, on `device` unless `placement` has another for its block, and return the fingerprint.
 
+    Args:
+        columns: Weights to hold by columns.
+        converts: Some weights are not held as the file has them.
+    """
+    # A tensor left in the mapped file keeps the pages of its neighbours there in memory, next to what was made from them: small
+    # ones are copied out of it. A large one has a mapping of its own. In parts, `fsdp.shard` copies the rows of its rank.
+    small = MAPPED_ELEMENTS if converts and not in_parts else 0
+    plain_dtype = None if in_parts and dtype == torch.float32 else dtype  # float32 would be larger than the file's
+    first_rows = {}
+    for name, tensor in tensors:
+        if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
+            first_rows[name] = tensor[0].to(torch.bfloat16).float()
+        path, _, leaf = name.rpartition(".")
+        module, block = model.get_submodule(path), re.match(r"h\.(\d+)\.", name)
+        place_of = model.placement[int(block[1])] if model.placement and block else device
+        if leaf == "weight" and hasattr(module, "load_weight"):
+            module.load_weight(tensor, place_of, dtype)  # type: ignore[operator]
+            continue
+        held = by_columns(tensor) if name in columns else tensor
+        copy = held is tensor and (tensor.dim() < 2 or tensor.numel() < small)
+        held = held.to("cpu" if in_parts else place_of, plain_dtype or tensor.dtype, copy=copy)
+        setattr(module, leaf, nn.Parameter(held, requires_grad=False))
+    return _fingerprint(model.config, first_rows)
+
+
+def _with_progress(tensors: Iterable[tuple[str, Tensor]], n_tensors: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors, and show how many were loaded once that takes long."""
+    start, progress = time.monotonic(), None
+    for done, named in enumerate(tensors):
+        yield named
+        if progress is None and time.monotonic() - start > _SECONDS_BEFORE_PROGRESS:
             progress = Progress("loading: tensor", n_tensors, done)
         if progress is not None:
             progress.update()
     if progress is not None:
         progress.close()
-    return _fingerprint(model.config, rows)
 
 
-def _fingerprint(config: Config, rows: dict[str, Tensor]) -> str:
+def _fingerprint(config: Config, first_rows: dict[str, Tensor]) -> str:
     """sha256 of the config and of the first row of each linear in bfloat16: equal for a folder and its converted twin."""
     default = {name: field.default for name, field in Config.__dataclass_fields__.items()}
     maths = {name: value for name, value in config.to_dict().items() if value != default[name]}
     digest = hashlib.sha256(json.dumps(maths, sort_keys=True).encode())
-    for name in sorted(rows):
+    for name in sorted(first_rows):
         digest.update(name.encode())
-        digest.update(rows[name].numpy().tobytes())
+        digest.update(first_rows[name].numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoint folders as we write them."""
+"""Write checkpoint folders in our layout."""
 
 import shutil
 from collections import deque
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_llm.checkpoint.read import (
-    LIT_WEIGHTS,
-)
+from lit_llm.checkpoint.read import LIT_WEIGHTS
 from lit_llm.devices.fsdp import whole
 from lit_llm.files import write_json
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.gpt import GPT
 
-# What travels with the weights into converted, merged and finetuned folders.
+# Files that are copied with the weights into converted, merged and finetuned folders.
 COMPANION_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "config.json", "generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.txt",
@@ -26,7 +26,7 @@ COMPANION_FILES = (
 def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
     """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder.
 
-    Without a folder, help the rank that writes: it gathers weights that are held in parts one at a time.
+    Weights that ranks hold in parts are gathered one at a time. A rank without a folder only takes part in that.
     """
     tensors = model.state_dict()
     if model.config.tie_embeddings:
@@ -35,23 +35,23 @@ def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: t
     if folder is None:
         deque(gathered, maxlen=0)
         return
-    # Cast one at a time: a cast copy of the whole model would not fit beside it.
+    # Cast one at a time: there may be no memory for a cast copy of the whole model.
     write_shards(((name, tensor.to(dtype or tensor.dtype)) for name, tensor in gathered), folder, LIT_WEIGHTS)
     write_json(folder / LIT_CONFIG, model.config.to_dict())
     copy_companions(source_dir, folder)
 
 
 def copy_companions(source_dir: Path, folder: Path) -> None:
-    """Copy the tokenizer, configurations and licence that travel with weights."""
+    """Copy the tokenizer, configurations and licence."""
     for name in COMPANION_FILES:
         if (source_dir / name).is_file():
             shutil.copyfile(source_dir / name, folder / name)
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, name: str, max_bytes: int = 5 * 10**9) -> list[Path]:
-    """Write tensors as `name`, or as numbered shards of at most `max_bytes` each and `name.index.json`.
+    """Write tensors as `name`, or as numbered shards of at most `max_bytes` each and `name.index.json`; return the files.
 
-    Holds one shard in memory. Returns the files.
+    Holds one shard in memory.
     """
     shard: dict[str, Tensor] = {}
     files: list[Path] = []
@@ -82,11 +82,8 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, name: str,
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors. Raises OSError if the disk is full, as other writers do."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # it wraps the operating system's error in its own
-        raise OSError(f"cannot write {path}: {error}") from error
+        raise OSError(f"cannot write {path}: {error}. Free space on the disk, or write to another one") from error
     path.chmod(0o644)  # safetensors makes files that only the owner can read

@@ -1,4 +1,4 @@
-"""Downloads of checkpoints from the Hugging Face hub, and of single files from anywhere."""
+"""Download checkpoints from the Hugging Face hub, and single files from anywhere."""
 
 import difflib
 import hashlib
@@ -14,9 +14,10 @@ from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_token
 
 from lit_llm.download.resumable import TIMEOUT, explained, fetch, part_path, size_text
+from lit_llm.errors import CheckpointError, DataError
 from lit_llm.files import digest_of, read_json_object
 
-# What to fetch of a repository: all of these, and the weights in the first of these forms that it has.
+# Files to fetch of a repository: all companions, and the weights in the first of these forms that it has.
 _COMPANIONS = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|merges\.txt|tokenizer\.model|chat_template\.jinja|LICEN[CS]E(\.\w+)?"
@@ -24,7 +25,7 @@ _COMPANIONS = re.compile(
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ANY_WEIGHTS = re.compile(r"(lit_model|model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
-# Family -> its repositories: a prefix, then the ends of their names.
+# Family -> its repositories: a prefix, then the endings of their names.
 _FAMILIES = {
     "Pythia": ["EleutherAI/pythia- 14m 31m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b 70m-deduped 410m-deduped 1.4b-deduped"],
     "GPT-2": ["openai-community/ gpt2 gpt2-medium gpt2-large gpt2-xl"],
@@ -63,12 +64,9 @@ _FAMILIES = {
 
 
 def known_repositories() -> dict[str, list[str]]:
-    """Family -> names of published repositories; some of them ask to accept a licence first."""
-    found = {}
-    for family, rows in _FAMILIES.items():
-        words = [row.split() for row in rows]
-        found[family] = [prefix + end for prefix, *ends in words for end in ends]
-    return found
+    """Return names of published repositories by family; some of them ask to accept a licence first."""
+    words = {family: [row.split() for row in rows] for family, rows in _FAMILIES.items()}
+    return {family: [prefix + end for prefix, *ends in rows for end in ends] for family, rows in words.items()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class _File:
         fetch(self.url, folder / self.name, self.digest, self.size, self.headers)
 
     def left(self, folder: Path) -> int:
-        """Bytes that an interrupted download of it still lacks."""
+        """Return the number of bytes that an interrupted download still lacks."""
         part = part_path(folder / self.name)
         return self.size - (part.stat().st_size if part.is_file() else 0)
 
@@ -96,21 +94,21 @@ class _File:
 
 def download_checkpoint(
     repo_id: str,
-    checkpoint_dir: Path,
+    checkpoint_dir: Path | str,
     revision: str | None = None,
     access_token: str | None = None,
     tokenizer_only: bool = False,
 ) -> Path:
     """Fetch config, tokenizer and, unless `tokenizer_only`, the weights into `checkpoint_dir/repo_id`; return that folder.
 
-    Files that are there already and agree with the hub's checksums are kept; broken ones are fetched again.
+    Files that are there already are kept if they match the hub's checksums; others are fetched again.
 
     Raises:
         OSError: if the hub cannot be reached or refuses, a file arrives damaged, or the disk is too small.
-        ValueError: if the repository holds no checkpoint, or the folder holds other weights.
+        CheckpointError: if the repository is not a checkpoint, or the folder has other weights.
     """
     headers = build_hf_headers(token=access_token)
-    folder = checkpoint_dir / repo_id
+    folder = Path(checkpoint_dir) / repo_id
 
     def refusal(status: int, code: str) -> str:
         return _explain(status, code, repo_id, revision, "authorization" in headers)
@@ -118,7 +116,9 @@ def download_checkpoint(
     with explained(constants.ENDPOINT, refusal):
         files = _list_files(repo_id, revision, access_token, headers)
         if "config.json" not in files:
-            raise ValueError(f"{repo_id} has no config.json, so it is no checkpoint; it has {_some(files)}")
+            raise CheckpointError(
+                f"{repo_id} is not a checkpoint: it has no config.json, but {_some(files)}. Choose another `repo_id`"
+            )
         wanted = [file for name, file in files.items() if _COMPANIONS.fullmatch(name)]
         weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
         missing = [file for file in wanted + weights if not file.is_in(folder)]
@@ -130,7 +130,7 @@ def download_checkpoint(
 
 
 def _list_files(repo_id: str, revision: str | None, token: str | None, headers: dict[str, str]) -> dict[str, _File]:
-    """Name -> file, for the top folder of the repository at one commit."""
+    """Return the files in the top folder of the repository at one commit, by name."""
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, token=token, timeout=TIMEOUT)
     except json.JSONDecodeError as error:
@@ -141,7 +141,7 @@ def _list_files(repo_id: str, revision: str | None, token: str | None, headers: 
     for entry in info.siblings or []:
         name = entry.rfilename
         if "\\" in name or name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{repo_id} lists a file named {name!r}, which lies outside of its folder. Do not trust it")
+            raise CheckpointError(f"{repo_id} lists a file named {name!r}, which is outside of its folder. Do not trust it")
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
         if "/" not in name and entry.size is not None and digest is not None:
             url = hf_hub_url(repo_id, name, revision=info.sha)
@@ -150,10 +150,12 @@ def _list_files(repo_id: str, revision: str | None, token: str | None, headers: 
 
 
 def _weight_files(repo_id: str, files: dict[str, _File], folder: Path) -> list[_File]:
-    """The weights in the preferred form. An index is fetched at once, as it names the shards."""
+    """Return the weights in the preferred form. An index is fetched at once, as it names the shards."""
     form = next((name for name in _WEIGHTS if name in files), None)
     if form is None:
-        raise ValueError(f"{repo_id} has no model.safetensors or pytorch_model.bin, but only {_some(files)}")
+        raise CheckpointError(
+            f"{repo_id} has no model.safetensors or pytorch_model.bin, but only {_some(files)}. Choose another `repo_id`"
+        )
     if not form.endswith(".index.json"):
         return [files[form]]
     if not files[form].is_in(folder):
@@ -161,9 +163,12 @@ def _weight_files(repo_id: str, files: dict[str, _File], folder: Path) -> list[_
     weight_map = read_json_object(folder / form).get("weight_map")
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not shards:
-        raise ValueError(f"{form} of {repo_id} names no shards")
+        raise CheckpointError(f"{form} of {repo_id} names no shards. Choose another `repo_id`")
     if lost := [name for name in shards if name not in files]:
-        raise ValueError(f"{form} of {repo_id} names {lost[0]!r}, which the repository does not have in its top folder")
+        raise CheckpointError(
+            f"{form} of {repo_id} names {lost[0]!r}, which the repository does not have in its top folder. "
+            "Choose another `repo_id` or `revision`"
+        )
     return [files[name] for name in (form, *shards)]
 
 
@@ -172,15 +177,15 @@ def _some(files: dict[str, _File]) -> str:
 
 
 def _refuse_other_weights(folder: Path, weights: list[_File], replaced: bool) -> None:
-    """Weights of another download or conversion in the same folder would be loaded in place of these."""
+    """Raise CheckpointError for weights of another download or conversion, which would be loaded in place of these."""
     names = {file.name for file in weights}
     if not names or not folder.is_dir():
         return
     present = [path.name for path in folder.iterdir() if _ANY_WEIGHTS.fullmatch(path.name) and path.name not in names]
     others = sorted(name for name in present if replaced or not name.startswith("lit_model"))
     if others:
-        raise ValueError(
-            f"{folder} holds other weights: {', '.join(others[:3])}. Remove them, or name another folder with --checkpoint_dir"
+        raise CheckpointError(
+            f"{folder} has other weights: {', '.join(others[:3])}. Remove them, or choose another `checkpoint_dir`"
         )
 
 
@@ -190,12 +195,12 @@ def _check_space(folder: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise OSError(
             f"the download needs {size_text(n_bytes)}, but the disk of {disk} has only {size_text(free)} free. "
-            "Free some space, or name a folder on another disk with --checkpoint_dir"
+            "Free some space, or choose a `checkpoint_dir` on another disk"
         )
 
 
 def _explain(status: int, code: str, repo_id: str, revision: str | None, has_token: bool) -> str:
-    """What a refusal of the hub means and what to do. `code` is its X-Error-Code header."""
+    """Return what a refusal of the hub means and what to do. `code` is its X-Error-Code header."""
     hub = constants.ENDPOINT
     if code == "GatedRepo" or status == 403:
         if has_token:
@@ -206,14 +211,14 @@ def _explain(status: int, code: str, repo_id: str, revision: str | None, has_tok
             )
         return (
             f"{repo_id} is gated ({status}): accept its licence at {hub}/{repo_id}, make an access token at "
-            f"{hub}/settings/tokens, and run the command again with --access_token TOKEN, or with HF_TOKEN=TOKEN set before it"
+            f"{hub}/settings/tokens, and run the command again with --access_token TOKEN, or HF_TOKEN=TOKEN before it"
         )
     if code == "RevisionNotFound":
         return f"{repo_id} has no revision {revision!r} (404). Its branches and tags are listed at {hub}/{repo_id}/tree/main"
     if status == 401 and has_token and code != "RepoNotFound":
         return (
             f"the hub refuses your access token (401): it is mistyped or expired. Make a new one at "
-            f"{hub}/settings/tokens. It comes from --access_token, HF_TOKEN or an earlier `hf auth login`"
+            f"{hub}/settings/tokens. It comes from `access_token`, HF_TOKEN or an earlier `hf auth login`"
         )
     if status in (401, 404):
         known = [name for names in known_repositories().values() for name in names]
@@ -221,31 +226,32 @@ def _explain(status: int, code: str, repo_id: str, revision: str | None, has_tok
         hint = f"Did you mean {' or '.join(near)}?" if near else "`python scripts/download.py` lists repositories by family."
         return (
             f"there is no model {repo_id} on the hub, or it is private ({status}). {hint} Check the spelling of ORG/NAME; "
-            "a private one needs --access_token or HF_TOKEN"
+            "a private one needs `access_token` or HF_TOKEN"
         )
-    return f"the hub answers {status} for {repo_id}. Try again later: what was fetched is kept"
+    return f"the hub answers {status} for {repo_id}. Try again later: fetched bytes are kept"
 
 
 def download_url(
-    url: str, target: Path, sha256: str | None = None, max_bytes: int = 2**32, headers: dict[str, str] | None = None
+    url: str, target: Path | str, sha256: str | None = None, max_bytes: int = 2**32, headers: dict[str, str] | None = None
 ) -> Path:
-    """Fetch one file to `target`, replacing what is there only when it is complete; return `target`.
+    """Fetch one file to `target`, replacing an older one only when it is complete; return `target`.
 
     Args:
-        sha256: Checksum it must have. A `target` that has it already is kept.
-        max_bytes: Largest size that is accepted.
+        sha256: Required checksum. A `target` that has it already is kept.
+        max_bytes: Largest accepted size.
 
     Raises:
         OSError: if the server cannot be reached or refuses, or the checksum differs.
-        ValueError: if `url` is no web address, or the file is too large.
+        DataError: if `url` is not a web address, or the file is too large.
     """
+    target = Path(target)
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise ValueError(f"{url} is no web address: it must begin with https://, as in https://example.com/data.json")
+        raise DataError(f"{url} is not a web address. Use one that begins with https://, as in https://example.com/data.json")
     if sha256 is not None and target.is_file() and digest_of(target, sha256) == sha256:
         return target
 
     def refusal(status: int, code: str) -> str:
-        closed = "access is refused. For a gated dataset accept its terms on the hub and set HF_TOKEN"
+        closed = "access is refused. For a gated dataset, accept its terms on the hub and set HF_TOKEN"
         reasons = {401: closed, 403: closed, 404: "there is no such file. Check the address"}
         return f"{url} answers {status}: {reasons.get(status, 'try again later')}"
 
@@ -255,9 +261,9 @@ def download_url(
 
 
 def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
-    """`source` itself if it is a path; if it is a web address, the file in `folder`, fetched unless it is there.
+    """Return `source` itself if it is a path; if it is a web address, the file in `folder`, fetched unless it is there.
 
-    `hf://datasets/ORG/NAME/FILE` is a file of a dataset on the hub, fetched with the user's token, if there is one.
+    `hf://datasets/ORG/NAME/FILE` is a file of a dataset on the hub, fetched with the user's token, if any.
     """
     if "://" not in source:
         return Path(source)
@@ -266,7 +272,7 @@ def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
         kind, org, name, *parts = [*source.removeprefix("hf://").split("/"), "", "", ""]
         file = "/".join(filter(None, parts))
         if kind != "datasets" or not (org and name and file):
-            raise ValueError(f"{source} is no file of a dataset on the hub. Write hf://datasets/ORG/NAME/FILE")
+            raise DataError(f"{source} does not name a file of a dataset on the hub. Use hf://datasets/ORG/NAME/FILE")
         source = f"{constants.ENDPOINT}/datasets/{org}/{name}/resolve/main/{file}"
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else None
     name = Path(urlsplit(source).path).name or "file"

@@ -76,7 +76,7 @@ def test_tensor_in_two_shards(folder, index):
     other = shard_of(index, "model.embed_tokens.weight")
     assert other != shard_of(index, "model.norm.weight")
     edit(other, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
-    with pytest.raises(ValueError, match=r"norm\.weight stands there twice"):
+    with pytest.raises(ValueError, match=r"norm\.weight is there twice"):
         load_model(folder)
 
 

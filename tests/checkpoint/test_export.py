@@ -172,7 +172,7 @@ def test_scripts_convert_there_and_back(checkpoint, tmp_path, script):
     done = script(
         "scripts/merge_lora.py", "--checkpoint_dir", base, "--adapter_dir", adapter, "--output_dir", tmp_path / "merged"
     )
-    assert "100.0% of the likeliest tokens agree" in done.stdout
+    assert "100.0% of the most likely tokens agree" in done.stdout
     _, tokenizer = load(tmp_path / "merged")
     assert tokenizer.encode("a cat") == load(checkpoint)[1].encode("a cat")
 
