@@ -27,7 +27,7 @@ def export_hf(checkpoint_dir: Path, output_dir: Path) -> None:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
         ValueError: if the checkpoint is not in our layout, or `output_dir` is in use (`unused_folder`).
     """
-    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir])
+    output_dir = unused_folder(output_dir, "output_dir", [checkpoint_dir])
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise ValueError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -64,7 +64,7 @@ def export_peft(checkpoint_dir: Path, adapter_dir: Path, output_dir: Path) -> No
         ValueError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears, or if
             `output_dir` is in use (`unused_folder`).
     """
-    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, adapter_dir])
+    output_dir = unused_folder(output_dir, "output_dir", [checkpoint_dir, adapter_dir])
     if read_adapter(adapter_dir)["method"] != "lora":
         raise ValueError(f"{adapter_dir} is not a LoRA adapter: PEFT's format has no place for it")
     model = load_model(checkpoint_dir, dtype=torch.float32)

@@ -39,7 +39,7 @@ def merge_adapters(
         ValueError: if `output_dir` is in use (`unused_folder`), an adapter is not LoRA's or not of this base, or the proof
             fails; nothing is written then.
     """
-    output_dir = unused_folder(output_dir, "--output_dir", [checkpoint_dir, *adapters])
+    output_dir = unused_folder(output_dir, "output_dir", [checkpoint_dir, *adapters])
     model = load_model(checkpoint_dir, dtype=torch.float32)
     native = (checkpoint_dir / LIT_CONFIG).is_file()
     stored = next(iter(read_tensors(weight_files(checkpoint_dir, native))))[1]().dtype
