@@ -159,7 +159,7 @@ def test_results_and_data_of_others_are_not_replaced(script, run_script, base, d
     train = ("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", "mine", "--resume=auto")
     assert_told(*run_script(*train), "mine holds something that is not a run: it has no args.yaml")
     assert_told(*run_script(*prepare, "--seed=1"), "would be lost: test.jsonl")
-    assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are no demo")
+    assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are not a demo")
     assert contents(tmp_path) == before
 
 
