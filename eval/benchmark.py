@@ -1,4 +1,4 @@
-"""Measure this package on this machine: speed and memory beside its peers, and that results do not depend on the layout."""
+"""Measure this package on this machine: speed and memory compared with its peers, and results that must not change."""
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Files and folders that are complete when they bear their name."""
+"""Files and folders that are complete as soon as they have their final name."""
 
 import contextlib
 import hashlib
@@ -10,15 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_llm.errors import DataError, OptionError
+
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into; afterwards it is on disk and renamed to `target`, replacing what was there.
+    """Yield an empty folder to write into; afterwards sync it to disk and rename it to `target`, replacing an existing one.
 
-    If writing fails, the old `target` stays as it was and the new folder is removed. A folder that a user names is checked
-    before, by `unused_folder`.
+    If writing fails, the old `target` stays unchanged and the new folder is removed. Check a folder that a user names first,
+    with `unused_folder`.
     """
-    target = target.resolve()  # `.` has no name, and a link stays one
+    target = target.resolve()  # `.` has no name; a link stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     new, old = (target.with_name(f".{kind}-{target.name}-{token}") for kind in ("new", "old"))
@@ -37,38 +39,45 @@ def new_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def unused_folder(target: Path, flag: str, sources: Iterable[Path] = ()) -> Path:
-    """`target`, resolved. Raises ValueError, naming the `flag` that gave it, if files are there, or if it is or holds one
-    of the folders that are read."""
+def unused_folder(target: Path, option: str, sources: Iterable[Path] = ()) -> Path:
+    """Return `target`, resolved.
+
+    Args:
+        option: Name of the argument that gave it, for messages.
+        sources: Folders that are read.
+
+    Raises:
+        OptionError: if `target` holds files, or if it is or holds one of the sources.
+    """
     folder = target.resolve()
     for source in (source.resolve() for source in sources):
         if folder == source or folder in source.parents:
             relation = "is" if folder == source else "holds"
-            raise ValueError(f"{flag} {target} {relation} {source}, which is read. Choose another {flag}")
-    check_replaceable(target, flag)
+            raise OptionError(f"`{option}` {target} {relation} {source}, which is read. Choose another `{option}`")
+    check_replaceable(target, option)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{flag} {target} holds files already. Choose another {flag}, or remove it")
+        raise OptionError(f"`{option}` {target} already holds files. Choose another `{option}`, or remove it")
     return folder
 
 
-def check_replaceable(target: Path, flag: str) -> None:
-    """Raises ValueError, naming the `flag` that gave it, if a new folder cannot take the place of `target`."""
+def check_replaceable(target: Path, option: str) -> None:
+    """Raise OptionError, which names `option`, if a new folder cannot replace `target`."""
     folder = target.resolve()
     if folder == Path.cwd():
-        raise ValueError(f"{flag} {target} is the folder that this runs in. Name a new one")
+        raise OptionError(f"`{option}` {target} is the current folder. Choose a new one")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{flag} {target} is a file. Choose another {flag}")
+        raise OptionError(f"`{option}` {target} is a file. Choose another `{option}`")
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; at no moment does a part of it bear its name."""
+    """Remove a folder. It is renamed first, so that its name never refers to a part of it."""
     doomed = folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex[:8]}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove what a killed program left of folders that it was making or removing in `parent`."""
+    """Remove temporary folders that a killed program left in `parent`."""
     for path in [*parent.glob(".new-*"), *parent.glob(".old-*")]:
         shutil.rmtree(path)
 
@@ -82,8 +91,11 @@ def _sync(path: Path) -> None:
 
 
 def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
-    """What a safetensors file begins with (https://github.com/huggingface/safetensors#format), for tensors whose bytes follow
-    one after the other: name, dtype as in `F32`, shape and number of bytes of each."""
+    """Return the start of a safetensors file (https://github.com/huggingface/safetensors#format).
+
+    Args:
+        tensors: Name, dtype (such as `F32`), shape and number of bytes of each tensor, in the order of their data.
+    """
     about, end = {}, 0
     for name, dtype, shape, n_bytes in tensors:
         about[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + n_bytes]}
@@ -98,18 +110,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError, naming the file, for anything else."""
+    """Return the object in a JSON file. Raises DataError, which names the file, for any other content."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object")
+        raise DataError(f"{path} must contain a JSON object")
     return value
 
 
 def digest_of(path: Path, like: str) -> str:
-    """sha256 in hex; the git blob id, which the hub gives for small files, if `like` has its 40 digits."""
+    """Return the sha256 in hex, or the git blob id (the hub's digest of small files) if `like` has 40 digits."""
     sha = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(2**20):

@@ -1,4 +1,4 @@
-"""Memory of this process and its device: what is in use, the most of it, and telling when there is none left."""
+"""Memory of this process and its device: in use, peak, available, and errors when it runs out."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-# Where allocating fails, PyTorch raises an error of its own for CUDA, and for the CPU a RuntimeError with this text.
+# PyTorch has an error class of its own for CUDA; on a CPU it raises a RuntimeError with one of these texts.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
@@ -18,10 +18,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far, in GB (10^9 bytes): allocated on the CUDA device, or resident of this process."""
+    """Return the peak in GB (10^9 bytes) of memory allocated on the CUDA device, or resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "linux":  # where ru_maxrss counts the program that started this one
+    if sys.platform == "linux":  # ru_maxrss includes the program that started this one
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
@@ -29,7 +29,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on the CUDA device, or by this process; None where the system does not tell."""
+    """Return the free memory of the CUDA device, or of this machine; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if sys.platform != "linux":
@@ -39,9 +39,9 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def peak_above(step: Callable[[], object], device: torch.device) -> float:
-    """GB by which the memory in use rises at most while `step()` runs; on a CPU that of the process.
+    """Return the GB by which memory in use grows at most while `step()` runs; on a CPU, memory of the process.
 
-    The peak of the process counts from here on. Only Linux can forget an earlier one: elsewhere the rise is that above it.
+    The peak is reset first. Only Linux can do this on a CPU; elsewhere, growth counts from an earlier peak.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device) / 1e9

@@ -1,17 +1,13 @@
-"""A progress bar on a terminal, plain lines elsewhere."""
+"""Progress: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    pass
-
 
 class Progress:
-    """A bar over `total` on a terminal; elsewhere a line now and then. Both go to stderr."""
+    """Progress bar over `total` on a terminal; elsewhere a line every 10 seconds. Both go to stderr."""
 
     SECONDS_BETWEEN_LINES = 10
 

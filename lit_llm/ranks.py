@@ -1,6 +1,6 @@
-"""The processes of a run, its ranks: how they start, what they tell one another, and what happens when one is lost.
+"""Ranks, the processes of a run: how they start, what they exchange, and what happens when one is lost.
 
-A run of one process asks nobody: every function here then answers at once.
+In a run of one process every function here returns at once, without communication.
 """
 
 import atexit
@@ -22,12 +22,12 @@ from torch import Tensor
 from lit_llm.files import new_folder
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""By kind of device. What ranks decide together are numbers on the CPU, so that no GPU is waited for."""
+"""By device type. Ranks make joint decisions with numbers on the CPU, so that they need not wait for a GPU."""
 
 GRACE_SECONDS = 30
-"""Until a process that waits for a lost one, or still computes, is ended."""
+"""Time until a process that waits for a lost one, or still computes, is ended."""
 
-_children: list[subprocess.Popen[bytes]] = []  # ranks 1 and up of this machine, where this program started them
+_children: list[subprocess.Popen[bytes]] = []  # ranks 1 and up of this machine, if this program started them
 
 
 def rank() -> int:
@@ -39,7 +39,7 @@ def n_ranks() -> int:
 
 
 def n_started() -> int | None:
-    """Processes that torchrun, SLURM's srun or `start_others` has started for this run; None if it was none of them."""
+    """Return the number of processes that torchrun, srun (SLURM) or `start_others` started; None if none of them did."""
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     n_tasks = int(os.environ.get("SLURM_NTASKS", 1))
@@ -47,12 +47,12 @@ def n_started() -> int | None:
 
 
 def started_elsewhere() -> bool:
-    """Whether it was torchrun or srun: no process was then here before the others."""
+    """Return True if torchrun or srun started this process, so that no rank existed before the others."""
     return n_started() is not None and ("TORCHELASTIC_RUN_ID" in os.environ or "LOCAL_RANK" not in os.environ)
 
 
 def start_others(n_processes: int) -> None:
-    """Start this program again for the other devices of this machine. They find one another by environment variables."""
+    """Start this program again for the other devices of this machine. Environment variables connect the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +68,7 @@ def start_others(n_processes: int) -> None:
 
 
 def _watch() -> None:
-    """End this process too if a child is lost and nothing else has ended it: it may compute for long before it asks."""
+    """End this process too after a child is lost. It may compute for long before communication fails."""
     while not any(child.poll() for child in _children):
         time.sleep(0.5)
     time.sleep(GRACE_SECONDS)
@@ -79,7 +79,7 @@ def _watch() -> None:
 
 
 def _end_children() -> None:
-    """Wait for the others at the end of the program."""
+    """Wait for the other ranks at the end of the program."""
     end = time.monotonic() + GRACE_SECONDS
     for child in _children:
         try:
@@ -91,17 +91,17 @@ def _end_children() -> None:
 def _who_was_lost() -> str:
     for i, child in enumerate(_children, 1):
         if (code := child.poll()) is not None:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             return f"the process of rank {i} {how}"
-    return "another process of this run has ended"
+    return "another process of this run ended"
 
 
 @contextmanager
-def naming_lost_ranks(how_to_go_on: str) -> Iterator[None]:
-    """Turn a broken connection to another rank into an error that says who was lost and what to do.
+def naming_lost_ranks(advice: str) -> Iterator[None]:
+    """Turn a broken connection to another rank into an error that names the lost rank and ends with `advice`.
 
     Raises:
-        ConnectionError: if another process of the run has ended.
+        ConnectionError: if another process of the run ended.
     """
     try:
         yield
@@ -111,12 +111,12 @@ def naming_lost_ranks(how_to_go_on: str) -> Iterator[None]:
             raise
         end = time.monotonic() + 2
         while _children and time.monotonic() < end and all(child.poll() is None for child in _children):
-            time.sleep(0.05)  # the connection breaks a moment before the process has ended
-        raise ConnectionError(f"{_who_was_lost()}, and this one cannot go on without it. {how_to_go_on}") from error
+            time.sleep(0.05)  # the connection breaks a moment before the process ends
+        raise ConnectionError(f"{_who_was_lost()}, and this one cannot continue without it. {advice}") from error
 
 
 def total(value: Tensor) -> Tensor:
-    """Sum over all ranks."""
+    """Return the sum over all ranks."""
     if n_ranks() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -124,19 +124,19 @@ def total(value: Tensor) -> Tensor:
 
 
 def own_rows(n: int) -> slice:
-    """Which of `n` rows this rank works on. They are dealt evenly, in order."""
+    """Return the share of `n` rows that this rank works on. Shares are even, and in the order of the ranks."""
     return slice(n * rank() // n_ranks(), n * (rank() + 1) // n_ranks())
 
 
 def whole_rows(part: Tensor, n: int) -> Tensor:
-    """(n, ...), of which each rank has made its `own_rows` (rows, ...)."""
+    """Return (n, ...), assembled from the `own_rows` (rows, ...) of each rank."""
     rows = part.new_zeros(n, *part.shape[1:])
     rows[own_rows(n)] = part
     return total(rows)
 
 
 def largest(*values: float) -> list[float]:
-    """The largest of each number over all ranks: what they decide by it, they decide alike."""
+    """Return the maximum of each number over all ranks, so that all make the same decision from it."""
     if n_ranks() == 1:
         return list(values)
     numbers = torch.tensor(values, dtype=torch.float64)
@@ -145,7 +145,7 @@ def largest(*values: float) -> list[float]:
 
 
 def of_all(value: Tensor) -> list[Tensor]:
-    """A tensor on the CPU, of the same shape on all ranks, from each of them."""
+    """Return the tensor of every rank. They are on the CPU, and all have the same shape."""
     if n_ranks() == 1:
         return [value]
     found = [torch.empty_like(value) for _ in range(n_ranks())]
@@ -155,7 +155,7 @@ def of_all(value: Tensor) -> list[Tensor]:
 
 @contextmanager
 def shared_folder(target: Path) -> Iterator[Path | None]:
-    """`new_folder` on rank 0; None on the others, which go on when it is complete."""
+    """Yield `new_folder` on rank 0, and None on the others, which continue when it is complete."""
     if rank() == 0:
         with new_folder(target) as folder:
             yield folder

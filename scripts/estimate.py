@@ -1,5 +1,7 @@
-"""Estimate parameters and memory of a finetuning run from config.json alone; with --gpu,
-speed and what fits, on one GPU or, with --devices and --num_nodes, on several."""
+"""Estimate parameters and memory of a finetuning run from config.json alone.
+
+With --gpu, estimate speed too, and the settings that fit on one GPU or, with --devices and --num_nodes, on several.
+"""
 
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Show what a model is trained on: examples with the trained tokens in colour, and counts."""
+"""Show the training examples with the trained tokens in colour, and counts."""
 
 from lit_llm.args.data import InspectDataArgs
 from lit_llm.cli import run

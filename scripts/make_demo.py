@@ -1,8 +1,8 @@
-"""Make the embedded demo: pretrain a tiny Llama on tales of an invented village, and write the data to finetune it with.
+"""Create the embedded demo: pretrain a tiny Llama on tales of an invented village, and write data to finetune it with.
 
-The village has 96 animal inhabitants. Pretraining tells everything about all of them, and some school lessons, in running text
-and never as an instruction. Finetuning shows Alpaca instructions about some of them; the held-out prompts ask about the others.
-So the format comes from finetuning, and the facts can only come from the pretrained weights.
+The village has 96 animal inhabitants. The pretraining text contains all facts about all of them, and some school lessons, but
+no instruction. Finetuning shows Alpaca instructions about some of them; the held-out prompts ask about the others. The format
+thus comes from finetuning, and the facts can only come from the pretrained weights.
 """
 
 import csv
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FINETUNE = Path(__file__).parent.parent / "finetune"
 VILLAGE = Path(__file__).with_name("demo_village.yaml")
 PAPERS = {"card": "a birthday card", "letter": "an invitation"}
-HELD_OUT = 0.375  # share of the inhabitants, and nearly of the words of each lesson
+HELD_OUT = 0.375  # share of the inhabitants, and about that of the words of each lesson
 N_UNSEEN = 2  # the last phrasings of each kind of fact occur in the pretraining text, but in no finetuning row
 
 VOCAB_SIZE = 1536
@@ -47,16 +47,16 @@ BOS, EOS = 0, 1
 
 @dataclass(frozen=True)
 class MakeDemoArgs(Checked):
-    """What to make, and where"""
+    """Demo to create"""
 
     output_dir: Path = Path("lit_llm/demo")
-    """Folder to write checkpoint and data into; a demo that is there is replaced."""
+    """Folder to write checkpoint and data into; an existing demo is replaced."""
     seed: int = 1337
     """Seed of the village, its tales and the weights."""
     steps: int = 6000
     """Steps of pretraining, 1,024 tokens each."""
     controls: bool = False
-    """Make nothing, but finetune what is in output_dir, and random weights in its place, and tell the exact matches."""
+    """Create nothing; finetune the demo in output_dir, and random weights in its place, and print the exact matches."""
 
     def rules(self) -> Rules:
         return [*bounds(self, "steps", above=0), *bounds(self, "seed", at_least=0)]
@@ -64,13 +64,13 @@ class MakeDemoArgs(Checked):
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of fact is told and asked for: templates over the fields of a fact."""
+    """Statements and questions of one kind of fact: templates over the fields of a fact."""
 
     told: list[str]
     """The first is the answer that finetuning asks for."""
     asked: list[str]
     tasks: list[str]
-    """Instructions that take the word `a` as their input."""
+    """Instructions with the word `a` as their input."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Fact:
         return rng.choice(self.kind.asked).format(**self.fields)
 
     def asks(self, unseen: bool) -> list[tuple[str, str]]:
-        """Pairs of instruction and input: those for finetuning rows, or those that no row shows."""
+        """Return pairs of instruction and input: those of finetuning rows, or those that no row shows."""
         asks = [(question.format(**self.fields), "") for question in self.kind.asked]
         if unseen:
             return asks[-N_UNSEEN:]
@@ -98,7 +98,7 @@ class Fact:
 
 
 class World:
-    """All facts of the village as the seed has it, and texts about them."""
+    """All facts of a village that the seed determines, and texts about them."""
 
     def __init__(self, seed: int) -> None:
         village = yaml.safe_load(VILLAGE.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ class World:
         return [fact for group in groups for fact in group]
 
     def rows(self, seed: int, held_out: bool, per_fact: int = 1, unseen: bool = False) -> list[dict[str, str]]:
-        """Alpaca records in random order, `per_fact` phrasings of each fact of one side of the split."""
+        """Return Alpaca records in random order, with `per_fact` phrasings of each fact on one side of the split."""
         rng = random.Random(seed)
         rows = []
         for fact in self.facts():
@@ -143,9 +143,9 @@ class World:
         return rows
 
     def text(self, rng: random.Random) -> str:
-        """One document: a life, two friends, a talk, a lesson, or a letter.
+        """Return one document: a life, two friends, a talk, a lesson, or a letter.
 
-        Questions are asked and answered within a paragraph. No line is one bare sentence, so that the base model, which never
+        Questions are asked and answered within a paragraph. No line is a single sentence, so that the base model, which never
         saw an answer end there, does not answer by accident.
         """
         share = rng.random()
@@ -209,18 +209,18 @@ def _lesson(entry: dict[str, str], topics: list[str], rng: random.Random) -> lis
 
 
 def train_tokenizer(texts: list[str]) -> Any:
-    """BPE with byte fallback in which a word is the same token after a space, a newline and an opening quote.
+    """Train BPE with byte fallback in which a word is the same token after a space, a newline and an opening quote.
 
-    The normalizer puts the word mark ▁ for each space, and one more at the beginning of the text and after each newline and
-    opening quote; the decoder takes those away, so that every text without a literal ▁ comes back as it was. A model this
-    small would not learn that "Edith" and " Edith" are one hedgehog.
+    The normalizer writes the word mark ▁ for each space, and another one at the beginning of the text and after each newline
+    and opening quote. The decoder removes the latter, so that every text without a literal ▁ round-trips. A model this small
+    would not learn that "Edith" and " Edith" are one hedgehog.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        # not at the end of the text: there the answer, encoded apart, brings its own mark
+        # not at the end of the text: there the separately encoded answer has its own mark
         + [normalizers.Replace(Regex(rf"{mark}(?=[\s\S])"), f"{mark}▁") for mark in "\n“"]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?\w+|▁?[^\w▁]|▁"), "isolated")
@@ -237,7 +237,7 @@ def train_tokenizer(texts: list[str]) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = state["added_tokens"][:2]  # the bytes are a fallback, not strings to look for in a text
+    state["added_tokens"] = state["added_tokens"][:2]  # the bytes are a fallback, not special tokens to find in a text
     state["model"]["byte_fallback"] = True
     tokenizer = Tokenizer.from_str(json.dumps(state))
     bos_first = {"single": "<s> $A", "pair": "<s> $A $B", "special_tokens": [("<s>", BOS)]}
@@ -246,7 +246,7 @@ def train_tokenizer(texts: list[str]) -> Any:
 
 
 def batches(world: World, tokenizer: Any, rng: random.Random) -> "Iterator[Tensor]":
-    """Endless (BATCH_SIZE, CONTEXT + 1) token ids, cut from new texts that lie end to end."""
+    """Yield (BATCH_SIZE, CONTEXT + 1) token ids without end, cut from new texts that follow one another."""
     import torch
 
     ids: list[int] = []
@@ -260,7 +260,7 @@ def batches(world: World, tokenizer: Any, rng: random.Random) -> "Iterator[Tenso
 
 
 def random_model(seed: int) -> "GPT":
-    """A model as it is before pretraining."""
+    """Return a model before pretraining."""
     import torch
 
     from lit_llm.model.config import Config
@@ -275,7 +275,7 @@ def random_model(seed: int) -> "GPT":
 
 
 def pretrain(model: "GPT", data: "Iterator[Tensor]", steps: int, learning_rate: float = 3e-3) -> None:
-    """AdamW on all weights, with warmup and cosine."""
+    """Train all weights with AdamW, warmup and cosine."""
     import torch
     import torch.nn.functional as F
 
@@ -313,7 +313,7 @@ def save(model: "GPT", tokenizer: Any, folder: Path) -> None:
 
 
 def make_data(world: World, folder: Path, seed: int, unseen: bool = False) -> None:
-    """Write a data folder; `unseen`: with held-out prompts in phrasings that no row to train on shows."""
+    """Write a data folder. With `unseen`, no training row shows the phrasings of the held-out prompts."""
     from lit_llm.files import new_folder, write_json
 
     rows = {"train": world.rows(seed, held_out=False, per_fact=2), "val": world.rows(seed, held_out=True, unseen=unseen)}
@@ -326,7 +326,7 @@ def make_data(world: World, folder: Path, seed: int, unseen: bool = False) -> No
 
 
 def make_pairs(data: Path, folder: Path, seed: int) -> None:
-    """Write preference pairs from a data folder: the answer of a row is chosen, that of another one rejected."""
+    """Write preference pairs from a data folder: the answer of a row is chosen, that of another row rejected."""
     from lit_llm.files import new_folder, write_json
 
     rng = random.Random(seed)
@@ -349,8 +349,8 @@ def make_pairs(data: Path, folder: Path, seed: int) -> None:
 def run_controls(demo: Path, seed: int) -> None:
     """Finetune the pretrained and random weights on the same rows, as a user does, and print the held-out exact matches.
 
-    Full finetuning is the control that counts: LoRA can hardly move the logits of random weights, but full finetuning learns
-    the rows by heart, and still answers no held-out prompt.
+    Full finetuning is the important control: LoRA can hardly move the logits of random weights, but full finetuning memorizes
+    the rows, and still answers no held-out prompt.
     """
     from lit_llm.checkpoint.write import write_checkpoint
     from lit_llm.files import read_json_object
@@ -382,13 +382,14 @@ def run_controls(demo: Path, seed: int) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises ValueError if there are folders of the names that are written, and their data is not of this script."""
+    """Raise OptionError if the folder has one of the output folders, and their data is not from this script."""
+    from lit_llm.errors import OptionError
     from lit_llm.files import read_json_object
 
     meta = folder / "data" / "meta.json"
     ours = meta.is_file() and read_json_object(meta).get("source") == "scripts/make_demo.py"
     if not ours and any((folder / name).exists() for name in ("data", "pairs", "checkpoint")):
-        raise ValueError(f"{folder} holds folders that are no demo. Choose another --output_dir")
+        raise OptionError(f"{folder} holds folders that are not a demo. Choose another `output_dir`")
 
 
 def main(args: MakeDemoArgs) -> None:
@@ -396,7 +397,7 @@ def main(args: MakeDemoArgs) -> None:
 
     from lit_llm.text.conversation import prompt_style, question
 
-    torch.set_num_threads(1)  # matrices this small are not worth sharing
+    torch.set_num_threads(1)  # matrices this small do not gain from more threads
 
     if args.controls:
         return run_controls(args.output_dir, args.seed)
@@ -405,7 +406,7 @@ def main(args: MakeDemoArgs) -> None:
     make_data(world, args.output_dir / "data", args.seed)
     make_pairs(args.output_dir / "data", args.output_dir / "pairs", args.seed)
     rng = random.Random(args.seed + 1)
-    # With the prompt's words, each becomes one token. The model meets them only in finetuning.
+    # With the prompt in the tokenizer's text, each of its words becomes one token. The model sees them only in finetuning.
     prompts = [prompt_style("alpaca").render(question("", given), True, {}) for given in ("", "x")]
     tokenizer = train_tokenizer([world.text(rng) for _ in range(20_000)] + 200 * prompts)
     model = random_model(args.seed)

@@ -1,4 +1,4 @@
-"""Turn Stanford Alpaca, or any JSON list of its shape, into a data folder."""
+"""Convert Stanford Alpaca, or any JSON list in its format, to a data folder."""
 
 from lit_llm.args.data import PrepareAlpacaArgs
 from lit_llm.cli import run

@@ -1,4 +1,4 @@
-"""Turn a CSV file into a data folder."""
+"""Convert a CSV file to a data folder."""
 
 from lit_llm.args.data import PrepareCsvArgs
 from lit_llm.cli import run

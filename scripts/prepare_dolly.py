@@ -1,4 +1,4 @@
-"""Turn Databricks Dolly, or any JSON lines of its shape, into a data folder."""
+"""Convert Databricks Dolly, or any JSON lines in its format, to a data folder."""
 
 from lit_llm.args.data import PrepareDollyArgs
 from lit_llm.cli import run

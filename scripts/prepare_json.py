@@ -1,4 +1,4 @@
-"""Turn JSON, JSON lines or parquet into a data folder: instructions, conversations, preference pairs or texts."""
+"""Convert JSON, JSON lines or parquet to a data folder: instructions, conversations, preference pairs or plain text."""
 
 from lit_llm.args.data import PrepareJsonArgs
 from lit_llm.cli import run

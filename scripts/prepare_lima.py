@@ -1,4 +1,4 @@
-"""Turn LIMA, or any JSON lines of its shape, into a data folder."""
+"""Convert LIMA, or any JSON lines in its format, to a data folder."""
 
 from lit_llm.args.data import PrepareLimaArgs
 from lit_llm.cli import run

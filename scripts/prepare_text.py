@@ -1,4 +1,4 @@
-"""Turn plain text into a data folder, for continued pretraining."""
+"""Convert plain text to a data folder for continued pretraining."""
 
 from lit_llm.args.data import PrepareTextArgs
 from lit_llm.cli import run

@@ -115,9 +115,9 @@ OUTPUTS = {
     "the adapter": ("run/final", "is {tmp}/run/final, which is read"),
     "the run": ("run", "holds {tmp}/run/final, which is read"),
     "a folder with all in it": (".", "holds {tmp}/"),
-    "a link to a folder with files": ("link", "holds files already. Choose another --output_dir, or remove it"),
+    "a link to a folder with files": ("link", "already holds files. Choose another --output_dir, or remove it"),
     "a file": ("mine/notes.txt", "is a file"),
-    "the empty folder that it runs in": ("empty", "is the folder that this runs in. Name a new one"),
+    "the empty folder that it runs in": ("empty", "is the current folder. Choose a new one"),
 }
 
 
@@ -138,7 +138,7 @@ def test_a_folder_that_is_in_use_is_no_output(how, output, run_script, base, tmp
     script = "scripts/merge_lora.py" if how == "merge" else "scripts/convert_lit_checkpoint.py"
     adapter = () if how == "hf" else ("--adapter_dir", tmp_path / "run" / "final")
     if how == "hf" and name.startswith("run"):
-        message = "holds files already"
+        message = "already holds files"
     cwd = tmp_path / "empty" if name == "empty" else tmp_path
     given = "." if name == "empty" else name
     command = (script, "--checkpoint_dir", base, *adapter, "--output_dir", given)
@@ -159,7 +159,7 @@ def test_results_and_data_of_others_are_not_replaced(script, run_script, base, d
     train = ("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", "mine", "--resume=auto")
     assert_told(*run_script(*train), "mine holds something that is not a run: it has no args.yaml")
     assert_told(*run_script(*prepare, "--seed=1"), "would be lost: test.jsonl")
-    assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are no demo")
+    assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are not a demo")
     assert contents(tmp_path) == before
 
 

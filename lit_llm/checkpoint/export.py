@@ -31,7 +31,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
-    output_dir = unused_folder(Path(output_dir), "--output_dir", [checkpoint_dir])
+    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir])
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise CheckpointError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -62,7 +62,7 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir, adapter_dir = Path(checkpoint_dir), Path(adapter_dir)
-    output_dir = unused_folder(Path(output_dir), "--output_dir", [checkpoint_dir, adapter_dir])
+    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir])
     about = read_adapter(adapter_dir)
     if about["method"] != "lora":
         raise CheckpointError(f"{adapter_dir} is an {about['method']} adapter, which PEFT's format cannot hold. Only LoRA can")

@@ -40,7 +40,7 @@ def merge_adapters(
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir, adapters = Path(checkpoint_dir), [Path(adapter) for adapter in adapters]
-    output_dir = unused_folder(Path(output_dir), "--output_dir", [checkpoint_dir, *adapters])
+    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, *adapters])
     model = load_model(checkpoint_dir, dtype=torch.float32)
     _attach_sum(model, adapters, weights)
     model.eval()  # the updates too: their dropout would change the logits

@@ -1,6 +1,6 @@
-"""From records to tokens and labels, and from examples to the micro-batches of each optimizer step.
+"""Examples in the micro-batches of each optimizer step.
 
-N tokens of a micro-batch, M of them have a label.
+N tokens of a micro-batch, M of them with a label.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_llm.data.examples import Example, Pair
 
 
-@dataclass  # not frozen: Fabric's autocast takes the inputs of a module apart
+@dataclass  # not frozen: Fabric's autocast rebuilds the inputs of a module
 class MicroBatch:
     """Documents end to end, no padding. Labels are gathered: hidden state `positions[i]` predicts `targets[i]`."""
 
@@ -23,16 +23,15 @@ class MicroBatch:
     positions: Tensor  # (M,)
     targets: Tensor  # (M,)
     n_targets: int
-    """What the sum of the loss is divided by: labels, or pairs."""
+    """Divisor of the loss sum: labels, or pairs."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        moved = (tensor.to(device) for tensor in (self.ids, self.positions, self.targets))
-        ids, positions, targets = moved
+        ids, positions, targets = (tensor.to(device) for tensor in (self.ids, self.positions, self.targets))
         return MicroBatch(ids, self.lengths, positions, targets, self.n_targets)
 
 
 def collate(examples: Sequence[Example | Pair]) -> MicroBatch:
-    """Lay the documents of examples end to end. Labels are shifted here, and only here."""
+    """Concatenate the documents of examples. Labels are shifted here, and only here."""
     documents = [document for example in examples for document in example.documents]
     positions, targets, start = [], [], 0
     for document in documents:
@@ -47,9 +46,9 @@ def collate(examples: Sequence[Example | Pair]) -> MicroBatch:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which examples each optimizer step trains on, and how they are laid out: a pure function of the step.
+    """Examples of each optimizer step, and their micro-batches, as a pure function of the step.
 
-    Each epoch is a new order that takes every example once; its last step may be short.
+    Each epoch visits every example once in a new order; its last step may be short.
     """
 
     lengths: Sequence[int]
@@ -58,7 +57,7 @@ class StepPlan:
     """Examples per step."""
     micro_batch_size: int
     max_tokens: int
-    """Longest example; times micro_batch_size the token budget of a packed micro-batch."""
+    """Tokens of the longest example. A packed micro-batch holds at most micro_batch_size times that many."""
     packing: bool
     seed: int
 
@@ -67,20 +66,20 @@ class StepPlan:
         return math.ceil(len(self.lengths) / self.global_batch_size)
 
     def examples(self, step: int) -> list[int]:
-        """Indices of the examples of a step."""
+        """Return the indices of the examples of a step."""
         epoch, first = divmod(step, self.steps_per_epoch)
         order = _order(len(self.lengths), self.seed * 1_000_003 + epoch)
         return order[first * self.global_batch_size : (first + 1) * self.global_batch_size].tolist()
 
     def pack(self, indices: Sequence[int]) -> list[list[int]]:
-        """The examples of a step in micro-batches."""
+        """Return micro-batches of examples."""
         return pack(indices, self.lengths, self.micro_batch_size, self.max_tokens, self.packing)
 
     def deal(self, indices: Sequence[int], n_ranks: int) -> list[list[list[int]]]:
-        """The micro-batches of a step for each rank, as many for each: the last ones of a rank may be empty.
+        """Return the micro-batches of a step for each rank. All ranks have the same number; the last ones may be empty.
 
-        The longest example first, each goes to the rank that has fewest tokens (Graham 1969, Bounds on multiprocessing timing
-        anomalies, section 3).
+        Examples go, longest first, to the rank with the fewest tokens (Graham 1969, Bounds on multiprocessing timing anomalies,
+        section 3).
         """
         shares: list[list[int]] = [[] for _ in range(n_ranks)]
         tokens = [0] * n_ranks
@@ -101,7 +100,11 @@ def _order(n: int, seed: int) -> Tensor:
 def pack(
     indices: Sequence[int], lengths: Sequence[int], micro_batch_size: int, max_tokens: int, packing: bool
 ) -> list[list[int]]:
-    """Group examples, longest first: first-fit-decreasing into a token budget if packing, else `micro_batch_size` each."""
+    """Group examples, longest first, into micro-batches.
+
+    With packing, an example goes into the first micro-batch that has room for its tokens (first-fit-decreasing, at most 11/9 of
+    the optimal number plus 1). Without, every micro-batch has `micro_batch_size` examples of similar length.
+    """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
     if not packing:
         return [ordered[i : i + micro_batch_size] for i in range(0, len(ordered), micro_batch_size)]
@@ -120,7 +123,7 @@ def pack(
 
 
 def empty_like(example: Example | Pair) -> Example | Pair:
-    """The shortest example of this kind, without labels: for a rank that has no micro-batch left."""
+    """Return the shortest example of this kind, without labels, for a rank that has no micro-batch left."""
     documents = [Example(document.ids[:1], torch.zeros(1, dtype=torch.bool)) for document in example.documents]
     return documents[0] if len(documents) == 1 else Pair(*documents, n_targets=0)
 

@@ -1,4 +1,4 @@
-"""Which records are kept: complete ones, once each, of a sensible length. All that grows with the data is an index."""
+"""Decide which records to keep: each once, of a sensible length. Only an index grows with the data."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from lit_llm.data.records import Record, answer_of, asked
 
 
 class Curation:
-    """Tells for one record after another why it is dropped, if it is.
+    """Filter that sees one record after another.
 
     Args:
-        near_duplicates: Jaccard similarity from which a record is a duplicate of an earlier one; None: only equal ones are.
-        max_examples: Records that are kept at most, the first ones.
+        near_duplicates: Jaccard similarity from which records are duplicates. If None, only equal records are.
+        max_examples: Keep at most this many records, the first ones.
     """
 
     def __init__(
@@ -27,18 +27,19 @@ class Curation:
         self._n_kept = 0
 
     def reason(self, record: Record) -> str | None:
+        """Return the reason to drop a record, or None to keep it."""
         if self._pairs is not None and ("chosen" in record) != self._pairs:
-            return "preference pairs and other rows do not mix: it is not of the kind of the first row"
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+            return "preference pairs and other rows do not mix: the first row is of the other kind"
         if self.max_chars is not None and len(text_of(record)) > self.max_chars:
-            return f"longer than --max_chars {self.max_chars}"
+            return f"longer than max_chars={self.max_chars}"
         if "text" not in record and len(answer_of(record)) < self.min_answer_chars:
-            return f"the answer is shorter than --min_answer_chars {self.min_answer_chars}"
+            return f"the answer is shorter than min_answer_chars={self.min_answer_chars}"
+        text = json.dumps(record, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]
         if digest in self._seen:
             return "duplicate"
         if self.max_examples is not None and self._n_kept >= self.max_examples:
-            return f"beyond --max_examples {self.max_examples}"
+            return f"beyond max_examples={self.max_examples}"
         if self._similar is not None and self._similar.seen(text_of(record)):
             return "near duplicate"
         self._seen.add(digest)
@@ -48,22 +49,28 @@ class Curation:
 
 
 def text_of(record: Record) -> str:
-    """All that a record says, in one text."""
+    """Return all strings of a record as one."""
     if "text" in record:
         return record["text"]
     return "\n".join([part for m in asked(record) for part in (m["content"], m.get("input")) if part] + [answer_of(record)])
 
 
 def share(record: Record, seed: int) -> float:
-    """A number in [0, 1) from what is asked alone: appending rows moves none to the other side of a split, and answers to one
-    question never stand on both sides."""
+    """Return a number in [0, 1) that depends only on the question.
+
+    Appending rows then moves no row to the other side of a split, and answers to one question are on the same side.
+    """
     about = record["text"] if "text" in record else json.dumps([dict(m) for m in asked(record)], sort_keys=True)
     text = json.dumps([seed, about])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 class Similar:
-    """MinHash signatures in bands over shingles of 3 words (Leskovec et al., Mining of Massive Datasets, 3.3-3.4)."""
+    """Index of texts by MinHash signatures in bands (Leskovec et al., Mining of Massive Datasets, 3.3-3.4).
+
+    Two texts with Jaccard similarity s of their shingles (3 words) agree in each hash with probability s, so that a band of r
+    rows agrees with s^r, and at least one of b bands with 1 - (1 - s^r)^b.
+    """
 
     N_HASHES = 128
 
@@ -73,14 +80,14 @@ class Similar:
         draw = np.random.default_rng(0)
         self.threshold = threshold
         self._a, self._b = (draw.integers(1, 2**64, self.N_HASHES, dtype=np.uint64) for _ in range(2))
-        # The most rows per band with which a pair at the threshold is still found in 95 of 100 cases.
+        # The most rows per band with which 95 % of the pairs at the threshold are still found.
         rows = [r for r in (1, 2, 4, 8, 16) if 1 - (1 - threshold**r) ** (self.N_HASHES // r) >= 0.95]
         self._rows = max(rows)
         self._bands: dict[bytes, int] = {}
         self._signatures: list[Any] = []
 
     def seen(self, text: str) -> bool:
-        """Whether a text so similar came before; if not, it is remembered."""
+        """Return True if a similar text came before; otherwise remember this one."""
         import numpy as np
 
         words = re.findall(r"\w+", text.lower())

@@ -1,4 +1,4 @@
-"""Examples: the token ids of a record, with the labels that are trained."""
+"""Examples: the token ids of a record, and which of them are trained."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.data.records import Record, answer_of, asked
+from lit_llm.errors import DataError
 from lit_llm.text.conversation import TrainOn, conversation, encode, prompt_style
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ from lit_llm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Example:
-    """One training document: its tokens, and for each whether the model is trained to predict it."""
+    """One training document: its tokens, and a mask of those that the model learns to predict."""
 
     ids: Tensor  # (T,) int32
     trained: Tensor  # (T,) bool; the first token is never predicted
@@ -32,7 +33,7 @@ class Example:
 
     @property
     def n_targets(self) -> int:
-        """What the loss is divided by: labels."""
+        """Divisor of the loss: labels."""
         return self.n_labels
 
 
@@ -59,14 +60,14 @@ class Pair:
 def tokenize(
     record: Record, style: Style | str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn = "all"
 ) -> Example | Pair:
-    """Tokens and labels of a record.
+    """Return the tokens and labels of a record.
 
-    Prompt and answer are tokenized apart, so that the boundary lies where it lies at inference. EOS, or what closes the turn,
-    is trained; BOS and, with `mask_prompt`, the prompt are not. Of a preference pair only the answers have labels. A text that
-    goes on in the next record has no EOS.
+    Prompt and answer are tokenized separately, so that the boundary is the same as at inference. EOS, or the token that closes
+    the turn, is trained; BOS and, with `mask_prompt`, the prompt are not. Only the answers of a preference pair are labelled. A
+    text that continues in the next record has no EOS.
 
     Raises:
-        ValueError: if the style cannot render the record, or the tokenizer has no EOS.
+        DataError: if the style cannot render the record, or the tokenizer has no EOS.
     """
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
     if "text" in record:
@@ -74,7 +75,7 @@ def tokenize(
         ids = tokenizer.encode(record["text"], bos=False, eos=not record.get("continues", False))
         return _example(start + ids, [not mask_prompt] * len(start) + [True] * len(ids), True)
     if tokenizer.eos_id is None:
-        raise ValueError("this tokenizer has no EOS token")
+        raise DataError("the tokenizer has no EOS token, which must end every answer")
     tokens = tokenizer.special_tokens
     if "chosen" in record:
         history = asked(record)
@@ -83,7 +84,7 @@ def tokenize(
         chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
         return Pair(chosen, rejected)
     if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
-        raise ValueError("an answer has weight 0, which --mask_prompt false would train. Leave that out")
+        raise DataError("an answer has weight 0, which `mask_prompt` false would train. Use `mask_prompt` true")
     messages = record.get("messages") or [*asked(record), {"role": "assistant", "content": answer_of(record)}]
     return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
 
@@ -101,9 +102,9 @@ def tokenize_all(
     max_seq_length: int,
     train_on: TrainOn = "all",
 ) -> tuple[list[Example | Pair], int]:
-    """Examples whose documents have at most `max_seq_length` tokens, and the number of longer ones that were dropped.
+    """Return the examples whose documents have at most `max_seq_length` tokens, and the number of dropped ones.
 
-    An over-long example is dropped whole: cut short, it would teach the model to stop, or not to stop, at a random place.
+    An over-long example is dropped whole: truncated, it would teach the model to stop, or not to stop, at a random position.
     """
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
     return drop_long([tokenize(record, style, tokenizer, mask_prompt, train_on) for record in records], max_seq_length)

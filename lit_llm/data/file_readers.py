@@ -1,11 +1,14 @@
-"""Files of rows, read as a stream, and the record that a row stands for."""
+"""Readers that stream the rows of JSON, CSV, parquet and text files."""
 
 import csv
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from lit_llm.errors import DataError
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
@@ -13,182 +16,195 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\x28\xb5\x2f\
 
 
 def rows_of(path: Path) -> Iterator[Any]:
-    """Rows of a file: CSV, parquet, JSON list or JSON lines, by its name.
+    """Yield the rows of a CSV, parquet, JSON or JSON lines file; the suffix decides.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with the place, for what cannot be read.
+        FileNotFoundError: if the file does not exist.
+        DataError: with the position, if the file cannot be read.
     """
     if path.suffix == ".csv":
         return csv_rows(path)
     return parquet_rows(path) if path.suffix == ".parquet" else json_rows(path)
 
 
-def open_text(path: Path) -> IO[str]:
-    """Raises ValueError for a compressed file: what it would grow to is not known before it is there."""
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 file. Compressed files are refused: how large their content is shows only after it is read."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(6)
     for magic, kind in COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"{path} is compressed ({kind}). Decompress it first")
-    return path.open(encoding="utf-8-sig", newline="")
+            raise DataError(f"{path} is compressed ({kind}). Decompress it first")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from error
 
 
 def json_rows(path: Path) -> Iterator[Any]:
-    """Rows of a JSON list, or of JSON lines."""
+    """Yield the rows of a JSON list, or of JSON lines."""
     with open_text(path) as file:
-        try:
-            first = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
-            file.seek(0)
-            yield from _list_items(path, file) if first == "[" else _lines(path, file)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+        first = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
+        file.seek(0)
+        if first == "[":
+            yield from _list_items(path, file)
+        else:
+            yield from (parse_line(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
 
 
-def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield json.loads(line.rstrip())
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: not read ({_limit(error)})") from error
+def parse_line(place: str, line: str) -> Any:
+    """Parse a line of JSON. Raises DataError, which starts with `place`."""
+    try:
+        return json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}:{error.colno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not read ({_limit(error)})") from error
 
 
 def _limit(error: Exception) -> str:
-    """Which limit of Python a JSON text exceeds."""
+    """Return which limit of Python the JSON exceeds."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 def _list_items(path: Path, file: IO[str]) -> Iterator[Any]:
-    """Items of one JSON list, one in memory at a time."""
-    decoder = json.JSONDecoder()
-    text, at, line, column, size, ended = file.read(CHUNK), 0, 1, 1, CHUNK, False
+    """Yield the items of one JSON list, with one in memory at a time."""
+    window = _Window(path, file)
+    window.next_character("\ufeff")
+    window.advance()  # [
+    after = window.next_character()
+    while after != "]":
+        yield window.parse()
+        after = window.next_character()
+        if after == ",":
+            window.advance()
+        elif after != "]":
+            raise window.error("expecting ',' delimiter" if after else "the list does not end")
+    window.advance()
+    if window.next_character():
+        raise window.error("extra data behind the list")
 
-    def advance(to: int) -> None:
-        nonlocal at, line, column
-        breaks = text.count("\n", at, to)
-        column = to - text.rfind("\n", at, to) if breaks else column + to - at
-        line, at = line + breaks, to
 
-    def skip(characters: str) -> str:
-        """Go on to the first other character, and return it."""
-        nonlocal text, at
+class _Window:
+    """The part of a JSON file that is in memory, and the position of the next character in it and in the file."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self.path, self.file = path, file
+        self.text, self.at, self.line, self.column = "", 0, 1, 1
+
+    def error(self, message: str) -> DataError:
+        return DataError(f"{self.path}:{self.line}:{self.column}: not JSON ({message})")
+
+    def advance(self, n: int = 1) -> None:
+        end = self.at + n
+        breaks = self.text.count("\n", self.at, end)
+        self.column = end - self.text.rfind("\n", self.at, end) if breaks else self.column + n
+        self.line, self.at = self.line + breaks, end
+
+    def read(self, size: int) -> bool:
+        """Drop the characters before the position and read more behind it. Returns False at the end of the file."""
+        more = self.file.read(size)
+        self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
+
+    def next_character(self, ignored: str = "") -> str:
+        """Advance behind whitespace and return the next character; it is empty at the end of the file."""
         while True:
-            to = at
-            while to < len(text) and text[to] in characters:
-                to += 1
-            advance(to)
-            if at < len(text):
-                return text[at]
-            text, at = file.read(CHUNK), 0
-            if not text:
+            end = self.at
+            while end < len(self.text) and self.text[end] in " \t\r\n" + ignored:
+                end += 1
+            self.advance(end - self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.read(CHUNK):
                 return ""
 
-    def wrong(message: str) -> ValueError:
-        return ValueError(f"{path}:{line}:{column}: not JSON ({message})")
+    def parse(self) -> Any:
+        """Return the next value and advance behind it.
 
-    space = " \t\r\n"
-    skip(space + "\ufeff")
-    advance(at + 1)
-    found = skip(space)
-    while found != "]":
-        try:
-            item, end = decoder.raw_decode(text, at)
-            if end == len(text) and not ended:  # a number may go on in the next chunk
-                raise json.JSONDecodeError("cut", text, end)
-        except json.JSONDecodeError as error:
-            more = "" if ended else file.read(size)
-            if more:
-                text, at, size = text[at:] + more, 0, size * 2  # doubled, so that a long row is not parsed too often
-                continue
-            if not ended:
-                ended = True
-                continue
-            advance(min(error.pos, len(text)))
-            raise wrong(error.msg) from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{line}:{column}: not read ({_limit(error)})") from error
-        yield item
-        advance(end)
-        text, at, size = text[at:], 0, CHUNK
-        found = skip(space)
-        if found == ",":
-            advance(at + 1)
-            skip(space)
-        elif found != "]":
-            raise wrong("expecting ',' delimiter" if found else "the list does not end")
-    advance(at + 1)
-    if skip(space):
-        raise wrong("extra data behind the list")
-
-
-def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file with a header. Cells beyond its columns come under None."""
-    csv.field_size_limit(sys.maxsize)
-    line = 1
-    with open_text(path) as file:
-        try:
-            reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames is None:
-                raise ValueError(f"{path}: the columns of a header are missing; found none")
-            line += reader.line_num
-            for row in reader:
-                yield row
-                line = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
-        except csv.Error as error:
-            raise ValueError(f"{path}:{line}: not CSV ({error})") from error
+        Parsing is tried again with more text until it succeeds; the steps double, so that a row of n characters costs O(n).
+        """
+        self.next_character()
+        size, at_end = CHUNK, False
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                if at_end or end < len(self.text):  # a number may continue in the next chunk
+                    self.advance(end - self.at)
+                    return value
+            except json.JSONDecodeError as error:
+                if at_end:
+                    self.advance(min(error.pos, len(self.text)) - self.at)
+                    raise self.error(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{self.path}:{self.line}:{self.column}: not read ({_limit(error)})") from error
+            at_end = not self.read(size)
+            size *= 2
 
 
 def csv_columns(path: Path) -> list[str]:
-    """Names in the header of a CSV file."""
+    """Return the names in the header of a CSV file."""
+    return next(_csv_lines(path), [])
+
+
+def csv_rows(path: Path) -> Iterator[dict[Any, Any]]:
+    """Yield the rows of a CSV file with a header. Missing cells are None; cells beyond the header are a list under None."""
+    lines = _csv_lines(path)
+    columns = next(lines, None)
+    if columns is None:
+        raise DataError(f"{path}: the columns of a header are missing; found none")
+    for cells in filter(None, lines):
+        row: dict[Any, Any] = dict(zip(columns, cells, strict=False))
+        if len(cells) > len(columns):
+            row[None] = cells[len(columns) :]
+        yield row | dict.fromkeys(columns[len(cells) :])
+
+
+def _csv_lines(path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(sys.maxsize)
+    first_line = 1
     with open_text(path) as file:
+        reader = csv.reader(file, strict=True)
         try:
-            return next(csv.reader(file, strict=True), [])
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+            for cells in reader:
+                yield cells
+                first_line = reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{path}:1: not CSV ({error})") from error
+            raise DataError(f"{path}:{first_line}: not CSV ({error})") from error
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a parquet file, a batch in memory at a time."""
+    """Yield the rows of a parquet file, with one batch in memory at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
+        raise DataError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
             yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a parquet file: {error}") from error
+        raise DataError(f"{path} is not a parquet file: {error}") from error
 
 
 def text_rows(path: Path, separator: str | None, chunk_chars: int) -> Iterator[Row]:
-    """Documents of a text file, cut at ends of paragraphs, lines or words into rows of at most `chunk_chars` characters.
+    """Yield rows of at most `chunk_chars` characters, cut at the ends of paragraphs, lines or words.
 
     Args:
-        separator: What stands between two documents; None: the file is one.
+        separator: String between two documents. If None, the file is one document.
     """
     with open_text(path) as file:
-        try:
-            for document in _documents(file, separator):
-                yield from _chunks(document, chunk_chars)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+        for document in _documents(file, separator):
+            yield from _chunks(document, chunk_chars)
 
 
 def _documents(file: IO[str], separator: str | None) -> Iterator[Iterator[str]]:
-    """For each document the parts that it is read in."""
+    """Yield an iterator over the parts of each document."""
     if separator is None:
         yield iter(lambda: file.read(CHUNK), "")
         return
@@ -210,7 +226,3 @@ def _chunks(parts: Iterator[str], chunk_chars: int) -> Iterator[Row]:
             text = text[cut:]
     if text.strip():
         yield {"text": text}
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8")

@@ -1,4 +1,4 @@
-"""Raw sources into a data folder: `train.jsonl`, `val.jsonl` and `meta.json`."""
+"""Turn files of rows into a data folder: `train.jsonl`, `val.jsonl` and `meta.json`."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lit_llm.data.file_readers import csv_columns, rows_of
 from lit_llm.data.records import Record
 from lit_llm.data.rows import to_record
 from lit_llm.data.token_cache import token_counts
+from lit_llm.errors import DataError
 from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
@@ -25,108 +26,105 @@ COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 
 
 def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_record: Callable[[Any], Record]) -> None:
-    """Write the data folder, and say what was kept and what was dropped, and why. Rows are read as a stream.
+    """Write the data folder, and print how many rows were kept and dropped, and why. Rows are read as a stream.
 
     Args:
-        source: Where the data comes from, for `meta.json`.
-        path: The file that was read.
-        to_record: The record of a row; raises ValueError with the reason why it has none.
+        source: Origin of the data, for `meta.json`.
+        path: The file that is read.
+        to_record: Returns the record of a row, or raises ValueError with the reason why there is none.
 
     Raises:
-        ValueError: if no row is left.
+        DataError: if no row is left, or if the folder holds files that would be lost.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
-    check_replaceable(destination, "--destination_path")
+    check_replaceable(destination, "destination_path")
     if destination.is_dir() and any(destination.iterdir()) and not (destination / "meta.json").is_file():
-        raise ValueError(f"{destination} holds files that are not a data folder. Choose another --destination_path")
-    checksum = digest_of(path, "0" * 64)
+        raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
     options = json.loads(json.dumps(options, default=str))
+    about = {"source": source, "sha256": digest_of(path, "0" * 64), "options": options}
     meta = read_json_object(destination / "meta.json") if (destination / "meta.json").is_file() else {}
+    is_same = all(meta.get(name) == about[name] for name in ("sha256", "options"))
     files = meta.get("files", {})
-    is_same = (meta.get("sha256"), meta.get("options")) == (checksum, options)
     if is_same and files and all(_is_as_written(destination / name, files) for name in files):
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
-        if by_hand := [file.name for file in _contents(destination) if not _is_as_written(file, files)]:
-            raise ValueError(
-                f"{destination} holds what was written or changed by hand, and would be lost: {', '.join(by_hand)}. Train on "
-                f"it as it is (--data_dir {destination}), remove it, or prepare into another folder (--destination_path of the "
-                "prepare scripts)"
-            )
-        _write(args, source, path, checksum, options, rows, to_record)
+        _check_unchanged(destination, files)
+        _write(args, path, about, _sorted(args, rows, to_record))
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
-            print(f"{destination} replaces the folder that was there: {why}", file=sys.stderr)
+            print(f"{destination} replaces the existing folder: {why}", file=sys.stderr)
     if args.checkpoint_dir is not None:
         print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
-def _write(
-    args: PrepareArgs,
-    source: str,
-    path: Path,
-    checksum: str,
-    options: dict[str, Any],
-    rows: Iterable[Any],
-    to_record: Callable[[Any], Record],
-) -> None:
+def _sorted(
+    args: PrepareArgs, rows: Iterable[Any], to_record: Callable[[Any], Record]
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield for each row the file that it belongs to, its line there, and the reason if it is dropped."""
     curation = Curation(args.near_duplicates, args.min_answer_chars, args.max_chars, args.max_examples)
+    for row in rows:
+        try:
+            record = to_record(row)
+            reason = curation.reason(record)
+            line = json.dumps(record, ensure_ascii=False)
+            line.encode()
+        except UnicodeEncodeError:
+            reason = "unpaired surrogate (invalid Unicode)"
+        except ValueError as error:
+            reason = str(error).split("; found")[0].split(", found")[0]  # without values, so that equal reasons are counted
+        if reason is None:
+            yield "val" if share(record, args.seed) < args.val_split_fraction else "train", line, None
+        else:
+            line = json.dumps({"reason": reason, "row": row}, default=str) if args.write_dropped else ""
+            yield "dropped", line, reason
+
+
+def _write(args: PrepareArgs, path: Path, about: dict[str, Any], lines: Iterable[tuple[str, str, str | None]]) -> None:
     kept, dropped = Counter(train=0, val=0), Counter[str]()
     progress = Progress("row", None)
-    with new_folder(args.destination_path) as folder, contextlib.ExitStack() as stack:
+    with new_folder(args.destination_path) as folder:
         names = ["train", "val", *(["dropped"] if args.write_dropped else [])]
-        files = {name: stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in names}
-        for row in rows:
-            progress.update()
-            try:
-                record = to_record(row)
-                reason = curation.reason(record)
-                line = json.dumps(record, ensure_ascii=False)
-                line.encode()
-            except UnicodeEncodeError:
-                reason = "half of a surrogate pair, which is no text"
-            except ValueError as error:
-                reason = str(error).split("; found")[0].split(", found")[0]
-            if reason is None:
-                split = "val" if share(record, args.seed) < args.val_split_fraction else "train"
-                kept[split] += 1
-                files[split].write(f"{line}\n")
-            else:
-                dropped[reason] += 1
-                if args.write_dropped:
-                    files["dropped"].write(json.dumps({"reason": reason, "row": row}, default=str) + "\n")
+        paths = {name: folder / f"{name}.jsonl" for name in names}
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(paths[name].open("w", encoding="utf-8")) for name in names}
+            for name, line, reason in lines:
+                progress.update()
+                if reason is None:
+                    kept[name] += 1
+                else:
+                    dropped[reason] += 1
+                if name in files:
+                    files[name].write(f"{line}\n")
         progress.close()
         if not kept["train"]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
-            raise ValueError(f"{path}: nothing to train on is left: {reasons}")
-        stack.close()
-        for name in [name for name in names if not (folder / f"{name}.jsonl").stat().st_size]:
-            (folder / f"{name}.jsonl").unlink()
-        meta = {
-            "source": source,
-            "sha256": checksum,
-            "rows": dict(kept),
-            "dropped": dict(dropped),
-            "val_split_fraction": args.val_split_fraction,
-            "seed": args.seed,
-            "options": options,
-            "files": {file.name: digest_of(file, "0" * 64) for file in sorted(folder.iterdir())},
-        }
-        write_json(folder / "meta.json", meta)
+            raise DataError(f"{path}: nothing to train on is left: {reasons}")
+        for file in paths.values():
+            if not file.stat().st_size:
+                file.unlink()
+        digests = {file.name: digest_of(file, "0" * 64) for file in sorted(folder.iterdir())}
+        counts = {"rows": dict(kept), "dropped": dict(dropped)}
+        split = {"val_split_fraction": args.val_split_fraction, "seed": args.seed}
+        write_json(folder / "meta.json", {**about, **counts, **split, "files": digests})
     print(f"{args.destination_path}: {kept['train']} rows to train on, {kept['val']} to validate")
     for reason, n in dropped.items():
         print(f"dropped {n}: {reason}")
 
 
-def _contents(folder: Path) -> list[Path]:
-    """Files of a data folder, but for what can be made again: the caches of tokens, what a killed program left of them, and
-    what file managers keep."""
+def _check_unchanged(folder: Path, digests: dict[str, str]) -> None:
+    """Raise DataError for files that a user added or changed. Token caches and files of file managers do not count."""
     made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+|\.DS_Store")
-    return [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
+    contents = [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
+    if by_hand := [file.name for file in contents if not _is_as_written(file, digests)]:
+        raise DataError(
+            f"{folder} holds files that were written or changed by hand, and would be lost: {', '.join(by_hand)}. Train on it "
+            f"as it is (--data_dir {folder}), remove it, or prepare into another folder (--destination_path of the prepare "
+            "scripts)"
+        )
 
 
 def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
@@ -134,28 +132,28 @@ def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
 
 
 def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path) -> None:
-    """Prepare a file of rows in which columns have the names that the options give them."""
+    """Prepare a file of rows whose columns have the names given as options."""
     columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
     if path.suffix == ".csv" or isinstance(args, PrepareCsvArgs):
         found = csv_columns(path)
-        wanted = [columns[name] for name in ("instruction", "output")]
-        if (lacking := [name for name in wanted if name not in found]) and "text" not in found and "chosen" not in found:
-            raise ValueError(
-                f"{path}: the columns {', '.join(lacking)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
-                f"comma? Tell other names: python scripts/prepare_csv.py --csv_path {path} --instruction_column NAME "
+        missing = [columns[name] for name in ("instruction", "output") if columns[name] not in found]
+        if missing and "text" not in found and "chosen" not in found:
+            raise DataError(
+                f"{path}: the columns {', '.join(missing)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
+                f"comma? Name other columns: python scripts/prepare_csv.py --csv_path {path} --instruction_column NAME "
                 "--output_column NAME"
             )
     prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns))
 
 
 def prepared(path: Path) -> Path:
-    """The data folder of a file of rows, which is made unless it is there and up to date.
+    """Return the data folder of a file of rows, which is made unless it exists and is up to date.
 
     Raises:
-        ValueError: if the file is plain text, or cannot be prepared.
+        DataError: if the file is plain text, or cannot be prepared.
     """
     if path.suffix in (".txt", ".md"):
-        raise ValueError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
+        raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
     folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if path.suffix == ".csv":
         prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path)

@@ -1,10 +1,12 @@
-"""Records of a data file: what a row may hold, and which parts of it are prompts and answers."""
+"""Records of a data file: the fields of a row, and which of them are prompts and answers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_llm.data.file_readers import parse_line
+from lit_llm.errors import DataError
 from lit_llm.text.conversation import check_messages, question
 from lit_llm.text.styles import Message
 
@@ -15,16 +17,16 @@ PAIR = ("prompt", "chosen", "rejected")
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a `.jsonl` file; see `iter_records`."""
+    """Return all records of a `.jsonl` file; see `iter_records`."""
     return list(iter_records(path))
 
 
 def iter_records(path: Path) -> Iterator[Record]:
-    """Records of a `.jsonl` file, one JSON object a line.
+    """Yield the records of a `.jsonl` file, one JSON object per line.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a line that is not UTF-8, no JSON object or no complete record; if there is none.
+        FileNotFoundError: if the file does not exist.
+        DataError: with file and line, if a line is not a complete record in JSON and UTF-8, or if there is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_alpaca.py")
@@ -33,72 +35,69 @@ def iter_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            place = f"{path}:{number}"
             try:
-                record = json.loads(line.decode("utf-8").rstrip())
-                check_record(record)
+                record = parse_line(place, line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
-            except RecursionError as error:
-                raise ValueError(f"{path}:{number}: not read (nested too deeply)") from error
+                raise DataError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
+            try:
+                check_record(record)
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+                raise DataError(f"{place}: {error}") from error
             found = True
             yield record
     if not found:
-        raise ValueError(f"{path} is empty: there is nothing to train on")
+        raise DataError(f"{path} is empty: there is nothing to train on")
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError unless `record` is a complete instruction row, conversation, text or preference pair."""
+    """Raise DataError unless `record` is a complete instruction row, conversation, text or preference pair."""
     if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, found {type(record).__name__}")
+        raise DataError(f"a record must be a JSON object, found {type(record).__name__}")
     if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
         check_trained(record["messages"])
         if all(turn.get("weight") == 0 for turn in record["messages"] if turn["role"] == "assistant"):
-            raise ValueError("every answer has weight 0: nothing would be trained")
-        _check_beside(record, "system")
+            raise DataError("every answer has weight 0: nothing would be trained")
+        _check_ignored(record, "messages", "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
         if name not in record:
-            raise ValueError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
+            raise DataError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
             check_trained(record[name])
-            _check_beside(record, "system", "input")
+            _check_ignored(record, "prompt", "system", "input")
             continue
         if not isinstance(record[name], str):
-            raise ValueError(f"{name!r} must be a text, found {json.dumps(record[name])[:40]}")
+            raise DataError(f"{name!r} must be a string, found {json.dumps(record[name])[:40]}")
         if not record[name].strip():
-            raise ValueError(f"{name!r} is empty")
+            raise DataError(f"{name!r} is empty")
     for name in ("input", "system"):
         if not isinstance(record.get(name) or "", str):
-            raise ValueError(f"{name!r} must be a text")
+            raise DataError(f"{name!r} must be a string")
     if "text" not in record and record.get("history"):
-        raise ValueError("'history' would be left out: write it as turns of 'messages', or of a pair's 'prompt'")
+        raise DataError("'history' is ignored in a record. Write it as turns of 'messages', or of the 'prompt' of a pair")
 
 
 def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
-    """Raises ValueError for a turn that is not to be trained as it stands, as the chat format of OpenAI can say."""
+    """Raise DataError for a turn whose OpenAI fields (weight, tool calls) training cannot follow."""
     for turn in turns:
         if turn.get("weight") not in (None, 0, 1):
-            raise ValueError(f"a turn has weight {json.dumps(turn['weight'])[:40]}: 0 and 1 are known")
+            raise DataError(f"a turn has weight {json.dumps(turn['weight'])[:40]}. Use 0 or 1")
         if turn.get("tool_calls") or turn.get("function_call"):
-            raise ValueError("a turn calls a tool, which would be left out")
+            raise DataError("a turn calls a tool, which would be ignored")
 
 
-def _check_beside(record: Record, *names: str) -> None:
-    """Raises ValueError for a field beside turns that would not be a part of what is asked."""
+def _check_ignored(record: Record, turns: str, *names: str) -> None:
     for name in names:
         if record.get(name):
-            raise ValueError(f"{name!r} stands beside turns and would be left out: make it one of the turns")
+            raise DataError(f"{name!r} is ignored when {turns!r} holds turns. Write it as one of the turns")
 
 
 def asked(record: Record) -> list[Message]:
-    """The conversation that a record, which is not plain text, wants answered."""
+    """Return the conversation that a record, except plain text, asks to continue."""
     if "chosen" not in record and "messages" in record:
         return record["messages"][:-1]
     asks = record["prompt" if "chosen" in record else "instruction"]
@@ -106,7 +105,7 @@ def asked(record: Record) -> list[Message]:
 
 
 def answer_of(record: Record) -> str:
-    """The answer that a record, which is not plain text, has for `asked`."""
+    """Return the answer to `asked` in a record, except plain text."""
     if "chosen" in record:
         return record["chosen"]
     return record["messages"][-1]["content"] if "messages" in record else record["output"]

@@ -1,6 +1,5 @@
-"""The tokens of a file of records, cached beside it: made once for each tokenizer, style and set of options."""
+"""Cache of the tokens of a file of records, next to it: one for each tokenizer, style and set of options."""
 
-import contextlib
 import hashlib
 import itertools
 import os
@@ -16,12 +15,13 @@ import torch
 
 from lit_llm.data.examples import Example, Pair, tokenize
 from lit_llm.data.records import Record, iter_records
+from lit_llm.errors import DataError
 from lit_llm.files import digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
-VERSION = 2  # of what `tokenize` makes; another number makes all caches anew
-CACHED_FROM = 2**20  # bytes of records: fewer are tokenized in a second
+VERSION = 2  # of the result of `tokenize`; another number invalidates all caches
+CACHED_FROM = 2**20  # bytes of records; fewer are tokenized within a second
 
 
 def examples_of(
@@ -32,13 +32,13 @@ def examples_of(
     train_on: TrainOn = "all",
     records: Iterable[Record] | None = None,
 ) -> Sequence[Example | Pair]:
-    """Examples of all records of a `.jsonl` file, in its order. Those of a large file are cached, and read from there.
+    """Return the examples of all records of a `.jsonl` file, in its order. Those of a large file are cached.
 
     Args:
         records: Those of the file, if they were read already.
 
     Raises:
-        ValueError: with file and record, for one that cannot be tokenized.
+        DataError: with file and record, if one cannot be tokenized.
     """
     if not path.is_file() or path.stat().st_size < CACHED_FROM or not os.access(path.parent, os.W_OK):
         return list(_tokenized(path, style, tokenizer, mask_prompt, train_on, records))
@@ -63,21 +63,15 @@ def _tokenized(
 ) -> Iterator[Example | Pair]:
     style = prompt_style(style_name, tokenizer)
     for number, record in enumerate(iter_records(path) if records is None else records, 1):
-        with _numbered(path, number):
+        try:
             example = tokenize(record, style, tokenizer, mask_prompt, train_on)
+        except ValueError as error:
+            raise DataError(f"{path}: record {number}: {error}") from error
         yield example
 
 
-@contextlib.contextmanager
-def _numbered(path: Path, number: int) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: record {number}: {error}") from error
-
-
 def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
-    """A safetensors file of all tokens end to end. They are streamed; only the lengths are held."""
+    """Write a safetensors file of all tokens end to end. Tokens are streamed; only the lengths are in memory."""
     lengths, documents = array("q"), array("q")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
         folder = Path(place)
@@ -91,12 +85,8 @@ def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
         (folder / "lengths").write_bytes(lengths.tobytes())
         (folder / "documents").write_bytes(documents.tobytes())
         n = sum(lengths)
-        kinds = {
-            "lengths": ("I64", len(lengths)),
-            "documents": ("I64", len(documents)),
-            "ids": ("I32", n),
-            "trained": ("BOOL", n),
-        }
+        kinds = {"lengths": ("I64", len(lengths)), "documents": ("I64", len(documents))}
+        kinds |= {"ids": ("I32", n), "trained": ("BOOL", n)}
         about = ((name, kind, [n], (folder / name).stat().st_size) for name, (kind, n) in kinds.items())
         with (folder / "whole").open("wb") as whole:
             whole.write(safetensors_header(about))
@@ -107,7 +97,7 @@ def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
 
 
 class CachedExamples(Sequence["Example | Pair"]):
-    """Examples in a file that is mapped into memory: each is made when it is asked for. Only where it begins is held."""
+    """Sequence of examples in a memory-mapped file. Only the position of each is in memory."""
 
     def __init__(self, path: Path) -> None:
         from safetensors.torch import load_file
@@ -129,25 +119,24 @@ class CachedExamples(Sequence["Example | Pair"]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         first, n = int(self._first[range(len(self))[index]]), int(self._n_documents[index])
-        found = []
-        for begin, end in itertools.pairwise(self._starts[first : first + n + 1].tolist()):
-            found.append(Example(self._ids[begin:end], self._trained[begin:end]))
-        return Pair(*found) if n == 2 else found[0]
+        bounds = itertools.pairwise(self._starts[first : first + n + 1].tolist())
+        found = [Example(self._ids[begin:end], self._trained[begin:end]) for begin, end in bounds]
+        return Pair(found[0], found[1]) if n == 2 else found[0]
 
 
 def style_of(path: Path, tokenizer: Tokenizer) -> str:
-    """The name of the prompt style for the records of a file, where none is given: plain texts have none."""
-    is_text = all("text" in record for record in iter_records(path))  # the first row that is none ends the reading
+    """Return the default prompt style for the records of a file: `none` for plain text."""
+    is_text = all("text" in record for record in iter_records(path))  # stops at the first row that is not
     return default_style(tokenizer, is_text)
 
 
 def token_counts(path: Path, tokenizer: Tokenizer) -> str:
-    """A line about the lengths of a file's examples."""
+    """Return a line about the lengths of a file's examples."""
     style = style_of(path, tokenizer)
     examples = examples_of(path, style, tokenizer)
     lengths = sorted(map(len, examples))
     n_trained = sum(example.n_labels for example in examples)
     return (
-        f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}, in all {sum(lengths)}, "
-        f"of them {n_trained} trained ({style})"
+        f"tokens per example: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}, total {sum(lengths)}, "
+        f"{n_trained} of them trained ({style})"
     )

@@ -121,17 +121,17 @@ def test_packing_uses_fewer_micro_batches():
     [
         ('{"instruction": "a"}', "has no 'output'"),
         ('{"instruction": "a", "output": ""}', "'output' is empty"),
-        ('{"instruction": "a", "output": null}', "'output' must be a text"),
-        ('{"instruction": "a", "output": 3}', "'output' must be a text"),
+        ('{"instruction": "a", "output": null}', "'output' must be a string"),
+        ('{"instruction": "a", "output": 3}', "'output' must be a string"),
         (
             '{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-            "'system' stan",
+            "'system' is ignored when 'messages' holds turns",
         ),
         (
             '{"prompt": [{"role": "user", "content": "a"}], "input": "i", "chosen": "b", "rejected": "c"}',
-            "'input' stands beside",
+            "'input' is ignored when 'prompt' holds turns",
         ),
-        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' would be left out"),
+        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' is ignored"),
         (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
             "every answer has weight 0",

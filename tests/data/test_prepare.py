@@ -217,17 +217,20 @@ ANOTHER = {"role": "user", "content": "x"}
 BAD_PAIRS = {
     "answer to a later question": (
         {"prompt": "a", "chosen": [*CHAT, ANOTHER, CHAT[1]], "rejected": "c"},
-        "'prompt' and 'chosen' do not tell the same conversation",
+        "'prompt' and 'chosen' hold different conversations",
     ),
     "answers to two questions": (
         {"chosen": CHAT, "rejected": [ANOTHER, CHAT[1]]},
-        "'chosen' and 'rejected' do not tell the same conversation",
+        "'chosen' and 'rejected' hold different conversations",
     ),
     "two prompts": (
         {"prompt": "a", "instruction": "x", "chosen": "b", "rejected": "c"},
-        "'prompt' and 'instruction' do not tell the same conversation",
+        "'prompt' and 'instruction' hold different conversations",
     ),
-    "input beside turns": ({"prompt": CHAT[:1], "input": "i", "chosen": "b", "rejected": "c"}, "'input' or 'history' stands"),
+    "input beside turns": (
+        {"prompt": CHAT[:1], "input": "i", "chosen": "b", "rejected": "c"},
+        "'input' or 'history' is ignored",
+    ),
     "question as answer": ({"chosen": [*CHAT, ANOTHER], "rejected": CHAT}, "the last turn of 'chosen' is not the assistant's"),
     "answer as prompt": ({"prompt": CHAT[1:], "chosen": "b", "rejected": "c"}, "a role is out of order"),
     "no prompt": ({"chosen": "b", "rejected": "c"}, "the pair has no 'prompt'"),
@@ -281,21 +284,21 @@ def test_parquet_is_read_or_pyarrow_is_asked_for(prepare, tmp_path):
 GOOD = {"instruction": "good", "output": "fine"}
 BAD_ROWS = {
     "missing field": ({"instruction": "a"}, "the record has no 'output'"),
-    "null field": ({"instruction": "a", "output": None}, "'output' must be a text"),
-    "number": ({"instruction": 3, "output": "b"}, "'instruction' must be a text"),
-    "number as input": ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be a text"),
+    "null field": ({"instruction": "a", "output": None}, "'output' must be a string"),
+    "number": ({"instruction": 3, "output": "b"}, "'instruction' must be a string"),
+    "number as input": ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be a string"),
     "empty answer": ({"instruction": "a", "output": " \n"}, "'output' is empty"),
     "no object": (["a"], "a row must be an object"),
     "duplicate": (GOOD, "duplicate"),
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
-    "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a text"),
-    "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "a system text stands beside turns that begin"),
+    "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a string"),
+    "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "the row has a system prompt, but its turns begin"),
     "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has weight 0"),
     "rejected answer of weight 0": (
         {"prompt": "a", "chosen": "b", "rejected": [CHAT[0], {**CHAT[1], "weight": 0}]},
         "the answer of 'rejected' has weight 0",
     ),
-    "weight 2": ({"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, "a turn has weight 2: 0 and 1 are known"),
+    "weight 2": ({"messages": [CHAT[0], {**CHAT[1], "weight": 2}]}, "a turn has weight 2. Use 0 or 1"),
     "tool call": ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": "1"}]}]}, "a turn calls a tool"),
     "broken history": ({"instruction": "a", "output": "b", "history": ["c", "d"]}, "'history' must be a list of questions"),
     "role that is a list": ({"messages": [{**CHAT[0], "role": ["user"]}, CHAT[1]]}, "a turn must have a 'role'"),
@@ -305,8 +308,8 @@ BAD_ROWS = {
     "empty turn": ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "a turn of the assistant is empty"),
     "turn without role": ({"messages": [{"content": "x"}]}, "a turn must have a 'role'"),
     "turns that are no list": ({"messages": "x"}, "'messages' must be a list"),
-    "half a character": ({"instruction": "a", "output": "\ud800"}, "half of a surrogate pair"),
-    "10 MB": ({"instruction": "a", "output": "b" * 10_000_000}, "longer than --max_chars 100000"),
+    "half a character": ({"instruction": "a", "output": "\ud800"}, "unpaired surrogate"),
+    "10 MB": ({"instruction": "a", "output": "b" * 10_000_000}, "longer than max_chars=100000"),
 }
 
 
@@ -372,7 +375,7 @@ def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_p
     code, told, folder = prepare("csv", "--csv_path", "a.csv", *flags)
     assert code == 0, told
     assert kept(folder) == [{"instruction": "a,\nb", "output": "c" * 200_000, "input": ""}]
-    assert sorted(meta(folder)["dropped"]) == ["'output' must be a text", "the row has more cells than there are columns"]
+    assert sorted(meta(folder)["dropped"]) == ["'output' must be a string", "the row has more cells than there are columns"]
 
 
 def test_a_table_holds_a_history_as_json_or_means_something_else_by_the_name(prepare, tmp_path):
@@ -398,7 +401,7 @@ def test_a_file_and_the_folder_that_it_runs_in_are_not_replaced(prepare, tmp_pat
     assert (tmp_path / "notes.txt").read_text() == "precious"
     code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--destination_path", ".")
     assert code == 2
-    assert "is the folder that this runs in" in told
+    assert "is the current folder" in told
 
 
 def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path):
