@@ -22,7 +22,7 @@ class Perplexity:
     """Separated by white space, as the evaluation harness counts them."""
     bytes: int
     log_likelihood: float
-    """Of the whole text, in nats."""
+    """Sum over the whole text, in nats."""
     token_perplexity: float
     word_perplexity: float
     """exp of the mean loss per word; comparable between tokenizers."""
@@ -59,7 +59,7 @@ def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, 
 def _exp(x: float) -> float:
     try:
         return math.exp(x)
-    except OverflowError:  # a word has many tokens, each of which costs an untrained model 10 nats
+    except OverflowError:  # a word has many tokens, and each costs an untrained model 10 nats
         return math.inf
 
 

@@ -21,7 +21,7 @@ MAX_GROUP = 256  # most rows that share one prefix
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of which the last `n_scored` are scored, each given all before it."""
+    """Tokens. The last `n_scored` are scored, each given all before it."""
 
     ids: list[int]
     n_scored: int
@@ -32,9 +32,9 @@ class Score:
     """Result for one span."""
 
     log_probs: list[float]
-    """Of each scored token, in nats."""
+    """One for each scored token, in nats."""
     greedy: bool
-    """Whether every scored token is the most likely one."""
+    """Every scored token is the most likely one."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def score(model: GPT, spans: Sequence[Span], batch_size: int, progress: str | No
 
 
 def _rows(spans: Sequence[Span], shares: bool) -> list[_Row]:
-    """Return rows in lexicographic order, in which a prefix comes right before the texts that continue it."""
+    """Return rows in lexicographic order: a prefix comes right before the texts that continue it."""
     rows: list[_Row] = []
     for i in sorted(range(len(spans)), key=lambda i: spans[i].ids[:-1]):
         ids = spans[i].ids[:-1]
@@ -119,7 +119,7 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
 def _group_tokens(rows: Sequence[_Row], common: Sequence[int], n: int) -> Iterator[tuple[int, int]]:
     """Yield m and tokens(m, n), the cost of the group rows[m:n], for m = n - 1 and down as long as the rows share a prefix.
 
-    With |x| the tokens of row x, and P(m, n) the prefix that rows[m:n] share and of which no hidden state is needed:
+    With |x| the tokens of row x, and P(m, n) the prefix that rows[m:n] share, as far as none of its hidden states is needed:
 
         tokens(n - 1, n) = |rows[n - 1]|
         tokens(m, n) = sum of |x| over rows[m:n] - (n - m - 1) * P(m, n) + MIN_SAVING

@@ -30,7 +30,7 @@ from lit_llm.serving.openai_routes import openai_routes
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
-GRACE = 3.0  # seconds in which unfinished answers may end after the server was asked to stop
+GRACE = 3.0  # seconds for unfinished answers after the server was asked to stop
 PAGE = Path(__file__).parent / "chat.html"
 # The page loads nothing from elsewhere and connects to this server only.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"

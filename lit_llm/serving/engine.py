@@ -154,7 +154,7 @@ class Engine:
         max_batch_size: Jobs that run at the same time.
         max_length: Most tokens of a prompt and its answer; at most the model's context.
         max_queue: Jobs that may wait.
-        timeout: Seconds from `submit` after which a job ends.
+        timeout: Most seconds of a job, counted from `submit`.
         int8: Hold keys and values in 8 bits.
     """
 

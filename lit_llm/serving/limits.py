@@ -129,7 +129,7 @@ async def _body(receive: Receive) -> AsyncIterator[Any]:
 
 
 async def _send_and_discard(response: JSONResponse, size: int, receive: Receive, send: Send) -> None:
-    """Send the response, then read the rest of a body of which `size` bytes were read."""
+    """Send the response, then read the rest of a body. `size` bytes of it were read before."""
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
 

@@ -168,7 +168,7 @@ class CompletionFormat:
     choice = delta
 
     def _logprobs(self, tokens: Sequence[ScoredToken], start: int) -> Json:
-        """Return parallel lists, for tokens of which the first begins at character `start`."""
+        """Return parallel lists for tokens. The first begins at character `start` of the text."""
         tops = [reversed(token.top(self._engine.token_text)) for token in tokens]
         return {
             "tokens": [token.text for token in tokens],
