@@ -85,6 +85,13 @@ def test_the_page_for_users_of_lit_gpt_runs_as_written(tmp_path):
     assert (tmp_path / "checkpoints/org/mine/lit_model.safetensors").is_file()
 
 
+def test_the_page_on_python_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "tutorials" / "python.md").read_text(), re.DOTALL)
+    exec("".join(blocks), {})
+    assert (tmp_path / "out/python/final/adapter.json").is_file()
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page talks to the server with curl")
 def test_the_tutorial_on_the_server_runs_as_written(tmp_path, capsys):
     pytest.importorskip("fastapi")
