@@ -193,7 +193,7 @@ def test_the_examples_of_the_architecture_have_tests():
 
 # Where the English is checked.
 PLACES = ["*.md", "tutorials/*.md", "finetune/*.py", "generate/*.py"]
-PLACES += [f"lit_llm/{name}.py" for name in ("__init__", "cli", "errors", "generate", "progress")]
+PLACES += [f"lit_llm/{name}.py" for name in ("__init__", "api", "cli", "errors", "generate", "progress")]
 PLACES += [f"lit_llm/{room}/*.py" for room in ("args", "bench", "serving")]
 # Phrases that remain, by file.
 EXCEPTIONS: dict[str, list[str]] = {}
