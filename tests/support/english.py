@@ -16,18 +16,20 @@ FOREIGN = {
     r"\b(anew|afresh)\b": "again, from scratch",
     r"\bbesides?\b": "next to, also",
     r"\bbut for\b": "except",
-    r"\b(so|as) many\b(?! as)": "that many, the same number of",
+    r"\b(so|as) many\b(?!\W+(?:\w+\W+){0,2}as\b)": "that many, the same number of",
     r"\b(un)?likeliest\b": "most likely",
     r"\bby heart\b": "memorized",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\bwhoever\b": "name the person or program",
     r"(?<!there )\b(is|are|was|were) no (?!longer|more|less|fewer|such)[a-z]+": "is not a",
     r"\b(leaves?|leaving|left) out\b": "omit, ignore",
-    r"\btoo \w+ an? \w+": "an example that is too long",
+    r"\btoo (long|short|large|small|big|deep|early|late) an? \w+": "an example that is too long",
     r"\b(judge[sd]?|judging)\b|\bheld against\b": "check, compare",
     r"\bwhole numbers?\b": "integer",
     r"(?-i:(?<=[.;:] )(?:Take|Give|Leave)\b)": "Use, Specify, Omit",
     r"(?-i:(?:^|(?<=[.!?:] ))(?:What|Of|Where|Whether|Whoever)\b)(?![^.!?]*\?)": "begin with the subject",
+}
+IN_PROSE = FOREIGN | {
     r"\b(in|at|on|from|by|of|with|to|for|after|before|under|over) which\b": "a clause without a preposition",
 }
 
@@ -63,11 +65,11 @@ class Found(NamedTuple):
 
 
 def foreign_phrases(path: Path) -> list[Found]:
-    """Each phrase of a .md or .py file that is in FOREIGN."""
-    texts = markdown_texts(path) if path.suffix == ".md" else python_texts(path)
+    """Each phrase of a .md or .py file that is in FOREIGN, or for .md in IN_PROSE."""
+    texts, phrases = (markdown_texts(path), IN_PROSE) if path.suffix == ".md" else (python_texts(path), FOREIGN)
     found = []
     for text in (" ".join(text.split()) for text in texts):
-        for pattern, use in FOREIGN.items():
+        for pattern, use in phrases.items():
             for match in re.finditer(pattern, text, re.IGNORECASE):
                 found.append(Found(match[0], text[max(match.start() - 30, 0) : match.end() + 30], use))
     return found
