@@ -31,15 +31,17 @@ def test_logits_and_gradients_equal_those_of_peft(checkpoint):
                 parameters[names[name]].copy_(scale.view_as(parameters[names[name]]))
     assert len(names) == 3 * model.config.n_layer == sum("ia3_l" in name for name in parameters)
     ids = torch.arange(2, 40)[None]
-    weight = 100 * torch.randn(1, ids.size(1), model.config.vocab_size)
+    weight = torch.randn(1, ids.size(1), model.config.vocab_size)
     logits, expected = model(ids), theirs(ids).logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     (logits * weight).sum().backward()
     (expected * weight).sum().backward()
     ours = dict(model.named_parameters())
     for name, other in names.items():
-        torch.testing.assert_close(ours[name].grad, parameters[other].grad.flatten(), rtol=1e-5, atol=1e-5)
-        assert ours[name].grad.abs().max() > 1e-2
+        expected = parameters[other].grad.flatten()
+        size = expected.abs().max()
+        assert size > 0
+        torch.testing.assert_close(ours[name].grad / size, expected / size, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantize", [None, "bnb.nf4"])

@@ -262,13 +262,13 @@ def test_a_save_of_other_training_data_is_refused(go, tmp_path, data_dir):
     lines = path.read_text().splitlines(keepends=True)
     for other in ([*lines[1:], lines[0]], lines[:12]):
         path.write_text("".join(other))
-        with pytest.raises(ValueError, match=r"has changed.*trained on 20 examples.*choose another --out_dir"):
+        with pytest.raises(ValueError, match=r"has changed.*trained on 20 examples.*choose another `out_dir`"):
             go("auto", data_dir=data_dir, save_interval=2)
         assert content(out_dir) == before
     path.write_text("".join(lines))
     validation = data_dir / "val.jsonl"
     validation.write_text("".join(validation.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(ValueError, match=r"has changed.*was validated on other examples.*choose another --out_dir"):
+    with pytest.raises(ValueError, match=r"has changed.*was validated on other examples.*choose another `out_dir`"):
         go("auto", data_dir=data_dir, save_interval=2)
     path.write_text("".join(lines[:12]))
     state = json.loads((out_dir / "step-000004" / "state.json").read_text())
