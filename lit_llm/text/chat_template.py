@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_llm.errors import OptionError
 from lit_llm.text.styles import Message
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The Jinja template of a checkpoint, rendered as transformers does, in Jinja's sandbox: it is a stranger's code."""
+    """The Jinja template of a checkpoint, a `Style`. It is untrusted code, and runs in Jinja's sandbox."""
 
     source: str
 
@@ -20,10 +21,7 @@ class ChatTemplate:
         import jinja2
 
         joined = [
-            {
-                "role": m["role"],
-                "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"],
-            }
+            {"role": m["role"], "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"]}
             for m in messages
         ]
         try:
@@ -31,21 +29,21 @@ class ChatTemplate:
             return template.render(messages=joined, add_generation_prompt=generation, tools=None, documents=None, **tokens)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(m["role"] for m in messages)
-            raise ValueError(
+            raise OptionError(
                 f"the checkpoint's chat template cannot render a conversation of {roles}: {error}. "
-                "Mend the data, or choose another --prompt_style"
+                "Fix the data, or use another `prompt_style`"
             ) from error
 
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> Any:
-    """With the settings and helpers that templates expect of transformers (utils/chat_template_utils.py)."""
+    """Compile with the settings and helpers that templates expect of transformers (utils/chat_template_utils.py)."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`, with which a template marks answers: its content is rendered as it is."""
+        """`{% generation %}` marks answers in a template: its content is rendered unchanged."""
 
         tags = {"generation"}  # noqa: RUF012
 

@@ -1,38 +1,39 @@
-"""Tokens to text as they come."""
+"""Text of tokens that come one at a time."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from lit_llm.errors import OptionError
 from lit_llm.text.tokenizer import Tokenizer
 
-N_BEFORE = 4  # tokens with text that decide how the next is written: those of a character, of which each may be a byte
+N_BEFORE = 4  # tokens that decide how the next one is decoded: a character has at most 4 bytes, each possibly a token
 
 
 class TextStream:
-    """Feed it tokens, and it returns text that is certain: no half of a character, and no part of a stop sequence.
+    """A decoder that returns certain text only: never half a character, and no part of a stop string.
 
-    What may be the beginning of a stop sequence is held back until it is one or is not, also across tokens. All that `feed` and
-    `close` returned makes up the text before the earliest stop sequence.
+    It holds back a possible beginning of a stop string, also across tokens. `feed` and `close` together return the text before
+    the earliest stop string.
 
     Attributes:
-        stopped: Whether a stop sequence was found; the text is then complete.
-        text: All that was returned so far.
+        stopped: True once a stop string was found; the text is then complete.
+        text: Everything returned so far.
 
     Args:
-        before: Tokens that the text continues. With some tokenizers a text that continues nothing loses its leading space. If
-            they end within a character, the next tokens may complete it.
+        before: Tokens that the text continues. Some tokenizers drop the leading space of a text that continues nothing. If
+            these tokens end within a character, the next ones may complete it.
 
     Raises:
-        ValueError: if a stop sequence is empty.
+        OptionError: if a stop string is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         if "" in stop:
-            raise ValueError("a stop sequence must not be empty")
+            raise OptionError("`stop` must not be empty")
         self.tokenizer, self.stop = tokenizer, list(stop)
         self.stopped, self.text = False, ""
-        self._held = ""  # decoded, and possibly the beginning of a stop sequence
+        self._held = ""  # decoded, and possibly the beginning of a stop string
         with_text = (i for i in reversed(before) if tokenizer.decode_more([i]))
         self._before = list(islice(with_text, N_BEFORE))[::-1]
         self._decoder = getincrementaldecoder("utf-8")("replace")
@@ -42,11 +43,11 @@ class TextStream:
 
     @property
     def within(self) -> bool:
-        """Whether the last token ended within a character."""
+        """True if the last token ended within a character."""
         return bool(self._decoder.getstate()[0])
 
     def feed(self, token: int) -> str:
-        """Text that became certain with this token; it may be empty."""
+        """Return the text that became certain with this token; it may be empty."""
         if self.stopped:
             return ""
         data = self.tokenizer.token_bytes(token, self._before)
@@ -55,7 +56,7 @@ class TextStream:
         return self._release(self._decode(data), final=False)
 
     def close(self) -> str:
-        """What was held back, once no more tokens come."""
+        """Return the text that was held back; no more tokens follow."""
         return "" if self.stopped else self._release(self._decode(b"", final=True), final=True)
 
     def _decode(self, data: bytes, final: bool = False) -> str:
@@ -77,7 +78,7 @@ class TextStream:
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
-    """What each token contributes to the text behind `before`. A character of several tokens belongs to its last."""
+    """Return the text that each token adds after `before`. A character of several tokens belongs to the last of them."""
     stream = TextStream(tokenizer, before=before)
     texts = [stream.feed(i) for i in ids]
     if texts:
@@ -86,23 +87,23 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] 
 
 
 def earliest(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop sequences begins in `text`, or None."""
+    """Return the index in `text` of the first of the stop strings, or None."""
     return min((where for s in stop if (where := text.find(s)) >= 0), default=None)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of `stop`, not all of it, with which `text` ends."""
+    """Return the length of the longest incomplete beginning of `stop` that `text` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-GAP = 32  # characters of a text that its tokens may lack at one place
+GAP = 32  # characters of a text that its tokens may lack in one place
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[str]:
-    """What each token contributes to `text`, which they make up; joined they are `text`.
+    """Split `text` into the part of each token.
 
-    A character of several tokens belongs to its last. What the tokens lack, as the text of a special token or what the
-    tokenizer normalises, belongs to the token before it.
+    A character of several tokens belongs to the last of them. Characters that no token decodes to, because they are part of a
+    special token or were normalized, belong to the token before them.
     """
     found, done = [], 0
     for piece in token_texts(tokenizer, ids):
@@ -119,5 +120,5 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[str]:
 
 
 def candidate_text(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """A function from a token to its text within a text: by itself it would lose its leading space."""
+    """Return a function from a token to its text within a longer text: decoded alone it would lose its leading space."""
     return lambda token: tokenizer.decode_more([token])

@@ -1,42 +1,42 @@
-"""Prompt styles: functions from a conversation to text."""
+"""Prompt styles: from a conversation to a string."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 Message = Mapping[str, str]
-"""`role` (system, user, assistant) and `content`; of a user also `input`, for styles that set it apart."""
+"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart."""
 
 
 class Style(Protocol):
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        """Text of a conversation; with `generation`, up to where the model's next answer begins.
+        """Render a conversation; with `generation`, up to the beginning of the model's next answer.
 
         Args:
-            tokens: Texts of the special tokens, by names like eos_token.
+            tokens: The strings of the special tokens, by names like eos_token.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Turns:
-    """A style that a table can tell. The slots `{user}`, `{input}`, `{system}`, `{bos}` and `{eos}` are filled in."""
+    """A style as a row of the table. The slots `{user}`, `{input}`, `{system}`, `{bos}` and `{eos}` are filled in."""
 
     user: str
-    """A user's turn, up to where the answer begins. `{system}` is empty but in the first."""
+    """A user's turn, up to the beginning of the answer. `{system}` is empty except in the first."""
     answer: str = "{answer}{eos}"
     system: str = "{}\n\n"
-    """How a system text stands in its slot."""
+    """The system message in its slot."""
     default_system: str = ""
     with_input: str = ""
-    """In place of `user` for a turn with further input; without it the input follows the instruction after an empty line."""
+    """Replaces `user` for a turn with further input; by default the input follows the instruction after an empty line."""
     default_system_with_input: str = ""
     first: str = ""
     """Before the first turn."""
     between: str = ""
-    """Before each further one of the user."""
+    """Before each further turn of the user."""
     stop: tuple[str, ...] = ()
-    """Where published models of the style go on to write the next turn, what that begins with."""
+    """Beginnings of the next turn, which published models of the style write after an answer."""
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
         slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
@@ -58,21 +58,15 @@ class Turns:
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-    """The system text that a conversation begins with, if it does, and the turns behind it."""
+    """Return the system message that a conversation begins with, or None, and the turns after it."""
     if messages and messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]
     return None, messages
 
 
 _ALPACA = "Below is an instruction that describes a task"
-
-
 _LLAMA2 = "[INST] {system}{user} [/INST]"
-
-
 _SYS = "<<SYS>>\n{}\n<</SYS>>\n\n"
-
-
 _STABLELM = (
     "# StableLM Tuned (Alpha version)\n"
     "- StableLM is a helpful and harmless open-source AI language model developed by StabilityAI.\n"
@@ -82,15 +76,13 @@ _STABLELM = (
     "jokes.\n"
     "- StableLM will refuse to participate in anything that could harm a human."
 )
-
-
 _VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the user's questions."
 )
 
 
-# Each as its model card or training code publishes it. A space or line break that belongs to the answer stands in `answer`:
+# Each as its model card or training code publishes it. A space or line break before the answer is part of `answer`:
 # tokenizers join it with the first word.
 STYLES: dict[str, Turns] = {
     "alpaca": Turns(  # https://github.com/tatsu-lab/stanford_alpaca, train.py
@@ -147,3 +139,4 @@ STYLES: dict[str, Turns] = {
         "{system}<|user|>\n{user}{eos}\n<|assistant|>\n", "{answer}{eos}\n", "<|system|>\n{}{eos}\n",
     ),
 }  # fmt: skip
+STYLES["qwen"] = STYLES["chatml"]

@@ -4,12 +4,48 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, WordLevel
+
+from lit_llm.errors import CheckpointError
+
+# Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
-class _Fast:
+def read_tokenizer_json(path: Path) -> HFTokenizer:
+    try:
+        tokenizer = HFTokenizer.from_file(str(path))
+        if any(token.special and token.normalized for token in tokenizer.get_added_tokens_decoder().values()):
+            # A special token that is normalized is neither found in the text nor skipped by decode.
+            data = json.loads(path.read_text(encoding="utf-8"))
+            for token in data["added_tokens"]:
+                token["normalized"] = token["normalized"] and not token["special"]
+            tokenizer = HFTokenizer.from_str(json.dumps(data))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+    return tokenizer
+
+
+def read_gpt2(path: Path, config: dict[str, Any]) -> HFTokenizer:
+    """Build GPT-2's pipeline around the vocabulary at `path` and the `merges.txt` next to it."""
+    if config.get("tokenizer_class") not in GPT2_CLASSES:
+        raise CheckpointError(
+            f"{path.parent} has vocab.json and merges.txt but no tokenizer.json, and a {config['tokenizer_class']} cannot be "
+            "built from these two alone. Download its tokenizer.json"
+        )
+    merges = path.with_name("merges.txt")
+    try:
+        tokenizer = HFTokenizer(BPE.from_file(str(path), str(merges)))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path} and {merges} are not a GPT-2 vocabulary: {error}") from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+class FastBackend:
     """A pipeline of the tokenizers library, with the added tokens of the other files."""
 
     def __init__(self, tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str], path: Path) -> None:
@@ -18,22 +54,22 @@ class _Fast:
         new = [(i, token.content) for i, token in added.items() if tokenizer.token_to_id(token.content) is None]
         _register(tokenizer, added, special)
         for i, token in new:
-            if (got := tokenizer.token_to_id(token)) != i:  # new tokens are numbered on from the end of the vocabulary
-                raise ValueError(
+            if (got := tokenizer.token_to_id(token)) != i:  # new tokens are numbered from the end of the vocabulary
+                raise CheckpointError(
                     f"{path.parent} gives the added token {token!r} the id {i}, but after {path.name} its id would be "
                     f"{got}. Copy all tokenizer files of one checkpoint there"
                 )
         self._tokenizer = tokenizer
         self._first = _leading_token(json.loads(tokenizer.post_processor.__getstate__())) if tokenizer.post_processor else None
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        # Where "a" alone gets another token than behind a line break, a space is put before a text.
+        # If "a" alone gets another token than after a line break, the pipeline puts a space before a text.
         self._break = self.encode("\n") if self.encode("\na")[-1:] != self.encode("a") else []
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
         if not (continued and self._break):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         ids = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
-        assert ids[: len(self._break)] == self._break, "a line break is no token of its own"
+        assert ids[: len(self._break)] == self._break, "a line break is not a token of its own"
         return ids[len(self._break) :]
 
     def decode(self, ids: list[int]) -> str:
@@ -52,11 +88,11 @@ class _Fast:
         return self._first is not None and self._tokenizer.token_to_id(self._first) == bos_id
 
 
-class _SentencePiece:
+class SentencePieceBackend:
     """sentencepiece for the text, the tokenizers library for the added tokens in it and for decoding.
 
     Llama's models put a space before the text (dummy prefix). With `"legacy": true` in `tokenizer_config.json` transformers 5
-    puts one before each stretch of text between added tokens, otherwise only where the whole text begins; so do we.
+    puts one before each stretch of text between added tokens, otherwise only before the whole text; so do we.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], added: dict[int, AddedToken], special: list[str]) -> None:
@@ -68,7 +104,7 @@ class _SentencePiece:
             # Serialized protocol buffers merge when concatenated: this one says normalizer_spec.add_dummy_prefix = false.
             self._unprefixed = SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
+            raise CheckpointError(f"{path} is not a SentencePiece model: {error}") from error
         prefixed = self._processor.normalize("a") != self._unprefixed.normalize("a")
         if config.get("add_prefix_space") is False:
             self._processor, prefixed = self._unprefixed, False
@@ -85,7 +121,7 @@ class _SentencePiece:
         self._tokens = {i: token for token, i in self._ids.items()}
         self.vocab_size = max(n_pieces, *(i + 1 for i in self._tokens))
 
-        # The splitter knows the added tokens alone: all between two of them is to it one unknown word, "", with id 0.
+        # The splitter knows only the added tokens: everything between two of them is one unknown word, "", with id 0.
         self._splitter = HFTokenizer(WordLevel({"": 0}, unk_token=""))
         _register(self._splitter, added, special)
         self._split_ids = {i: self._ids[token.content] for i, token in self._splitter.get_added_tokens_decoder().items()}
@@ -106,7 +142,7 @@ class _SentencePiece:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        # Not sentencepiece's own decoder: it turns bytes that are no UTF-8 into other replacement characters than transformers.
+        # Not sentencepiece's own decoder: its replacement characters for invalid UTF-8 differ from those of transformers.
         return self._decoder.decode([token for i in ids if i not in self._skipped and (token := self._token(i)) is not None])
 
     def token_id(self, token: str) -> int | None:
@@ -117,17 +153,17 @@ class _SentencePiece:
         return None if found < 0 else found
 
     def adds_bos(self, bos_id: int | None) -> bool:
-        return True  # as in transformers 4; transformers 5 drops the BOS of Llama where the config does not speak of it
+        return True  # as in transformers 4; transformers 5 drops the BOS of Llama if the config does not mention it
 
     def token(self, i: int) -> str:
         return self._token(i) or ""
 
     def _token(self, i: int) -> str | None:
-        """Text of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""
+        """Return the string of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""
         return self._tokens.get(i) or (self._processor.id_to_piece(i) if i < self._processor.vocab_size() else None)
 
     def _piece_id(self, piece: str) -> int | None:
-        found = self._processor.piece_to_id(piece)  # the unknown piece's id for all that is not there
+        found = self._processor.piece_to_id(piece)  # the unknown piece's id for every piece that is missing
         return found if self._processor.id_to_piece(found) == piece else None
 
 
@@ -139,7 +175,7 @@ def _register(tokenizer: HFTokenizer, added: dict[int, AddedToken], special: lis
 
 
 def _leading_token(processor: dict[str, Any] | None) -> str | None:
-    """The special token that a post-processor, in the form of `tokenizer.json`, puts before the text."""
+    """Return the special token that a post-processor, in the form of `tokenizer.json`, puts before the text."""
     if processor is None:
         return None
     if processor["type"] == "Sequence":

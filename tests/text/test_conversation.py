@@ -211,7 +211,7 @@ def test_an_answer_of_weight_0_is_read_and_not_trained(checkpoint):
     assert both.tolist() == every.trained.tolist()
     with pytest.raises(ValueError, match="which --mask_prompt false would train"):
         tokenize({"messages": first_off}, "alpaca", tokenizer, False)
-    with pytest.raises(ValueError, match="Train with --train_on all"):
+    with pytest.raises(ValueError, match="Train with `train_on` all"):
         tokenize({"messages": last_off}, "alpaca", tokenizer, True, "last")
 
 
@@ -226,9 +226,9 @@ CHANGES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% i
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (REWRITES, "Train with --train_on last"),
-        (ALWAYS_OPENS, "opens a further answer"),
-        (CHANGES, "asks with 'model>' where it renders 'assistant>"),
+        (REWRITES, "Train with `train_on` last"),
+        (ALWAYS_OPENS, "opens another answer"),
+        (CHANGES, "asks with 'model>' but renders 'assistant>"),
         ("{{ raise_exception('no cats here') }}", "cannot render a conversation of user, assistant, user: no cats here"),
         ("{% for %}", "cannot render"),
         ("{{ messages[0].nothing.here }}", "cannot render"),

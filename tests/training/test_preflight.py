@@ -105,7 +105,7 @@ def test_a_template_that_leaves_out_a_part_of_the_answer_is_refused(tokenizer):
     style = ChatTemplate(source + "{% if add_generation_prompt %}<assistant>{% endif %}")
     whole, cut = ({"instruction": "a", "output": text} for text in ("b", "<think>why</think>b"))
     assert tokenizer.decode(tokenize(whole, style, tokenizer, True).ids.tolist()).endswith("b|")
-    with pytest.raises(ValueError, match="leaves out a part of the answer"):
+    with pytest.raises(ValueError, match="omits a part of the answer"):
         tokenize(cut, style, tokenizer, True)
 
 
