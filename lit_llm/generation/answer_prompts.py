@@ -1,16 +1,17 @@
-"""The generate scripts: load, complete, write the texts to stdout or a file and the speed to stderr."""
+"""The generate scripts: load a model, complete prompts, write the texts to stdout or a file and the speed to stderr."""
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
 from lit_llm.checkpoint.adapters import read_adapter
 from lit_llm.cli import DEMO
+from lit_llm.errors import OptionError
 from lit_llm.files import read_json_object
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
@@ -29,23 +30,23 @@ from lit_llm.text.tokenizer import Tokenizer
 
 
 def continue_prompts(args: GenerateArgs) -> None:
-    """Print each prompt and what follows it, once per sample."""
-    prompts = _prompts(args)
+    """Print each prompt and its continuation, once per sample."""
+    prompts = _read_prompts(args)
     model, tokenizer = load_for_inference(args, args.checkpoint_dir or DEMO / "checkpoint", None)
-    _write(args, prompts, _encode(args, model, prompts, lambda p: encode_prompt(tokenizer, as_text(p))), model, tokenizer, None)
+    _Generation(args, prompts, model, tokenizer, None).run()
 
 
 def answer(args: AdapterGenerateArgs) -> None:
-    """Print the answer to each instruction, asked in the style that the adapter was trained with, once per sample."""
-    prompts = _prompts(args)
+    """Print the answer to each instruction, asked in the prompt style of the adapter, once per sample."""
+    prompts = _read_prompts(args)
     about = read_adapter(args.adapter_dir)
     model, tokenizer = load_for_inference(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    _answer_in_style(args, prompts, model, tokenizer, about["prompt_style"])
+    _Generation(args, prompts, model, tokenizer, about["prompt_style"]).run()
 
 
 def answer_finetuned(args: FullGenerateArgs) -> None:
     """Print the answer of a fully finetuned or merged model to each instruction, asked in the style of its finetuning."""
-    prompts = _prompts(args)
+    prompts = _read_prompts(args)
     path = args.checkpoint_dir / "finetuned.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -53,127 +54,134 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             "generate/base.py for a plain model, generate/lora.py --adapter_dir for an adapter"
         )
     model, tokenizer = load_for_inference(args, args.checkpoint_dir, None)
-    _answer_in_style(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"])
+    _Generation(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"]).run()
 
 
-def _answer_in_style(
-    args: AdapterGenerateArgs | FullGenerateArgs, prompts: Sequence[Prompt], model: GPT, tokenizer: Tokenizer, style: str
-) -> None:
-    encoded = _encode(args, model, prompts, lambda p: prompt_ids(style, tokenizer, as_messages(p, args.input)))
-    _write(args, prompts, encoded, model, tokenizer, style)
-
-
-def _prompts(args: GenerateArgs) -> Sequence[Prompt]:
+def _read_prompts(args: GenerateArgs) -> Sequence[Prompt]:
     if args.prompt_file is None:
         assert args.prompt is not None
         return [args.prompt]
     return read_lines(args.prompt_file) if args.has_many_prompts() else [read_text(args.prompt_file)]
 
 
-def _encode(
-    args: GenerateArgs, model: GPT, prompts: Sequence[Prompt], encode: Callable[[Prompt], list[int]]
-) -> list[list[int]]:
-    """Token ids of each prompt. Raises ValueError, with the number of the prompt, if one cannot be asked."""
-    encoded = []
-    for number, prompt in enumerate(prompts, 1):
+class _Sample(Row):
+    """A row that knows its place: `index` counts the samples of all prompts."""
+
+    index: int
+
+
+class _Generation:
+    """Generates `num_samples` texts from each prompt, and writes them in the order of the prompts.
+
+    The output is JSON lines in a file or on stdout, or plain text.
+
+    Args:
+        style: Ask the prompts in the prompt style of this name; None: continue them unchanged.
+    """
+
+    def __init__(
+        self, args: GenerateArgs, prompts: Sequence[Prompt], model: GPT, tokenizer: Tokenizer, style: str | None
+    ) -> None:
+        self.args, self.prompts, self.model, self.tokenizer, self.style = args, prompts, model, tokenizer, style
+        self.encoded = [self._encode(number, prompt) for number, prompt in enumerate(prompts, 1)]
+        until = raw_ending(tokenizer) if style is None else ending(style, tokenizer)
+        self.ending = until.with_strings(args.stop)
+        self.as_lines = args.output_file is not None or args.has_many_prompts()
+        # The prompt as it was given: its tokens lack the spelling of special tokens.
+        self.before = as_text(prompts[0]) if style is None and not self.as_lines else ""
+        self.file: AnswerFile | None = None
+        self.progress: Progress | None = None
+        self.total, self.n_written = len(prompts) * args.num_samples, 0
+        self.finished = dict[int, _Sample]()  # those that wait for one before them
+
+    def _encode(self, number: int, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt. Raises OptionError, with its number, if it cannot be asked."""
         try:
-            json.dumps(prompt, ensure_ascii=False).encode()  # half of a surrogate pair is no text: a ValueError
-            encoded.append(encode(prompt))
-            check_context(model, len(encoded[-1]), args.max_new_tokens)
-        except ValueError as error:
-            raise ValueError(f"{args.prompt_file}, prompt {number}: {error}" if args.has_many_prompts() else error) from error
-    return encoded
-
-
-@naming_lost_ranks("Start again")
-def _write(
-    args: GenerateArgs,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
-    model: GPT,
-    tokenizer: Tokenizer,
-    style: str | None,
-) -> None:
-    """Answer the prompts in a style, or without one continue them. What is done is written in the order of the prompts."""
-    until = (raw_ending(tokenizer) if style is None else ending(style, tokenizer)).with_strings(args.stop)
-    n, total = args.num_samples, len(prompts) * args.num_samples
-    draft = None if args.draft_checkpoint_dir is None else load_for_inference(args, args.draft_checkpoint_dir, None)
-    file, keys = None, []
-    if args.output_file is not None:
-        keys = _keys(args, model, None if draft is None else draft[0], encoded)
-        file = AnswerFile(args.output_file, keys)
-    first = 0 if file is None else file.n_done
-    if first == total:
-        print(f"{args.output_file} holds all {total} answers already", file=sys.stderr)
-        return
-    as_lines = file is not None or args.has_many_prompts()
-    before = "" if as_lines or style is not None else as_text(prompts[0])  # tokens lack what special tokens are written as
-    progress = Progress("answers", total, first) if as_lines else None
-    places, finished = dict[Row, int](), dict[int, Row]()
-
-    def begin() -> Iterator[Row]:
-        for i in range(first, total):
-            sampling = Sampling(
-                args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, seed=args.seed + i
-            )
-            row = Row(tokenizer, encoded[i // n], args.max_new_tokens, sampling, until, style is None, args.logprobs)
-            places[row] = i
-            yield row
-
-    def tell(i: int, row: Row) -> None:
-        if as_lines:
-            line = {"row": i // n, "sample": i % n, "prompt": prompts[i // n], **_outcome(row, tokenizer, style is None)}
-            if file is None:
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+            json.dumps(prompt, ensure_ascii=False).encode()  # an unpaired surrogate is a ValueError
+            if self.style is None:
+                ids = encode_prompt(self.tokenizer, as_text(prompt))
             else:
-                file.write({**line, "key": keys[i]})
-        elif args.stream:
-            print()
-        else:
-            print(before + row.stream.text)
+                ids = prompt_ids(self.style, self.tokenizer, as_messages(prompt, getattr(self.args, "input", "")))
+            check_context(self.model, len(ids), self.args.max_new_tokens)
+        except ValueError as error:
+            where = f"{self.args.prompt_file}, prompt {number}: " if self.args.has_many_prompts() else ""
+            raise OptionError(f"{where}{error}") from error
+        return ids
 
-    continued = _continue(args, model, tokenizer, draft, begin(), min(args.batch_size, total - first), max(map(len, encoded)))
-    start, n_new, upcoming = time.perf_counter(), 0, first
-    if args.stream:
-        print(before, end="", flush=True)
-    for row, text in continued:
-        if args.stream:
+    @naming_lost_ranks("Start again")
+    def run(self) -> None:
+        args = self.args
+        draft = None if args.draft_checkpoint_dir is None else load_for_inference(args, args.draft_checkpoint_dir, None)
+        if args.output_file is not None:
+            keys = _keys(args, self.model, None if draft is None else draft[0], self.encoded)
+            self.file = AnswerFile(args.output_file, keys)
+            self.n_written = self.file.n_done
+        if self.n_written == self.total:
+            print(f"{args.output_file} holds all {self.total} answers already", file=sys.stderr)
+            return
+        if self.as_lines:
+            self.progress = Progress("answers", self.total, self.n_written)
+        texts, start, n_new = self._texts(draft), time.perf_counter(), 0
+        self._stream(self.before)
+        for sample, text in texts:
+            self._stream(text)
+            if sample.done:
+                n_new += sample.n_new
+                self._add(sample)
+        seconds, memory = time.perf_counter() - start, max(map(peak_memory_gb, self.model.devices))
+        for output in (self.progress, self.file):
+            if output is not None:
+                output.close()
+        print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
+
+    def _texts(self, draft: tuple[GPT, Tokenizer] | None) -> Iterator[tuple[_Sample, str]]:
+        """Continue all samples as `continue_rows`, in batches or, with a draft, one by one."""
+        args, longest = self.args, max(map(len, self.encoded))
+        if draft is None:
+            size, length = min(args.batch_size, self.total - self.n_written), longest + args.max_new_tokens
+            batch = Batch[_Sample](self.model, size, length, args.kv_cache == "int8", args.compile)
+            return continue_rows(batch, self._samples())
+        check_draft(self.model, self.tokenizer, *draft)
+        check_context(draft[0], longest, args.max_new_tokens)
+        return ((s, text) for s in self._samples() for text in continue_drafted(self.model, draft[0], s))
+
+    def _samples(self) -> Iterator[_Sample]:
+        args = self.args
+        for i in range(self.n_written, self.total):
+            how = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty, seed=args.seed + i)
+            ids = self.encoded[i // args.num_samples]
+            sample = _Sample(self.tokenizer, ids, args.max_new_tokens, how, self.ending, self.style is None, args.logprobs)
+            sample.index = i
+            yield sample
+
+    def _stream(self, text: str) -> None:
+        if self.args.stream:
             print(text, end="", flush=True)
-        if row.done:
-            n_new += row.n_new
-            finished[places.pop(row)] = row
-            while upcoming in finished:
-                tell(upcoming, finished.pop(upcoming))
-                upcoming += 1
-                if progress is not None:
-                    progress.update()
-    seconds, memory = time.perf_counter() - start, max(map(peak_memory_gb, model.devices))
-    for what in (progress, file):
-        if what is not None:
-            what.close()
-    print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, {memory:.2f} GB at most", file=sys.stderr)
 
+    def _add(self, sample: _Sample) -> None:
+        """Write a finished sample as soon as all before it are written."""
+        self.finished[sample.index] = sample
+        while (upcoming := self.finished.pop(self.n_written, None)) is not None:
+            self._write(upcoming)
+            self.n_written += 1
+            if self.progress is not None:
+                self.progress.update()
 
-def _continue(
-    args: GenerateArgs,
-    model: GPT,
-    tokenizer: Tokenizer,
-    draft: tuple[GPT, Tokenizer] | None,
-    rows: Iterable[Row],
-    size: int,
-    longest: int,
-) -> Iterator[tuple[Row, str]]:
-    """As `continue_rows`, for prompts of so many tokens at most, side by side or with a draft."""
-    if draft is None:
-        batch = Batch[Row](model, size, longest + args.max_new_tokens, args.kv_cache == "int8", args.compile)
-        return continue_rows(batch, rows)
-    check_draft(model, tokenizer, *draft)
-    check_context(draft[0], longest, args.max_new_tokens)
-    return ((row, text) for row in rows for text in continue_drafted(model, draft[0], row))
+    def _write(self, sample: _Sample) -> None:
+        if not self.as_lines:
+            print("" if self.args.stream else self.before + sample.stream.text)
+            return
+        i, j = divmod(sample.index, self.args.num_samples)
+        outcome = _outcome(sample, self.tokenizer, self.style is None)
+        line = {"row": i, "sample": j, "prompt": self.prompts[i], **outcome}
+        if self.file is None:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        else:
+            self.file.write(line)
 
 
 def _outcome(row: Row, tokenizer: Tokenizer, continues: bool) -> dict[str, Any]:
-    """What a row came to, for a line of JSON. The last tokens may be those of a stop sequence, which the text lacks."""
+    """Return the result of a row for a JSON line. The last tokens may be those of a stop string, which the text lacks."""
     finish = "stop" if row.ended else "length"
     found: dict[str, Any] = {"text": row.stream.text, "finish": finish, "n_tokens": row.n_new}
     if row.n_top is None:
@@ -191,13 +199,13 @@ def _outcome(row: Row, tokenizer: Tokenizer, continues: bool) -> dict[str, Any]:
 
 
 def _keys(args: GenerateArgs, model: GPT, draft: GPT | None, encoded: Sequence[list[int]]) -> list[str]:
-    """For each answer to each prompt, what stands for all that it follows from."""
+    """Return a checksum for each sample of everything that determines it: models, options, prompt and seed."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "logprobs", "precision",
              "quantize", "cpu_weights", "kv_cache")  # fmt: skip
     folder: Path | None = getattr(args, "adapter_dir", None)
     files = [] if folder is None else [folder / "adapter.json", folder / "adapter.safetensors"]
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     models = [model.fingerprint, None if draft is None else draft.fingerprint]
-    told = [*models, *sums, getattr(args, "merge", False), *[getattr(args, name) for name in names]]
-    everything = ([ids, *told] for ids in encoded for _ in range(args.num_samples))
+    common = [*models, *sums, getattr(args, "merge", False), *[getattr(args, name) for name in names]]
+    everything = ([ids, *common] for ids in encoded for _ in range(args.num_samples))
     return [hashlib.sha256(json.dumps([args.seed + i, *x]).encode()).hexdigest()[:16] for i, x in enumerate(everything)]

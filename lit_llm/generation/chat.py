@@ -1,4 +1,4 @@
-"""A conversation in the terminal: the user types, the model answers, and both remember what was said."""
+"""A conversation in the terminal: the user types, and the model answers."""
 
 import io
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import trained_style
+from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling
@@ -19,15 +20,15 @@ from lit_llm.text.tokenizer import Tokenizer
 
 HELP = """\
 /reset          forget the conversation
-/system TEXT    give a system text, or without TEXT go back to the style's own
-/save FILE      add the conversation to a JSON Lines file, as a record that can be trained on
-/help           this list
+/system TEXT    set the system message; without TEXT use the style's own
+/save FILE      add the conversation to a JSON Lines file, as a record to train on
+/help           show this list
 /quit           leave, as does Ctrl-D
-Ctrl-C stops an answer. A message that begins with / is written with //."""
+Ctrl-C stops an answer. Write // for a message that begins with /."""
 
 
 class Conversation:
-    """What was said, and a model that answers it in one prompt style.
+    """The turns so far, and a model that answers them in one prompt style.
 
     When a message no longer fits into the context, the oldest exchanges are forgotten. A quarter of the context stays free for
     the answer, or `max_new_tokens` if that is less.
@@ -44,10 +45,10 @@ class Conversation:
         return [*opening, *self.turns]
 
     def answer(self, text: str) -> Iterator[str]:
-        """The model's answer to a message, in pieces. What was yielded is remembered, however it ends.
+        """Yield the model's answer to a message, in pieces. The pieces become a turn, even if the caller stops early.
 
         Raises:
-            ValueError: if the message alone does not fit into the context.
+            OptionError: if the message alone does not fit into the context.
         """
         self.turns.append({"role": "user", "content": text})
         said = ""
@@ -62,7 +63,7 @@ class Conversation:
                 said += piece
                 yield piece
             if not row.completion().ended:
-                tell("the answer was cut: its limit or the end of the context is reached")
+                _log("the answer was cut: its limit or the end of the context is reached")
         finally:
             if said.strip():
                 self.turns.append({"role": "assistant", "content": said.rstrip()})
@@ -76,20 +77,20 @@ class Conversation:
             del self.turns[:2]
         if len(ids) >= context:
             self.turns = before
-            raise ValueError(f"the message has {len(ids)} tokens with what the style adds, the context {context}. Shorten it")
+            raise OptionError(f"the message has {len(ids)} tokens in its prompt style, the context {context}. Shorten it")
         if n_forgotten := (len(before) - len(self.turns)) // 2:
-            tell(f"the context of {context} tokens is full: the oldest {n_forgotten} exchanges are forgotten")
+            _log(f"the context of {context} tokens is full: the oldest {n_forgotten} exchanges are forgotten")
         return ids
 
 
 def chat(args: ChatArgs) -> None:
-    """Answer lines of standard input until it ends or says /quit. Answers go to stdout, all else to stderr."""
+    """Answer lines of standard input until its end or /quit. Answers go to stdout, everything else to stderr."""
     model, tokenizer, folder = load_args(args)
     style = args.prompt_style or trained_style(args.adapter_dir or folder) or default_style(tokenizer, is_text=False)
     conversation = Conversation(model, tokenizer, style, args)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines that were read with the wrong one
-    tell(f"prompt style {style}; /help lists the commands")
+        sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines read together with a bad one
+    _log(f"prompt style {style}; /help lists the commands")
     while (line := _read_line()) is not None:
         if line.startswith("/") and not line.startswith("//"):
             if not _command(conversation, line):
@@ -99,20 +100,20 @@ def chat(args: ChatArgs) -> None:
 
 
 def _read_line() -> str | None:
-    """The next line without white space around it; None at the end."""
-    with suppress(ImportError):  # keys to edit a line with, where the system has them
+    """Return the next line without white space around it; None at the end."""
+    with suppress(ImportError):  # keys to edit a line, if the system has them
         import readline  # noqa: F401
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
-            line.encode()  # bytes that are no UTF-8 may come as halves of surrogate pairs, which are no text
+            line.encode()  # invalid UTF-8 may come as unpaired surrogates
             return line
         except UnicodeError:
-            tell("the line is not UTF-8 and was left out. Write it again")
+            _log("the line is not UTF-8 and was ignored. Write it again")
         except EOFError:
             return None
         except KeyboardInterrupt:
-            tell("\nCtrl-D or /quit leaves")
+            _log("\nCtrl-D or /quit leaves")
 
 
 def _show(conversation: Conversation, text: str) -> None:
@@ -122,29 +123,29 @@ def _show(conversation: Conversation, text: str) -> None:
         print()
     except KeyboardInterrupt:
         print()
-        tell("stopped")
+        _log("stopped")
     except ValueError as error:
-        tell(str(error))
+        _log(str(error))
 
 
 def _command(conversation: Conversation, line: str) -> bool:
-    """Do what a command says. Returns whether the conversation goes on."""
+    """Run a command. Return False if it ends the conversation."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name == "/quit":
         return False
     if name == "/help":
-        tell(HELP)
+        _log(HELP)
     elif name == "/reset":
         conversation.turns.clear()
-        tell("the conversation is forgotten")
+        _log("the conversation is forgotten")
     elif name == "/system":
         conversation.system = rest or None
-        tell("the system text is set" if rest else "the system text is the style's own")
+        _log("the system message is set" if rest else "the system message is the style's own")
     elif name == "/save":
-        tell(_save(conversation, rest))
+        _log(_save(conversation, rest))
     else:
-        tell(f"{name} is no command; /help lists them")
+        _log(f"{name} is not a command; /help lists them")
     return True
 
 
@@ -159,5 +160,5 @@ def _save(conversation: Conversation, path: str) -> str:
     return f"added to {path}"
 
 
-def tell(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Rows in the making: one pass over a prompt fills a row of a key/value cache, then a token at a time.
+"""Rows of text under way: a prefill puts a prompt into a row of a key/value cache, then each decode step adds a token.
 
 B prompts or rows, T tokens of the longest, C = n_embd, V vocabulary.
 """
@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from lit_llm.errors import OptionError
 from lit_llm.generation.sampling import NOT_FINITE, Sampling, are_finite, sample
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
@@ -21,39 +22,39 @@ from lit_llm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TokenScore:
-    """What the model made of a token: in nats, before penalty, temperature, top_k, top_p and min_p."""
+    """Log-probabilities in nats at the place of a token, before penalty, temperature, top_k, top_p and min_p."""
 
     log_prob: float
     top: dict[int, float]
-    """The likeliest tokens at this place and their log-probabilities, the likeliest first."""
+    """The most likely tokens and their log-probabilities, in descending order."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated after a prompt."""
+    """The generated continuation of a prompt."""
 
     ids: list[int]
-    """Tokens, without an EOS that ended them. The last ones may make up the stop sequence that `text` lacks."""
+    """Tokens, without an EOS that ended them. The last ones may make up the stop string that `text` lacks."""
     text: str
-    """Up to the earliest stop sequence."""
+    """The text up to the earliest stop string."""
     ended: bool
-    """Whether EOS or a stop sequence ended it, not the limit of tokens."""
+    """True if EOS or a stop string ended it, False if the limit of tokens did."""
     scores: list[TokenScore] = field(default_factory=list)
     """One for each of `ids`, if `n_top` was given."""
 
 
 class Row:
-    """One prompt and its continuation in the making.
+    """One prompt and its continuation so far.
 
     Attributes:
-        ids: Prompt and new tokens, without the EOS that ended them. The model has seen all but the last.
-        n_new: Tokens made so far, with an EOS.
-        done: Whether EOS, a stop sequence or the limit of tokens has ended it.
-        ended: Whether it was one of the first two.
+        ids: Prompt and new tokens, without the EOS that ended them. The model has seen all except the last.
+        n_new: Tokens generated so far, with an EOS.
+        done: True once EOS, a stop string or the limit of tokens has ended it.
+        ended: True if it was one of the first two.
 
     Args:
-        continues: The text goes on from the prompt's text, and keeps a leading space.
-        n_top: Score the new tokens, each beside this many of the likeliest; None: no scores.
+        continues: The text continues the prompt's text, and keeps a leading space.
+        n_top: Score the new tokens, each with this many of the most likely tokens at its place; None: no scores.
     """
 
     def __init__(
@@ -89,7 +90,6 @@ class Row:
         return text + self.stream.close() if self.done else text
 
     def completion(self) -> Completion:
-        """What it came to, once it is done."""
         return Completion(self.ids[self.n_prompt :], self.stream.text, self.ended, self.scores)
 
 
@@ -97,16 +97,17 @@ R = TypeVar("R", bound=Row)
 
 
 class Batch(Generic[R]):
-    """Rows that a model continues side by side: `rows[i]` is row i of one key/value cache, at a position of its own.
+    """Rows that a model continues together: `rows[i]` is row i of one key/value cache, at a position of its own.
 
     Args:
-        size: Rows at most.
-        max_length: Tokens of a row at most.
+        size: Maximum number of rows.
+        max_length: Maximum number of tokens of a row.
         int8: Hold keys and values in 8 bits.
-        compile: Compile the step, whose shapes then stay: it computes `size` rows and looks at `max_length` positions.
+        compile: Compile the decode step. Its shapes are then constant: it computes `size` rows and attends to `max_length`
+            positions.
 
     Raises:
-        ValueError: if a model is to be compiled that sends each token to experts of its own.
+        OptionError: if the model to compile is a mixture of experts.
     """
 
     def __init__(self, model: GPT, size: int, max_length: int, int8: bool = False, compile: bool = False) -> None:
@@ -116,7 +117,7 @@ class Batch(Generic[R]):
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[R]) -> Tensor:
-        """Read the prompts of rows that are new here. Returns the hidden states (B, C) at their ends."""
+        """Add rows, and return the hidden states (B, C) at the ends of their prompts."""
         prompts, start = [row.ids for row in rows], len(self.rows)
         assert start + len(rows) <= self.size
         if start == 0:
@@ -131,10 +132,10 @@ class Batch(Generic[R]):
 
     @torch.inference_mode()
     def decode_step(self) -> Tensor:
-        """Hidden states (B, C) after the last token of each row, which the cache lacks.
+        """Return the hidden states (B, C) after the last token of each row, which the cache lacks.
 
-        LongRoPE turns a long sequence by another table than a short one: a row that becomes long is computed anew, as the Phi
-        models in transformers do it. `dynamic` scaling turns by the length at each step and leaves older keys as they are, as
+        LongRoPE rotates long sequences by another table than short ones: the cache of a row that becomes long is computed
+        again, as in the Phi models of transformers. `dynamic` scaling rotates by the current length and keeps older keys, as
         there.
         """
         tokens, positions = [row.ids[-1] for row in self.rows], [len(row.ids) - 1 for row in self.rows]
@@ -162,10 +163,10 @@ class Batch(Generic[R]):
 
 
 def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]:
-    """Bring all rows to their ends, and yield each piece of text as it becomes certain. Rows that find no place wait.
+    """Generate all rows to their ends, and yield each piece of text as it becomes certain. Rows wait for a free place.
 
     Raises:
-        ValueError: if the model's logits are not finite.
+        OptionError: if the model's logits are not finite.
     """
     waiting = (row for row in rows if not row.done)
     while True:
@@ -173,16 +174,16 @@ def continue_rows(batch: Batch[R], rows: Iterable[R]) -> Iterator[tuple[R, str]]
         if not joining and not batch.rows:
             return
         hidden = batch.prefill(joining) if joining else batch.decode_step()
-        taking = joining or list(batch.rows)
-        for row, (token, score) in zip(taking, sample_next(batch.model, hidden, taking), strict=True):
+        active = joining or list(batch.rows)
+        for row, (token, score) in zip(active, sample_next(batch.model, hidden, active), strict=True):
             if token < 0:
-                raise ValueError(NOT_FINITE)
+                raise OptionError(NOT_FINITE)
             yield row, row.take(token, score)
         batch.drop_done()
 
 
 def make_cache(model: GPT, size: int, max_length: int, int8: bool = False) -> KVCache:
-    """An empty cache for rows that are given one token at a time once their prompts are read."""
+    """Return an empty cache for rows that grow by one token at a time after the prefill."""
     return model.make_cache(size, max_length, chunk=1, int8=int8)
 
 
@@ -200,13 +201,9 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
 
 @torch.inference_mode()
 def decode_step(
-    model: GPT,
-    cache: KVCache,
-    tokens: Sequence[int],
-    positions: Sequence[int],
-    compiled: Callable[..., Tensor] | None = None,
+    model: GPT, cache: KVCache, tokens: Sequence[int], positions: Sequence[int], compiled: Callable[..., Tensor] | None = None
 ) -> Tensor:
-    """Hidden states (B, C) after one more token in each of the first B rows of the cache, by a step compiled for it or not."""
+    """Add one token to each of the first B rows of the cache, and return the hidden states (B, C) after them."""
     if compiled is None:
         cache.length, cache.level, idle = max(positions) + 1, min(positions) == max(positions), []
     else:
@@ -217,10 +214,12 @@ def decode_step(
 
 
 def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
-    """`model.hidden` for one token in each row of the cache, compiled on its first call. On CUDA it is a graph of kernels that
-    the CPU starts at once. Raises ValueError as `Batch`."""
+    """Return `model.hidden` for one token in each row of the cache, compiled on its first call.
+
+    On CUDA it is a graph of kernels that the CPU launches at once. Raises OptionError as `Batch`.
+    """
     if model.config.n_expert:
-        raise ValueError("--compile is not for a mixture of experts: which of them run depends on the token. Leave it out")
+        raise OptionError("`compile` does not support a mixture of experts: the token decides which of them run. Omit it")
     cache.stay()
     mode = "reduce-overhead" if model.device.type == "cuda" else "default"
     return torch.compile(model.hidden, fullgraph=True, dynamic=False, mode=mode)
@@ -228,7 +227,7 @@ def compiled_step(model: GPT, cache: KVCache) -> Callable[..., Tensor]:
 
 @torch.inference_mode()
 def sample_next(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[int, TokenScore | None]]:
-    """The next token of each row, drawn as the row says, and its score if the row asks for it, from hidden states (B, C).
+    """Sample the next token of each row from hidden states (B, C), and score it if the row has `n_top`.
 
     The token is -1 where the logits of the row are not finite.
     """
@@ -244,7 +243,7 @@ def sample_next(model: GPT, hidden: Tensor, rows: Sequence[Row]) -> list[tuple[i
 
 
 def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]:
-    """Scores of tokens (B,) under logits (B, V), in float32."""
+    """Score tokens (B,) under logits (B, V), in float32."""
     log_probs = logits.float().log_softmax(dim=-1)
     of_tokens = log_probs.gather(1, tokens[:, None])[:, 0].tolist()
     values, ids = (x.tolist() for x in log_probs.topk(min(n_top, logits.size(-1)), dim=-1))
@@ -253,16 +252,15 @@ def token_scores(logits: Tensor, tokens: Tensor, n_top: int) -> list[TokenScore]
 
 @torch.inference_mode()
 def prompt_scores(model: GPT, ids: Sequence[int], n_top: int) -> list[TokenScore]:
-    """Scores of all tokens of a prompt but the first, each given those before it. Raises ValueError as `continue_rows`."""
+    """Score all tokens of a prompt except the first, each given those before it. Raises OptionError as `continue_rows`."""
     row = torch.tensor([list(ids)], device=model.device)
     if row.size(1) < 2:
         return []
     hidden, targets = model.hidden(row[:, :-1])[0], row[0, 1:]
-    parts = zip(hidden.split(256), targets.split(256), strict=True)  # to hold few logits at once
     scores = []
-    for h, t in parts:
+    for h, t in zip(hidden.split(256), targets.split(256), strict=True):  # parts, to hold few logits at once
         logits = model.head(h)
         if not are_finite(logits).all():
-            raise ValueError(NOT_FINITE)
+            raise OptionError(NOT_FINITE)
         scores += token_scores(logits, t, n_top)
     return scores

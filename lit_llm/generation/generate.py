@@ -7,6 +7,7 @@ from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Batch, Completion, Row, continue_rows
 from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
+from lit_llm.text.conversation import start_ids
 from lit_llm.text.ending import Ending, raw_ending
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ def generate(
         prompts: Strings, or token ids. An empty string starts from BOS.
         temperature: 0 takes the most likely token. See `Sampling` for this and the following.
         seed: Prompt i is sampled from a random stream of its own, seeded by seed + i.
-        stop: Strings at which a completion ends, and which are not part of it.
+        stop: Strings that end a completion and are not part of it.
         ending: Tokens and more strings that end a completion; by default the EOS tokens.
         n_top: Score the tokens, each with this many of the most likely tokens at its place.
 
@@ -78,18 +79,13 @@ def generate_batch(
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    ids = tokenizer.encode(prompt)
-    if not ids and tokenizer.bos_id is not None:
-        ids = [tokenizer.bos_id]
-    if not ids:
-        raise ValueError("the prompt is empty and this tokenizer has no BOS to start from. Give a --prompt")
-    return ids
+    return tokenizer.encode(prompt) or start_ids(tokenizer)
 
 
 def check_context(model: GPT, n_prompt: int, max_new_tokens: int) -> None:
-    """Raises ValueError if a prompt and what is to follow do not fit into the context."""
+    """Raise OptionError unless a prompt and its continuation fit into the context."""
     if n_prompt + max_new_tokens > model.config.block_size:
-        raise ValueError(
+        raise OptionError(
             f"a prompt of {n_prompt} tokens and {max_new_tokens} new ones exceed the context of {model.config.block_size}. "
-            "Shorten the prompt or lower --max_new_tokens"
+            "Shorten the prompt or lower `max_new_tokens`"
         )

@@ -1,29 +1,30 @@
-"""Prompts from a file, and answers to JSON lines that an interrupted run leaves off and a further one continues."""
+"""Prompts from a file, and answers to a file of JSON lines, which a later run continues if one is interrupted."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_llm.errors import DataError, OptionError
 from lit_llm.text.conversation import check_messages, question
 from lit_llm.text.styles import Message
 
 Prompt = str | dict[str, Any]
-"""A text, or a record of a .jsonl file."""
+"""A string, or a record of a .jsonl file."""
 
 
 def read_text(path: Path) -> str:
-    """Raises FileNotFoundError if there is no such file, ValueError if it is not UTF-8."""
+    """Read a file. Raises FileNotFoundError if it does not exist, DataError if it is not UTF-8."""
     if not path.is_file():
-        raise FileNotFoundError(f"--prompt_file {path} does not exist")
+        raise FileNotFoundError(f"`prompt_file` {path} does not exist")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def read_lines(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl file: JSON texts or objects. Raises ValueError, with the line, for anything else."""
+    """Read the prompts of a .jsonl file: JSON strings or objects. Raises DataError, with the line, for anything else."""
     found = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -31,30 +32,30 @@ def read_lines(path: Path) -> list[Prompt]:
         try:
             prompt = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
+            raise DataError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
         if not isinstance(prompt, (str, dict)):
-            raise ValueError(f"{path}:{number}: a prompt is a text or an object, found {type(prompt).__name__}")
+            raise DataError(f"{path}:{number}: a prompt is a string or an object, found {type(prompt).__name__}")
         found.append(prompt)
     if not found:
-        raise ValueError(f"{path} has no prompts")
+        raise DataError(f"{path} has no prompts")
     return found
 
 
 def as_text(prompt: Prompt) -> str:
-    """What a model is to continue: the text, or that of `prompt` or `text` in a record. Raises ValueError if there is none."""
+    """Return the text to continue: the string, or `prompt` or `text` of a record. Raises DataError if it has neither."""
     if isinstance(prompt, str):
         return prompt
     text = prompt.get("prompt", prompt.get("text"))
     if not isinstance(text, str):
-        raise ValueError("the record has no text as its 'prompt' or 'text'")
+        raise DataError("the record has no string as its 'prompt' or 'text'")
     return text
 
 
 def as_messages(prompt: Prompt, input: str = "") -> list[Message]:
-    """The conversation that a model is to answer: of an instruction, or of `messages`, without the answer at their end.
+    """Return the conversation to answer: of an instruction, or of `messages` without an answer at their end.
 
     Raises:
-        ValueError: if a record has none of `messages`, `instruction` and `prompt`.
+        DataError: if a record has none of `messages`, `instruction` and `prompt`.
     """
     if isinstance(prompt, str):
         return question(prompt, input)
@@ -66,24 +67,24 @@ def as_messages(prompt: Prompt, input: str = "") -> list[Message]:
         return turns
     parts = [prompt.get("instruction", prompt.get("prompt")), prompt.get("input") or "", prompt.get("system") or ""]
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError("the record has no 'messages' and no text as its 'instruction' or 'prompt'")
+        raise DataError("the record has no 'messages' and no string as its 'instruction' or 'prompt'")
     return question(*parts)
 
 
-OPENING = b'{"row": 0, "sample": 0, "prompt": '  # of the first line, which a run may not have finished
+OPENING = b'{"row": 0, "sample": 0, "prompt": '  # of the first line, possibly unfinished
 
 
 class AnswerFile:
-    """JSON lines, of which each bears the key of what was asked.
+    """A file of JSON lines, each with a `key` that identifies its question.
 
     Attributes:
-        n_done: Lines that an earlier run wrote. They are kept; a line that it did not finish is removed.
+        n_done: Number of lines in the file. Those of an earlier run are kept; an unfinished line is removed.
 
     Args:
-        keys: Of all lines, in their order.
+        keys: Keys of all lines, in order.
 
     Raises:
-        ValueError: if the file holds anything else than the first of these lines and the beginning of one more.
+        OptionError: if the file holds anything else than the first of these lines and the beginning of one more.
     """
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
@@ -95,15 +96,17 @@ class AnswerFile:
         ours = bool(lines) or begun[: len(OPENING)] == OPENING[: len(begun)]
         if not ours or [_key(line) for line in lines] != list(keys[: len(lines)]):
             self._file.close()
-            raise ValueError(
-                f"{path} holds answers to other prompts, or of another model or other options. Give another --output_file"
+            raise OptionError(
+                f"{path} holds answers to other prompts, or of another model or other options. Use another `output_file`"
             )
         self._file.truncate(len(whole) + 1 if whole else 0)
-        self.n_done = len(lines)
+        self._keys, self.n_done = keys, len(lines)
 
     def write(self, line: dict[str, Any]) -> None:
+        line = {**line, "key": self._keys[self.n_done]}
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
+        self.n_done += 1
 
     def close(self) -> None:
         self._file.close()

@@ -1,6 +1,6 @@
-"""How the next token is drawn: settings, the distribution that they make of the logits, and the draw.
+"""Sampling of the next token: the settings, the distribution that they make of the logits, and the draw.
 
-B rows, V vocabulary. All is computed in float32.
+B rows, V vocabulary. Everything is computed in float32.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lit_llm.args.base import MIN_TEMPERATURE, sampling_rules
+from lit_llm.errors import OptionError
 
-NOT_FINITE = "the model's logits are not finite, as when float16 overflows: try another --precision"
+NOT_FINITE = "the model's logits are not finite, as after an overflow of float16. Use another `precision`"
 
 
 def usable(temperature: float) -> float:
-    """0 in the place of a temperature that is too small to divide by: HELM sends 1e-7 where it means 0."""
+    """Replace a temperature that is too small to divide by with 0: HELM sends 1e-7 and means 0."""
     return 0.0 if 0 <= temperature < MIN_TEMPERATURE else temperature
 
 
@@ -24,40 +25,37 @@ class Sampling:
     """Settings of one row; they apply in the order of transformers: penalty, temperature, top_k, top_p, min_p.
 
     Raises:
-        ValueError: for a setting with which finite logits may become infinite, or nothing could be drawn.
+        OptionError: for a setting that could make finite logits infinite, or leave nothing to draw.
     """
 
     temperature: float = 0.8
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the most likely token."""
     top_k: int | None = None
-    """Keep the k likeliest tokens, and those that equal the last of them."""
+    """Keep the k most likely tokens, and those that equal the last of them."""
     top_p: float = 1.0
     """Keep the fewest tokens whose probabilities sum to at least this (https://arxiv.org/abs/1904.09751)."""
     min_p: float = 0.0
-    """Keep tokens of at least this probability relative to the likeliest (https://arxiv.org/abs/2407.01082)."""
+    """Keep tokens of at least this probability relative to the most likely one (https://arxiv.org/abs/2407.01082)."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that were there (https://arxiv.org/abs/1909.05858, 4.1)."""
+    """Divides positive and multiplies negative logits of tokens so far (https://arxiv.org/abs/1909.05858, 4.1)."""
     seed: int = 1337
 
     def __post_init__(self) -> None:
         if mistakes := [text for wrong, text in sampling_rules(self) if wrong]:
-            raise ValueError("\n".join(mistakes))
+            raise OptionError("\n".join(mistakes))
 
     def generator(self) -> torch.Generator:
-        """The random stream of a row. It lives on the CPU, so that a sample does not depend on the device."""
+        """Return the random stream of a row. It is on the CPU, so that a sample does not depend on the device."""
         return torch.Generator().manual_seed(self.seed)
 
 
 def sample(
-    logits: Tensor,
-    settings: Sequence[Sampling],
-    generators: Sequence[torch.Generator],
-    seen: Sequence[Sequence[int]],
+    logits: Tensor, settings: Sequence[Sampling], generators: Sequence[torch.Generator], seen: Sequence[Sequence[int]]
 ) -> Tensor:
-    """One token per row, (B,), from logits (B, V); -1 for a row whose logits are not finite.
+    """Draw one token per row, (B,), from logits (B, V); -1 for a row whose logits are not finite.
 
-    Row i draws once from `generators[i]` and from nothing else, so that it does not depend on the other rows. `seen[i]` are its
-    tokens so far, the prompt included, for the repetition penalty.
+    Row i draws once from `generators[i]` and from nothing else, so that it does not depend on the other rows. `seen[i]` holds
+    its tokens so far, the prompt included, for the repetition penalty.
     """
     finite = are_finite(logits)
     logits = penalize(logits.float(), settings, seen)
@@ -73,12 +71,12 @@ def sample(
 
 
 def are_finite(logits: Tensor) -> Tensor:
-    """Whether a token can be drawn from logits (..., V): they have a largest, which is a number. (...)"""
+    """Return (...), True where a token can be drawn from logits (..., V): their largest is a finite number."""
     return logits.amax(dim=-1).isfinite()
 
 
 def penalize(logits: Tensor, settings: Sequence[Sampling], seen: Sequence[Sequence[int]]) -> Tensor:
-    """Logits (B, V) after the repetition penalty of each row."""
+    """Apply the repetition penalty of each row to logits (B, V)."""
     if all(s.repetition_penalty == 1 for s in settings):
         return logits
     logits = logits.clone()
@@ -91,9 +89,9 @@ def penalize(logits: Tensor, settings: Sequence[Sampling], seen: Sequence[Sequen
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (B, V) that are sampled from, given logits (B, V) after the penalty, at a temperature above 0."""
+    """Return the probabilities (B, V) to sample from, given logits (B, V) after the penalty, at a temperature above 0."""
     logits = logits.float()
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(sampling.temperature, 1e30)  # 1e39 is no float32
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / min(sampling.temperature, 1e30)  # 1e39 overflows float32
     if sampling.top_k is not None and sampling.top_k < logits.size(-1):
         last = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < last, -torch.inf)
@@ -104,13 +102,13 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
         kept = ordered.masked_fill(before >= sampling.top_p, 0)  # keeps the token that reaches top_p
         probabilities = probabilities.scatter(-1, order, kept)
     if sampling.min_p > 0:
-        likeliest = probabilities.amax(dim=-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * likeliest, 0)
+        highest = probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * highest, 0)
     return probabilities / probabilities.sum(dim=-1, keepdim=True)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """One token per row, (B,), from probabilities (B, V), which need not sum to 1."""
+    """Draw one token per row, (B,), from probabilities (B, V), which need not sum to 1."""
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
     target = torch.cat([torch.rand(1, generator=g) for g in generators])[:, None].to(total.device) * total

@@ -1,7 +1,7 @@
-"""Speculative decoding: a small model drafts some tokens, the large one judges them in one pass (https://arxiv.org/abs/2211.17192).
+"""Speculative decoding: a small model drafts some tokens, the large one checks them in one pass (https://arxiv.org/abs/2211.17192).
 
-What comes out is distributed as if the large model had drawn each token; where it takes the likeliest, it is the same.
-K tokens are drafted, V vocabulary of the large model.
+The result has the distribution of tokens that the large model draws one by one; greedy decoding gives the same tokens.
+K drafted tokens, V vocabulary of the large model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Row
 from lit_llm.generation.sampling import NOT_FINITE, Sampling, are_finite, distribution, draw, penalize
 from lit_llm.model.gpt import GPT
@@ -19,20 +20,20 @@ N_DRAFTED = 4
 
 
 def check_draft(model: GPT, tokenizer: Tokenizer, draft: GPT, draft_tokenizer: Tokenizer) -> None:
-    """Raises ValueError if the two models have different tokens, or one turns positions by the length of the sequence."""
+    """Raise OptionError if the two models have different tokens, or the RoPE of one depends on the length of the sequence."""
     texts = [[t.decode([i]) for i in range(t.vocab_size)] for t in (tokenizer, draft_tokenizer)]
     if texts[0] != texts[1]:
-        raise ValueError("the model of --draft_checkpoint_dir has other tokens. Take a smaller model of the same family")
+        raise OptionError("the model of `draft_checkpoint_dir` has other tokens. Use a smaller model of the same family")
     for scaling in (model.config.rope_scaling, draft.config.rope_scaling):
         if scaling is not None and scaling["rope_type"] in ("dynamic", "longrope"):
-            raise ValueError(f"--draft_checkpoint_dir is not for RoPE of type {scaling['rope_type']}. Leave it out")
+            raise OptionError(f"`draft_checkpoint_dir` is not for RoPE of type {scaling['rope_type']}. Omit it")
 
 
 @torch.inference_mode()
 def continue_drafted(model: GPT, draft: GPT, row: Row) -> Iterator[str]:
-    """Bring a row to its end, and yield each piece of text as it becomes certain.
+    """Generate a row to its end, and yield each piece of text as it becomes certain.
 
-    With the same seed a sample is another one than without a draft.
+    A sample differs from the one that the same seed gives without a draft.
     """
     target, drafter = (_Reader(m, row.n_prompt + row.max_new_tokens, model.config.vocab_size) for m in (model, draft))
     while not row.done:
@@ -43,36 +44,38 @@ def continue_drafted(model: GPT, draft: GPT, row: Row) -> Iterator[str]:
         guesses = ids[len(row.ids) :]
         seen = [ids[: len(row.ids) + i] for i in range(len(q) + 1)]
         p = probabilities(target.read(ids, len(q) + 1), row.sampling, seen)
-        for token in judge(p, q, guesses, row.generator):
+        for token in verify(p, q, guesses, row.generator):
             if not row.done:
                 yield row.take(token)
         for reader in (target, drafter):
-            reader.n_read = min(reader.n_read, len(row.ids) - 1)  # what was read behind an error is written over
+            reader.n_read = min(reader.n_read, len(row.ids) - 1)  # the rest, read after a wrong guess, is overwritten
 
 
-def judge(p: Tensor, q: Sequence[Tensor], guesses: Sequence[int], generator: torch.Generator) -> list[int]:
-    """The guesses that are kept, and one token more (algorithm 1).
+def verify(p: Tensor, q: Sequence[Tensor], guesses: Sequence[int], generator: torch.Generator) -> list[int]:
+    """Return the accepted guesses and one more token (algorithm 1).
+
+    A guess x is accepted with probability min(1, p(x) / q(x)); the first rejected one is drawn again from max(p - q, 0).
 
     Args:
-        p: What the model would draw each guess and the token after them from, (K + 1, V).
-        q: What each guess was drawn from, K times (V,).
+        p: Distributions of the model at the places of the guesses and the next one, (K + 1, V).
+        q: Distributions that the guesses were drawn from, K times (V,).
     """
     for i, guess in enumerate(guesses):
         if torch.rand((), generator=generator).item() * q[i][guess] >= p[i, guess]:
             rest = (p[i] - q[i]).clamp(min=0)
-            rest = rest if rest.sum() > 0 else p[i]  # the two are equal but for rounding
+            rest = rest if rest.sum() > 0 else p[i]  # the two are equal except for rounding
             return [*guesses[:i], int(draw(rest[None], [generator]))]
     return [*guesses, int(draw(p[-1:], [generator]))]
 
 
 def probabilities(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[int]]) -> Tensor:
-    """What tokens are drawn from, (n, V), at n places with logits (n, V), each behind the tokens `seen`.
+    """Return the distributions (n, V) at n places with logits (n, V), each after the tokens `seen`.
 
     Raises:
-        ValueError: if the logits are not finite.
+        OptionError: if the logits are not finite.
     """
     if not are_finite(logits).all():
-        raise ValueError(NOT_FINITE)
+        raise OptionError(NOT_FINITE)
     logits = penalize(logits.float(), [sampling] * len(seen), seen)
     if sampling.temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.size(-1)).float()
@@ -80,10 +83,10 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: Sequence[Sequence[in
 
 
 class _Reader:
-    """A model and what it has read of one sequence.
+    """A model and its cache of one sequence.
 
     Attributes:
-        n_read: Tokens whose keys and values count. The caller lowers it where the sequence went on otherwise.
+        n_read: Tokens with valid keys and values. The caller lowers it after a rejected guess.
     """
 
     def __init__(self, model: GPT, max_length: int, vocab_size: int) -> None:
@@ -91,7 +94,7 @@ class _Reader:
         self.cache = model.make_cache(1, max_length, chunk=N_DRAFTED + 1)
 
     def read(self, ids: Sequence[int], n: int) -> Tensor:
-        """Read what is new of a sequence. Returns the logits after each of its last n tokens, (n, V)."""
+        """Read the new tokens of a sequence, and return the logits after each of its last n tokens, (n, V)."""
         known = self.model.config.vocab_size - 1  # two models of a family may be padded to different numbers of rows
         new = torch.tensor([[min(i, known) for i in ids[self.n_read :]]], device=self.model.device)
         positions = None

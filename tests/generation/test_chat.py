@@ -94,7 +94,7 @@ def test_commands(demo, monkeypatch, capsys, tmp_path):
         "the conversation is forgotten",
         "nothing was said yet",
         "needs the name of a file",
-        "/wrong is no command",
+        "/wrong is not a command",
     ):
         assert told in err
 

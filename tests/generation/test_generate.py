@@ -112,7 +112,7 @@ def test_logits_that_are_not_finite_are_told(checkpoint):
     model, tokenizer = lit_llm.load(checkpoint)
     model.lm_head.weight[7] = float("nan")
     for temperature in (0.0, 1.0):
-        with pytest.raises(ValueError, match=r"logits are not finite.*--precision"):
+        with pytest.raises(ValueError, match=r"logits are not finite.*`precision`"):
             generate(model, tokenizer, ["a"], max_new_tokens=3, temperature=temperature)
 
 

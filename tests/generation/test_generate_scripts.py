@@ -97,15 +97,15 @@ def test_an_output_file_of_other_prompts_or_options_is_refused_and_stays(run, pr
     run(prompt_file=prompt_file, output_file=path)
     whole = path.read_bytes()
     for options in ({"temperature": 0.5}, {"max_new_tokens": 4}, {"stop": ["x"]}, {"cpu_weights": "int8"}):
-        with pytest.raises(ValueError, match="Give another --output_file"):
+        with pytest.raises(ValueError, match="Use another `output_file`"):
             run(prompt_file=prompt_file, output_file=path, **options)
     other = tmp_path / "other.jsonl"
     other.write_text('"In the village"\n"another"\n')
-    with pytest.raises(ValueError, match="Give another --output_file"):
+    with pytest.raises(ValueError, match="Use another `output_file`"):
         run(prompt_file=other, output_file=path)
     for notes in ("my notes\n", "my notes", '"In the village"', '{"row": 1, "sam'):
         path.write_text(notes)
-        with pytest.raises(ValueError, match="Give another --output_file"):
+        with pytest.raises(ValueError, match="Use another `output_file`"):
             run(prompt_file=prompt_file, output_file=path)
         assert path.read_text() == notes
     path.write_bytes(whole)
@@ -182,7 +182,7 @@ def test_a_prompt_is_printed_as_it_was_given(run, demo, shared_data):
 
 def test_what_is_not_lora_cannot_be_merged(checkpoint, tmp_path):
     folder = make_adapter(tmp_path / "v2", AdapterV2(start_layer=1), checkpoint)
-    with pytest.raises(ValueError, match="--merge is for LoRA"):
+    with pytest.raises(ValueError, match="`merge` is for LoRA"):
         load_from_options.load_args(ModelArgs(adapter_dir=folder, merge=True))
 
 
@@ -223,9 +223,12 @@ MISTAKES = {
     "no file": ({"prompt_file": "none.jsonl"}, "none.jsonl does not exist"),
     "not utf-8": ({"prompt_file": b"\xff\xfe"}, "is not UTF-8"),
     "no json": ({"prompt_file": b'"a"\nb\n'}, "p.jsonl:2:1: not JSON"),
-    "a number": ({"prompt_file": b"5\n"}, "p.jsonl:1: a prompt is a text or an object"),
+    "a number": ({"prompt_file": b"5\n"}, "p.jsonl:1: a prompt is a string or an object"),
     "no prompts": ({"prompt_file": b"\n"}, "has no prompts"),
-    "no text": ({"prompt_file": b'"a"\n{"instruction": "b"}\n'}, "prompt 2: the record has no text as its 'prompt' or 'text'"),
+    "no text": (
+        {"prompt_file": b'"a"\n{"instruction": "b"}\n'},
+        "prompt 2: the record has no string as its 'prompt'",
+    ),
     "half a pair": ({"prompt_file": b'"\\ud800"\n'}, "prompt 1: .*surrogates not allowed"),
     "one is long": ({"prompt_file": b'"a"\n"' + b"a b " * 300 + b'"\n'}, "prompt 2: .*exceed the context of 256"),
 }

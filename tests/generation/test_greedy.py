@@ -54,7 +54,7 @@ def test_a_compiled_model_is_compiled_once_and_equals_transformers(name, tmp_pat
 
 def test_a_mixture_of_experts_is_not_compiled(tmp_path):
     make_reference(next(case for case in CASES if case.name == "mixtral"), tmp_path)
-    with pytest.raises(ValueError, match="--compile is not for a mixture of experts"):
+    with pytest.raises(ValueError, match="`compile` does not support a mixture of experts"):
         continued(load_model(tmp_path), [[1, 2]], compile=True)
 
 

@@ -15,7 +15,7 @@ from lit_llm.generation import answer_prompts
 from lit_llm.generation.decode import Row
 from lit_llm.generation.generate import generate
 from lit_llm.generation.sampling import Sampling
-from lit_llm.generation.speculative import continue_drafted, judge
+from lit_llm.generation.speculative import continue_drafted, verify
 from lit_llm.text.ending import Ending
 
 CRITICAL = {4: 18.5, 7: 24.3, 24: 51.2}  # of chi-square by degrees of freedom, at a probability of 0.001
@@ -66,14 +66,14 @@ def chi_square(counts, expected):
     return ((counts - expected) ** 2 / expected).sum().item()
 
 
-def test_a_judged_token_has_the_distribution_of_the_model():
+def test_a_verified_token_has_the_distribution_of_the_model():
     """20,000 draws: the guess where it is kept, else what replaces it; and the token after a guess that is kept."""
     generator = torch.Generator().manual_seed(0)
     p, q = torch.rand(2, 8, generator=generator).softmax(-1), (torch.rand(8, generator=generator) * 3).softmax(-1)
     first, second = torch.zeros(8), torch.zeros(8)
     for _ in range(20_000):
         guess = int(torch.multinomial(q, 1, generator=generator))
-        found = judge(p, [q], [guess], generator)
+        found = verify(p, [q], [guess], generator)
         first[found[0]] += 1
         if len(found) == 2:
             second[found[1]] += 1
