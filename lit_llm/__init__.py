@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         DPOFinetuneArgs,
         EvalArgs,
         FullFinetuneArgs,
+        IA3FinetuneArgs,
         LoRAArgs,
         LoRAFinetuneArgs,
         TrainArgs,
@@ -26,8 +27,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPT", "LLM", "AdapterFinetuneArgs", "AdapterV2FinetuneArgs", "CheckpointError", "Config", "DPOFinetuneArgs", "DataError",
-    "EvalArgs", "FullFinetuneArgs", "LitError", "LoRAArgs", "LoRAFinetuneArgs", "OptionError", "OutOfMemory", "Run",
-    "Tokenizer", "TrainArgs", "finetune", "load", "load_llm",
+    "EvalArgs", "FullFinetuneArgs", "IA3FinetuneArgs", "LitError", "LoRAArgs", "LoRAFinetuneArgs", "OptionError", "OutOfMemory",
+    "Run", "Tokenizer", "TrainArgs", "finetune", "load", "load_llm",
 ]  # fmt: skip
 
 _HOMES = {

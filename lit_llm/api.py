@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -31,9 +31,7 @@ from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import default_style, prompt_ids
 from lit_llm.text.ending import Ending, ending, raw_ending
 from lit_llm.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from lit_llm.training.run import Run
+from lit_llm.training.run import Run
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation, each with `role` (system, user, assistant) and `content`; the last is the user's."""
@@ -139,7 +137,7 @@ def load_llm(
     return LLM(*load_args(args), args)
 
 
-def finetune(args: FinetuneArgs) -> "Run":
+def finetune(args: FinetuneArgs) -> Run:
     """Finetune a model and return the run: its folder, metrics, best and final weights, answers before and after.
 
     The class of `args` selects the method: LoRAFinetuneArgs, FullFinetuneArgs, AdapterFinetuneArgs and so on. With neither
