@@ -89,10 +89,7 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     _say(f"strategy: {why}")
     fabric = launch(args, strategy, device, method.trains_base, make_loggers(args.logger, folder.path, folder.resume_step))
     model = _load(job, fabric, empty, strategy)
-    folder.start(args)
-    if rank() == 0 and folder.resume_dir is None:
-        for logger in fabric.loggers:
-            logger.log_hyperparams(as_yaml(args))
+    _start(job, fabric)
     held_out = HeldOut(args, model, tokenizer, files.val or [], style)
     # In parts, the model answers at the end only: what inference mode has gathered cannot train any more.
     with fabric.autocast():
@@ -107,10 +104,17 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     run = folder.result(**held_out.side_by_side(before, after), outcome=outcome)
     if rank() == 0:
         print_result(method, folder.final, state, held_out, before, after, outcome)
-        title = f"{method.name} of {model_dir.name} on {files.folder.name}"
-        end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens"
-        write_report(folder.path, title, [end, *outcome], found.text(), args, held_out.rows(before, after))
+        _write_report(job, files.folder, state, outcome, found.text(), held_out.rows(before, after))
     return run
+
+
+def _write_report(
+    job: Job, data_dir: Path, state: State, outcome: list[str], preflight: str, rows: list[tuple[str, str, str, str]]
+) -> None:
+    assert job.args.checkpoint_dir is not None
+    title = f"{job.method.name} of {job.args.checkpoint_dir.name} on {data_dir.name}"
+    end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens"
+    write_report(job.folder.path, title, [end, *outcome], preflight, job.args, rows)
 
 
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
@@ -127,6 +131,14 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
         precision=resolve_precision(args.precision, device),
         train=train,
     )
+
+
+def _start(job: Job, fabric: "Fabric") -> None:
+    """Write the options of the run to its folder, and to the loggers of a fresh run."""
+    job.folder.start(job.args)
+    if rank() == 0 and job.folder.resume_dir is None:
+        for logger in fabric.loggers:
+            logger.log_hyperparams(as_yaml(job.args))
 
 
 def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy) -> GPT:

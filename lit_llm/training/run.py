@@ -15,12 +15,12 @@ class Run:
     """Adapter or checkpoint with the lowest validation loss."""
     final: Path | None = None
     """Adapter or checkpoint after the last step."""
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list, repr=False)
     """Held-out prompts that were answered."""
-    before: list[str] | None = None
+    before: list[str] | None = field(default=None, repr=False)
     """Answers of the base, one per prompt. None if it was not asked: under FSDP, in a dry run, and for a run that was
     finished already."""
-    after: list[str] | None = None
+    after: list[str] | None = field(default=None, repr=False)
     """Answers of the finetuned model."""
     outcome: list[str] = field(default_factory=list)
     """What changed, a line each: exact matches and validation loss."""
