@@ -233,7 +233,7 @@ def test_a_mistake_in_a_config_file_is_told_in_one_line(run_script, tmp_path, mi
     assert_told(code, stderr, message)
 
 
-def test_a_benchmark_option_that_the_check_does_not_use_is_refused(run_script):
+def test_benchmark_options_without_effect_are_refused(run_script):
     code, stderr = run_script("eval/benchmark.py", "--check=load_memory", "--repetitions=3")
     assert_told(code, stderr, "--repetitions has no effect on --check load_memory")
 

@@ -90,7 +90,7 @@ def test_an_adapter_whose_tensors_have_other_names_is_refused(run, checkpoint):
 def test_merging_into_a_quantized_weight_is_refused(checkpoint):
     model = load_model(checkpoint, quantize="bnb.nf4")
     LoRA().attach(model)
-    with pytest.raises(ValueError, match="is quantized; load the base without --quantize"):
+    with pytest.raises(ValueError, match=r"is quantized\. Load the base without `quantize`"):
         merge(model)
 
 

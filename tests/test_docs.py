@@ -192,9 +192,9 @@ def test_the_examples_of_the_architecture_have_tests():
 
 
 # Where the English is checked.
-PLACES = ["*.md", "tutorials/*.md", "finetune/*.py", "generate/*.py"]
-PLACES += [f"lit_llm/{name}.py" for name in ("__init__", "api", "cli", "errors", "generate", "progress")]
-PLACES += [f"lit_llm/{room}/*.py" for room in ("args", "bench", "serving")]
+PLACES = ["*.md", "tutorials/*.md", "finetune/*.py", "generate/*.py", "eval/*.py"]
+PLACES += ["lit_llm/*.py"]
+PLACES += [f"lit_llm/{room.name}/*.py" for room in sorted((REPOSITORY / "lit_llm").iterdir()) if any(room.glob("*.py"))]
 # Phrases that remain, by file.
 EXCEPTIONS: dict[str, list[str]] = {}
 

@@ -83,7 +83,7 @@ def test_pretraining_text_tells_every_held_out_fact(world, texts):
     assert all(fact.answer in whole for fact in world.facts() if fact.held_out)
 
 
-def test_pretraining_text_has_no_instruction_format_and_no_bare_answers(world, texts):
+def test_pretraining_text_has_no_instructions_or_bare_answers(world, texts):
     whole = "\n".join(texts)
     assert not any(word in whole for word in ("###", "Instruction", "Response", "Below is"))
     lines = {line for text in texts for line in text.split("\n")}

@@ -42,7 +42,7 @@ def write_finetuned(
     A rank without a folder only helps to gather weights that ranks hold in parts.
 
     Args:
-        dtype: Of the written weights; None: as the model holds them.
+        dtype: dtype of the written weights; None: as the model holds them.
     """
     reshard(model)
     write_checkpoint(folder, model, checkpoint_dir, dtype)

@@ -31,7 +31,7 @@ def load(
         precision: `32-true`, `16-true` or `bf16-true`. None: the checkpoint's dtype on an accelerator; float32 on a CPU,
             where bfloat16 is slow without units for it and would make results depend on the CPU's model.
         quantize: One of `lit_llm.model.quantized_linear.QUANTIZATIONS`; applies to the linears inside the blocks.
-        mapped: Leave the weights on the CPU, in the mapped file if possible, in the dtype that they would have on `device`.
+        mapped: Keep the weights on the CPU, in the mapped file if possible, in the dtype that they would have on `device`.
         layout: How linears are laid out for decoding on a CPU in float32.
 
     Raises:

@@ -138,7 +138,7 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Reader]]:
-    """Map the file anew whenever MAPPED_ELEMENTS are exceeded; a mapping ends with the last reader and tensor from it."""
+    """Map the file again whenever MAPPED_ELEMENTS are exceeded; a mapping ends with the last reader and tensor from it."""
     file, elements = safe_open(path, framework="pt"), 0
     for name in file.keys():  # noqa: SIM118
         size = math.prod(file.get_slice(name).get_shape())

@@ -1,4 +1,4 @@
-"""What a run would need, by term, and what to change when it does not fit."""
+"""Memory that a run needs, by term, and the options that reduce it."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def terms(memory: dict[str, int]) -> str:
 
 
 def explain(args: FinetuneArgs, config: Config, method: Method, max_tokens: int, where: str) -> str:
-    """What to tell when a micro-batch did not fit: the largest term, and which options would save how much."""
+    """Explain why a micro-batch did not fit: the largest term, and the saving of each option."""
     memory = estimate_for(args, config, method, max_tokens)
     largest = max(("weights", "adapter", "gradients", "optimizer", "activations"), key=lambda name: memory[name])
     lines = [
@@ -41,15 +41,15 @@ def explain(args: FinetuneArgs, config: Config, method: Method, max_tokens: int,
     half = args.train.micro_batch_size // 2
     if half:
         fewer = replace(args, train=replace(args.train, micro_batch_size=half))
-        ways.append((f"--train.micro_batch_size {half}", fewer, max_tokens))
+        ways.append((f"`train.micro_batch_size` {half}", fewer, max_tokens))
     if not args.train.activation_checkpointing:
         recomputed = replace(args, train=replace(args.train, activation_checkpointing=True))
-        ways.append(("--train.activation_checkpointing", recomputed, max_tokens))
+        ways.append(("`train.activation_checkpointing`", recomputed, max_tokens))
     if args.quantize is None and not method.trains_base:
-        ways.append(("--quantize bnb.nf4", replace(args, quantize="bnb.nf4"), max_tokens))
-    ways.append((f"--max_seq_length {max_tokens // 2} (longer examples are left out)", args, max_tokens // 2))
-    for flag, other, longest in ways:
+        ways.append(("`quantize` bnb.nf4", replace(args, quantize="bnb.nf4"), max_tokens))
+    ways.append((f"`max_seq_length` {max_tokens // 2} (longer examples are dropped)", args, max_tokens // 2))
+    for way, other, longest in ways:
         saved = memory["total"] - estimate_for(other, config, method, longest)["total"]
         if saved > 0:
-            lines.append(f"{flag} would save {saved / 1e9:.2f} GB")
+            lines.append(f"{way} would save {saved / 1e9:.2f} GB")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a finetuning run takes on one or several GPUs: a model from published rates and counted operations, no measurement."""
+"""Time and memory of a finetuning run on GPUs: a model of published rates and counted operations, not a measurement."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -34,13 +34,13 @@ NETWORK_BYTES_PER_SECOND = 25e9
 """Assumed between two nodes, in one direction: one port of 200 Gbit/s for each node."""
 
 USABLE = 0.93
-"""Share of a GPU's memory that is left beside the CUDA context and fragments."""
+"""Share of a GPU's memory that is left next to the CUDA context and fragments."""
 
 
 def plan(config: Config, estimated: dict[str, Any], method: Method, args: EstimateArgs) -> dict[str, Any]:
-    """Whether the run fits, and tokens per second, for one GPU or, for several, under each strategy.
+    """Estimate if the run fits, and its tokens per second, for one GPU or, for several, under each strategy.
 
-    Every example is taken to be as long as the longest. Of two numbers, the first holds if nothing is sent while something is
+    Every example is taken to be as long as the longest. The first of two numbers holds if nothing is sent while something is
     computed, the second if everything is.
     """
     assert args.gpu is not None

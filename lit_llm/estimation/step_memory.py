@@ -52,7 +52,7 @@ class _Alive(TorchDispatchMode):
 
 
 def estimate_run(args: EstimateArgs) -> dict[str, Any]:
-    """What `scripts/estimate.py` prints."""
+    """Return the estimate that `scripts/estimate.py` prints."""
     config = read_config(args.checkpoint_dir)
     method = build_method(args)
     longest = min(args.max_seq_length or 2048, config.block_size)
@@ -82,7 +82,7 @@ def estimate(
     """Parameters, and bytes of memory at the longest micro-batch, all of whose tokens have a label.
 
     Args:
-        accumulates: Whether a step has several micro-batches: gradients are then there while activations are.
+        accumulates: The step has several micro-batches, so gradients and activations exist at the same time.
         precision: A `*-mixed` one holds float32 and multiplies in half precision, as `bf16-true` does where the base trains.
         quantize: Linears of the blocks are held in the bits that it names.
     """
@@ -144,7 +144,7 @@ def _without_router(config: Config) -> Config:
 
 
 def _without_values(model: GPT) -> None:
-    """Parameters that claim to lie on the CPU, so that operations are those of a device, but hold nothing."""
+    """Parameters that claim to be on the CPU, so that operations are those of a device, but hold nothing."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT, CausalSelfAttention
 
@@ -23,7 +24,7 @@ class Adapter(Method):
     def attach(self, model: GPT) -> None:
         """Raises ValueError if no layer is left to adapt."""
         if self.start_layer >= len(model.h):
-            raise ValueError(f"--adapter.start_layer {self.start_layer} leaves no layer: the model has {len(model.h)}")
+            raise OptionError(f"`adapter.start_layer` {self.start_layer} leaves no layer: the model has {len(model.h)}")
         for attn in attentions(model)[self.start_layer :]:
             prompt = Prompt(self.prompt_length, model.config.n_embd, model.config.n_head)
             attn.adapter = prompt.to(next(attn.parameters()).device)
@@ -41,7 +42,7 @@ class Adapter(Method):
 
 
 class Prompt(nn.Module):
-    """What a layer's prompt adds to its attention output: gate * attention(q, prompt_k, prompt_v).
+    """The addition of a layer's prompt to its attention output: gate * attention(q, prompt_k, prompt_v).
 
     The prompt goes through the layer's own key and value projections, without positions. The gates start at zero, so that the
     model starts unchanged. Both are float32 whatever the base is held in.

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
@@ -30,8 +31,8 @@ class Full(Method):
         for prefix in self.prefixes:
             if prefix != "all" and not any(_under(name, prefix) for name in names):
                 exist = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
-                raise ValueError(
-                    f"--full.trainable {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}"
+                raise OptionError(
+                    f"`full.trainable` {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}"
                 )
         if self.in_parts:
             return

@@ -1,4 +1,4 @@
-"""Put trainable parameters beside the linears of a model, and keep the names of its own weights.
+"""Put trainable parameters next to the linears of a model, and keep the names of its own weights.
 
 A method's module becomes a child of the linear that it changes, and a forward hook adds its effect: the base weight keeps
 its name, plain and quantized linears are treated alike, and taking the adapter off leaves the model as it was.
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
@@ -17,7 +18,7 @@ GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
 
 
 def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
-    """Linears by name that `targets` (names or groups, separated by commas, or a list) stand for.
+    """Return the linears that `targets` name, by name. Targets are names or groups, separated by commas or in a list.
 
     Raises:
         ValueError: for a target that matches nothing; the message lists what exists.
@@ -34,7 +35,7 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
         names = set(GROUPS.get(target, (target,))) & set(short.values())
         if not names:
             exist = ", ".join(dict.fromkeys(short.values()))
-            raise ValueError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
+            raise OptionError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
         wanted |= names
     return {name: linears[name] for name in linears if short[name] in wanted}
 
@@ -68,5 +69,5 @@ def freeze(model: GPT, method: Method) -> list[nn.Parameter]:
         if parameter.requires_grad:
             trained.append(parameter)
     if not trained:
-        raise ValueError(f"{method.name} would train no parameter of this model")
+        raise OptionError(f"{method.name} would train no parameter of this model")
     return trained

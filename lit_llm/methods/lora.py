@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_llm.errors import OptionError
 from lit_llm.methods.inject import eject, find_linears, inject
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
 UNMERGED = (
-    "Use the adapter unmerged (--adapter_dir, without --merge), or write it for PEFT: "
+    "Use the adapter unmerged (`adapter_dir`, without `merge`), or write it for PEFT: "
     "python scripts/convert_lit_checkpoint.py --checkpoint_dir BASE --adapter_dir ADAPTER --output_dir OUT"
 )
 
@@ -61,8 +62,8 @@ class LoRA(Method):
         if not (model.config.tie_embeddings and hasattr(model.lm_head, "lora")):
             return None
         return (
-            "the head of this model is tied to its embedding: an adapter on it works beside the model, here and in "
-            "PEFT, but cannot be merged. To merge later, leave head out of --lora.targets"
+            "the head of this model is tied to its embedding: an adapter on it works unmerged, here and in "
+            "PEFT, but cannot be merged. To merge later, omit head from `lora.targets`"
         )
 
 
@@ -169,9 +170,9 @@ def merge(model: GPT) -> None:
         if not isinstance(update, Update):
             continue
         if not isinstance(linear, nn.Linear):
-            raise ValueError(f"{name} is quantized; load the base without --quantize to merge")
+            raise OptionError(f"{name} is quantized. Load the base without `quantize` to merge")
         if linear.weight is model.wte.weight:
-            raise ValueError(
+            raise OptionError(
                 "an adapter on the head cannot be merged into a model whose head is tied to its embedding, which would change "
                 f"with it. {UNMERGED}"
             )

@@ -19,22 +19,22 @@ class Method:
     name: ClassVar[str]
     """Name in `adapter.json`, and of the script in `generate/` that uses the result."""
     trains_base: ClassVar[bool] = False
-    """Whether the base's own weights train: the result is then a checkpoint, otherwise an adapter folder."""
+    """True if the base's own weights train: the result is then a checkpoint, otherwise an adapter folder."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that `loss` adds to `metrics.csv`."""
     documents_per_example: ClassVar[int] = 1
     """2 for preference pairs."""
     reference_passes: ClassVar[int] = 0
-    """Forward passes of `loss` without a gradient, besides the trained one."""
+    """Forward passes of `loss` without a gradient, in addition to the trained one."""
     in_parts: bool = False
-    """Whether `devices.fsdp.shard` follows, which makes float32 masters of what each process holds."""
+    """True if `devices.fsdp.shard` follows, which makes float32 masters of what each process holds."""
 
     def attach(self, model: GPT) -> None:
         """Add the method's parameters. The outputs of the model do not change."""
         raise NotImplementedError
 
     def trainable(self, name: str) -> bool:
-        """Whether the parameter of this name trains: by default those of modules that are named after the method."""
+        """Return True if the parameter of this name trains: by default those of modules that are named after the method."""
         return f".{self.name}." in name
 
     def lr_scale(self, name: str) -> float:
@@ -50,7 +50,7 @@ class Method:
         return next_token_loss(model, batch)
 
     def warning(self, model: GPT) -> str | None:
-        """What the user should know about the attached model before training."""
+        """Return a warning about the attached model, to show before training."""
         return None
 
     def prepare_generation(self, model: GPT) -> None:

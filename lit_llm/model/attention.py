@@ -69,7 +69,7 @@ def _attend_by_document(
 
 
 def _runs_varlen(q: Tensor) -> bool:
-    """Whether FlashAttention (https://arxiv.org/abs/2205.14135) supports these queries over several documents."""
+    """Return True if FlashAttention (https://arxiv.org/abs/2205.14135) supports these queries over several documents."""
     fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.size(3) % 8 == 0 and q.size(3) <= 256
     return fits and torch.__version__ >= "2.13" and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
@@ -125,7 +125,7 @@ def soft_capped(x: Tensor, cap: float) -> Tensor:
 
 
 class AttentionInputs(NamedTuple):
-    """What all layers of one forward pass read next to the hidden states.
+    """Inputs that all layers of one forward pass read next to the hidden states.
 
     The first of a pair is for layers that attend to all positions, the second for layers with a sliding window.
     """

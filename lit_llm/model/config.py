@@ -129,11 +129,11 @@ class Config:
             )
 
     def is_sliding(self, layer: int) -> bool:
-        """Whether attention in this layer is limited to `sliding_window`."""
+        """Return True if attention in this layer is limited to `sliding_window`."""
         return self.sliding_window is not None and (self.sliding_layers is None or layer in self.sliding_layers)
 
     def has_experts(self, layer: int) -> bool:
-        """Whether this layer has a mixture of experts instead of one MLP."""
+        """Return True if this layer has a mixture of experts instead of one MLP."""
         return self.n_expert > 0 and layer not in (self.dense_layers or ())
 
     @classmethod

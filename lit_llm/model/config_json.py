@@ -1,4 +1,4 @@
-"""What the `config.json` files of all families have in common: keys that most of them share, RoPE and sliding windows."""
+"""Common parts of the `config.json` files of all families: keys that most of them share, RoPE and sliding windows."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -173,7 +173,7 @@ def rope_fields(k: Keys, head_size: int, context: int, parameters: Fields, defau
 
     Args:
         context: max_position_embeddings.
-        parameters: As `rope_parameters` returns them. What they lack is read from keys of their own, as old files have it.
+        parameters: As `rope_parameters` returns them. Missing ones are read from keys of their own, as in old files.
         defaults: The family's, by common name.
     """
     scaling = {name: value for name, value in parameters.items() if value is not None}

@@ -1,6 +1,6 @@
 """Linears laid out for decoding on a CPU, where a token takes as long as reading the weights from memory.
 
-Measured in `tutorials/benchmarks.md`, section "Decoding beside peers".
+Measured in `tutorials/benchmarks.md`, section "Decoding next to peers".
 """
 
 import warnings

@@ -1,7 +1,7 @@
-"""What `config.json` of each family says about the maths: a row of `FAMILIES` per `model_type`.
+"""Rules that read the maths of each family from its `config.json`: a row of `FAMILIES` per `model_type`.
 
-A row differs from Llama's: other keys or names of keys, other defaults of missing keys, other fixed fields of `Config`. What
-depends on more than one key is a function.
+A row differs from Llama's: other keys or names of keys, other defaults of missing keys, other fixed fields of `Config`. Values
+that depend on more than one key come from a function.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ class KVCache:
     position length - 1. Nothing needs a mask then, and the slots to write are adjacent.
 
     Args:
-        device: Of all layers, or of each.
+        device: One for all layers, or one per layer.
         batch_size: Number of rows. A model that is given fewer rows works on the first ones.
         max_length: Maximum number of positions of a row.
         chunk: Maximum number of tokens of a row per call of the model, its prompt not counted. Layers with a sliding window
@@ -53,7 +53,7 @@ class KVCache:
     def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.
 
-        What follows an end is in slots that no query attends to before they are written again.
+        Positions after an end are in slots that no query attends to before they are written again.
         """
         for slots, new in ((self.k[layer], k), (self.v[layer], v)):
             kept = new if new.size(2) <= slots.n_slots else _newest(new, ends, slots.n_slots)

@@ -24,7 +24,7 @@ def recomputed(make: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
 
 
 def _records() -> bool:
-    """Whether there will be a backward pass with our graph: a compiler decides itself what to recompute."""
+    """Return True if there will be a backward pass with our graph: a compiler decides itself what to recompute."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

@@ -41,7 +41,7 @@ class Rope(nn.Module):
     def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos, and sin with its first half negative, (T, size) or (B, 1, T, size), in float32.
 
-        bfloat16 has 8 bits: above position 256 it cannot tell neighbours apart.
+        bfloat16 has 8 bits: above position 256 it cannot separate neighbours.
 
         Args:
             positions: (T,) or (B, T).

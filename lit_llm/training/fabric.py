@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes: Fabric, and which combinations are allowed."""
+"""Devices and precision of a run: Fabric, and the combinations that are allowed."""
 
 import os
 import warnings
@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.devices.fsdp import shard
+from lit_llm.errors import OptionError
 from lit_llm.estimation.step_memory import STATE_BYTES
 from lit_llm.model.device import weights_dtype
 from lit_llm.ranks import BACKENDS, n_started, start_others, started_elsewhere
@@ -24,82 +25,82 @@ Strategy = Literal["one", "ddp", "fsdp"]
 
 
 def resolve_precision(precision: str | None, device: torch.device) -> str:
-    """The precision asked for, or the best of the device: bfloat16 on CUDA that has it, else float32."""
+    """Return the requested precision, or the best of the device: bfloat16 on CUDA that has it, else float32."""
     if precision is None:
         return "bf16-true" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if precision.startswith("bf16") and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         warnings.warn(
-            f"--precision {precision}: this CPU has no bfloat16 units, which makes it about 30 times slower than 32-true",
+            f"`precision` {precision}: this CPU has no bfloat16 units, which makes it about 30 times slower than 32-true",
             stacklevel=2,
         )
     return precision
 
 
 def check_devices(args: FinetuneArgs, device: torch.device) -> None:
-    """Raises ValueError if the run cannot have its devices; nothing is started yet."""
+    """Raise OptionError if the run cannot have its devices. Nothing is started yet."""
     n_devices, n_found = args.devices * args.num_nodes, n_started()
     if device.type == "mps" and n_devices > 1:
-        raise ValueError(f"--devices {args.devices}: MPS is one device. Leave it out")
+        raise OptionError(f"`devices` is {args.devices}, but MPS is one device. Omit it")
     if device.type == "cuda" and args.devices > torch.cuda.device_count():
-        raise ValueError(f"--devices {args.devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise OptionError(f"`devices` is {args.devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
     if n_found is not None and n_found != n_devices:
-        raise ValueError(
-            f"{n_found} processes were started, but --devices {args.devices} on --num_nodes {args.num_nodes} need {n_devices}"
+        raise OptionError(
+            f"{n_found} processes were started, but `devices` {args.devices} on `num_nodes` {args.num_nodes} need {n_devices}"
         )
     if n_found is None and args.num_nodes > 1:
-        raise ValueError(f"--num_nodes {args.num_nodes} needs torchrun or srun on every node; see tutorials/cluster.md")
+        raise OptionError(f"`num_nodes` {args.num_nodes} needs torchrun or srun on every node; see tutorials/cluster.md")
     if started_elsewhere() and args.data_dir is not None and args.data_dir.is_file():
-        raise ValueError(
-            f"--data_dir {args.data_dir} is a file, which all processes would prepare at once. Prepare it first: "
+        raise OptionError(
+            f"`data_dir` {args.data_dir} is a file, which all processes would prepare at once. Prepare it first: "
             "python scripts/prepare_csv.py or prepare_json.py"
         )
 
 
 def choose_strategy(args: FinetuneArgs, device: torch.device, n_weights: int, trains_base: bool) -> tuple[Strategy, str]:
-    """How several devices share the work, and that with the reason as a text.
+    """Choose how several devices share the work, and return the choice with its reason.
 
     Raises:
-        ValueError: if the strategy that was asked for cannot do what else was asked for.
+        OptionError: if the requested strategy does not support other requested options.
     """
     n_devices = args.devices * args.num_nodes
     if n_devices == 1:
         if args.strategy != "auto":
-            raise ValueError(f"--strategy {args.strategy} needs --devices above 1")
+            raise OptionError(f"`strategy` {args.strategy} needs `devices` above 1")
         return "one", "one device"
     if args.strategy == "fsdp":
         for wrong, why in (
-            (args.quantize == "bnb.int8", "--quantize bnb.int8 is not sharded: take --strategy ddp, or bnb.nf4"),
-            (args.precision == "16-mixed", "--precision 16-mixed does not go with it: take bf16-mixed"),
-            (args.train.compile, "--train.compile does not go with it: leave it out, or take --strategy ddp"),
+            (args.quantize == "bnb.int8", "`quantize` bnb.int8 is not sharded. Use `strategy` ddp, or bnb.nf4"),
+            (args.precision == "16-mixed", "`precision` 16-mixed is not supported. Use bf16-mixed"),
+            (args.train.compile, "`train.compile` is not supported. Omit it, or use `strategy` ddp"),
             (
                 args.train.optimizer not in ("adamw", "sgd"),
-                f"--train.optimizer {args.train.optimizer} does not go with it: take adamw or sgd",
+                f"`train.optimizer` {args.train.optimizer} is not supported. Use adamw or sgd",
             ),
-            (args.cpu_offload and device.type != "cuda", "--cpu_offload is for GPUs: leave it out"),
+            (args.cpu_offload and device.type != "cuda", "`cpu_offload` is for GPUs. Omit it"),
             (
                 args.cpu_offload and args.quantize is not None,
-                "--cpu_offload does not go with --quantize: leave out one of them",
+                "`cpu_offload` and `quantize` exclude each other. Omit one of them",
             ),
         ):
             if wrong:
-                raise ValueError(f"--strategy fsdp: {why}")
+                raise OptionError(f"`strategy` fsdp: {why}")
     if args.strategy != "auto":
-        return args.strategy, f"{args.strategy}, as asked for"
+        return args.strategy, f"{args.strategy}, as requested"
     if args.quantize is not None:
         return "ddp", f"ddp, since a base in {args.quantize} is small"
     width = 2 if args.precision == "bf16-true" else 4
     each = 4 + 4 + STATE_BYTES[args.train.optimizer] if trains_base else width  # master, gradient, optimizer
     held, memory = n_weights * each / 1e9, _memory_gb(device, args.devices)
-    told = f"weights, gradients and optimizer of the base take {held:.2f} GB of the {memory:.1f} GB of a device"
+    sizes = f"weights, gradients and optimizer of the base take {held:.2f} GB of the {memory:.1f} GB of a device"
     if held < memory / 2:
-        return "ddp", f"ddp, since {told}, less than half"
+        return "ddp", f"ddp, since {sizes}, less than half"
     if args.train.optimizer not in ("adamw", "sgd") or args.precision == "16-mixed" or args.train.compile:
-        return "ddp", f"ddp, though {told}: the optimizer, the precision or --train.compile does not go with fsdp"
-    return "fsdp", f"fsdp, since {told}, half or more"
+        return "ddp", f"ddp, though {sizes}: fsdp does not support the optimizer, the precision or `train.compile`"
+    return "fsdp", f"fsdp, since {sizes}, half or more"
 
 
 def _memory_gb(device: torch.device, n_devices: int) -> float:
-    """Of a GPU, or a process's share of the machine's."""
+    """Return the memory of a GPU, or a process's share of the machine's, in GB."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / n_devices / 1e9
@@ -108,7 +109,7 @@ def _memory_gb(device: torch.device, n_devices: int) -> float:
 def launch(
     args: FinetuneArgs, strategy: Strategy, device: torch.device, trains_base: bool, loggers: "Sequence[Logger]" = ()
 ) -> "Fabric":
-    """Fabric that never casts weights, on all devices: the other processes of this machine are started here.
+    """Return a Fabric that never casts weights, and start the other processes of this machine.
 
     Frozen weights are loaded in the dtype of a `*-true` precision by us, while trained ones stay float32: Fabric's own
     `bf16-true` would cast both, and bfloat16 loses small updates. A method that trains the base's own weights then needs
@@ -133,7 +134,7 @@ def launch(
 
 
 def _ddp(args: FinetuneArgs, device: torch.device, precision: str) -> "DDPStrategy":
-    """All ranks have read the same weights and drawn the same adapter: to send them would copy what lies in a mapped file."""
+    """All ranks have read the same weights and drawn the same adapter: sending them would copy the mapped file."""
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     return DDPStrategy(process_group_backend=BACKENDS[device.type], init_sync=False, gradient_as_bucket_view=True)

@@ -69,7 +69,7 @@ def check_logger(name: str) -> None:
 
 
 def make_loggers(name: str, out_dir: Path, resume_step: int | None) -> "list[Logger]":
-    """Return the logger besides `metrics.csv`, if any. Its files are in `out_dir`.
+    """Return the logger that also gets the rows of `metrics.csv`, if any. Its files are in `out_dir`.
 
     Args:
         resume_step: TensorBoard drops its rows of later steps, which will be repeated.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.devices.fsdp import part_like
+from lit_llm.errors import OptionError
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
@@ -28,13 +29,13 @@ _BITSANDBYTES: dict[str, tuple[str, tuple[float, float]]] = {
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Raises ValueError if the optimizer does not run on the device."""
+    """Raise OptionError if the optimizer does not run on the device."""
     if name in _BITSANDBYTES and device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--train.optimizer {name} does not run on {device.type}. Take adamw")
+        raise OptionError(f"`train.optimizer` {name} does not run on {device.type}. Use adamw")
     if name.startswith("paged") and device.type != "cuda":
-        raise ValueError(
-            f"--train.optimizer {name} moves its state out of the memory of a CUDA device, and this run is on {device.type}. "
-            f"Take {name.removeprefix('paged_')}"
+        raise OptionError(
+            f"`train.optimizer` {name} moves its state out of the memory of a CUDA device, and this run is on {device.type}. "
+            f"Use {name.removeprefix('paged_')}"
         )
 
 
@@ -44,7 +45,7 @@ def make_optimizer(
     """The optimizer of `args` over what the method trains, in groups that share a learning rate.
 
     Args:
-        scaled: Whether gradients come scaled, as in `16-mixed`: a fused step would unscale them itself, after they are clipped.
+        scaled: Gradients are scaled, as in `16-mixed`: a fused step would unscale them itself, after they are clipped.
     """
     freeze(model, method)
     groups: dict[float, list[nn.Parameter]] = {}

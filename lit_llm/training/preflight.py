@@ -32,7 +32,7 @@ Layout = list[list[list[int]]]
 class Records(Iterable[Record]):
     """Records of a `.jsonl` file that several readers share: each line is parsed once.
 
-    Of a large file, whose tokens are cached, only the first `COMPARED` records are held; the others are parsed when tokenized.
+    For a large file, whose tokens are cached, only the first `COMPARED` records are held; the others are parsed when tokenized.
     """
 
     def __init__(self, path: Path) -> None:
@@ -187,7 +187,7 @@ def inspect(
     plan: StepPlan,
     epoch: Sequence[Layout],
 ) -> Preflight:
-    """Count over examples, whose first epoch is laid out as `epoch`. Of each example only a digest is held."""
+    """Count over examples, whose first epoch is laid out as `epoch`. Only a digest of each example is held."""
     seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""

@@ -23,4 +23,4 @@ class Run:
     after: list[str] | None = field(default=None, repr=False)
     """Answers of the finetuned model."""
     outcome: list[str] = field(default_factory=list)
-    """What changed, a line each: exact matches and validation loss."""
+    """Changes in exact matches and validation loss, one line each."""

@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def status(self) -> Literal["foreign", "fresh", "started", "saved", "finished"]:
-        """What is in the folder: something else, nothing, a run without a save, with saves, or with its result and report."""
+        """Contents of the folder: something else, nothing, a run without a save, with saves, or with its result and report."""
         if not (self.path / "args.yaml").is_file():
             is_empty = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
             return "fresh" if is_empty else "foreign"
@@ -186,7 +186,7 @@ class RunFolder:
         print(f"files written after step {state.step} are now in {aside}: {names}", file=sys.stderr)
 
     def _best_is_later(self, state: State) -> bool:
-        """Whether the model in `best` was found after `state`."""
+        """Return True if the model in `best` was found after `state`."""
         if state.held_loss is None or not self.metrics.is_file():
             return state.held_loss is None
         with self.metrics.open(newline="", encoding="utf-8") as file:

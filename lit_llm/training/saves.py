@@ -102,7 +102,7 @@ def load_state(
     try:
         tensors = load_file(folder / "state.safetensors")
     except SafetensorError as error:
-        raise CheckpointError(f"{folder} is damaged ({error}). Resume from an earlier step, or start afresh") from error
+        raise CheckpointError(f"{folder} is damaged ({error}). Resume from an earlier step, or start a new run") from error
     saved = read_json_object(folder / "state.json")
     parameters = trained_parameters(model)
     names = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}

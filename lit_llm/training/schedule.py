@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_llm.args.finetune import TrainArgs
+from lit_llm.errors import OptionError
 from lit_llm.training.saves import State
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Schedule:
             assert total is not None
             warmup = min(100, total // 10)
         elif total is not None and warmup >= total:
-            raise ValueError(f"--train.lr_warmup_steps {warmup} reaches the end of the run, which has {total} steps")
+            raise OptionError(f"`train.lr_warmup_steps` {warmup} reaches the end of the run, which has {total} steps")
         min_lr = 0.1 * args.learning_rate if args.min_lr is None else args.min_lr
         return cls(args.learning_rate, min_lr, warmup, total, seconds, warmup_seconds)
 

@@ -196,7 +196,7 @@ _MINIMAL = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "num_hid
         ({"model_type": "phi3", "attention_bias": True}, "attention_bias"),
     ],
 )
-def test_config_that_is_absurd_or_not_supported_is_refused_by_name(changes, named):
+def test_absurd_or_unsupported_configs_are_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=named):
         Config.from_hf({**_MINIMAL, **changes})
 

@@ -45,7 +45,7 @@ def probe(case):
 
 
 @pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
-def test_merged_adapter_opens_in_transformers_with_the_same_logits(case, tmp_path):
+def test_merged_adapter_has_the_same_logits_in_transformers(case, tmp_path):
     base = tmp_path / "base"
     make_reference(case, base)
     adapter = make_adapter(tmp_path / "adapter", base, targets="all-linear")
@@ -194,7 +194,7 @@ def test_a_merged_model_is_asked_as_its_adapter_was_trained(checkpoint, tmp_path
     assert "scripts/merge_lora.py" in told.stderr
 
 
-def test_of_adapters_with_several_prompt_styles_the_first_is_taken_with_a_warning(checkpoint, tmp_path, capsys):
+def test_merging_several_prompt_styles_warns_and_keeps_the_first(checkpoint, tmp_path, capsys):
     styles = ("vicuna", "alpaca")
     adapters = [make_adapter(tmp_path / style, checkpoint, style=style) for style in styles]
     merge_adapters(checkpoint, adapters, [0.5, 0.5], tmp_path / "merged")
@@ -203,11 +203,11 @@ def test_of_adapters_with_several_prompt_styles_the_first_is_taken_with_a_warnin
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_adapter_on_a_tied_head_is_warned_of_before_it_trains_and_goes_to_peft(tied, data_dir, tmp_path, script):
+def test_adapter_on_a_tied_head_warns_and_exports_to_peft(tied, data_dir, tmp_path, script):
     base, adapter = make_checkpoint(tmp_path / "base", tie_word_embeddings=tied), tmp_path / "run" / "final"
     short = ("--train.max_steps=1", "--eval.samples=0", "--eval.final=false", "--lora.targets=q,head")
     told = script("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data_dir, "--out_dir", adapter.parent, *short)
-    assert ("cannot be merged. To merge later, leave head out of --lora.targets" in told.stderr) == tied
+    assert ("cannot be merged. To merge later, omit head from `lora.targets`" in told.stderr) == tied
     folders = ("--checkpoint_dir", base, "--adapter_dir", adapter, "--output_dir")
     told = script("scripts/merge_lora.py", *folders, tmp_path / "merged", check=not tied)
     if tied:

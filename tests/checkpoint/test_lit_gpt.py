@@ -156,7 +156,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_family_that_config_json_names_decides_the_names_on_export(tmp_path):
+def test_export_names_follow_the_family_of_config_json(tmp_path):
     folder = tmp_path / "lit"
     make_lit_gpt(folder, "falcon-7b", "litgpt-0.5")
     convert(folder)

@@ -30,7 +30,7 @@ def test_prompt_is_masked_and_answer_with_eos_is_trained(tokenizer):
     assert example.ids.tolist().count(tokenizer.bos_id) == 1
 
 
-def test_a_pair_is_asked_with_its_input_and_system_text_as_a_row_is(tokenizer):
+def test_pairs_render_input_and_system_as_rows_do(tokenizer):
     about = {"input": "a dog", "system": "sees"}
     row = tokenize({"instruction": "the cat", "output": "likes", **about}, "alpaca", tokenizer, True)
     pair = tokenize({"prompt": "the cat", "chosen": "likes", "rejected": "eats", **about}, "alpaca", tokenizer, True)
@@ -151,7 +151,7 @@ def test_a_bad_row_is_told_with_file_and_line(tmp_path, line, message):
     assert f"{path}:2:" in str(error.value)
 
 
-def test_the_default_warmup_takes_at_most_a_tenth_of_the_time_where_only_that_is_limited():
+def test_default_warmup_is_a_tenth_of_a_run_limited_by_time():
     args = TrainArgs(max_time=1.0, learning_rate=1.0)
     slow, fast = (
         [Schedule.from_args(args, 10).at(step, step * seconds) for step in range(int(3600 / seconds))] for seconds in (60, 1)
@@ -164,7 +164,7 @@ def test_the_default_warmup_takes_at_most_a_tenth_of_the_time_where_only_that_is
     assert asked_for.at(24, 3000.0) == 25 / 51
 
 
-def test_learning_rate_starts_above_zero_peaks_and_ends_at_the_minimum():
+def test_learning_rate_starts_above_zero_and_ends_at_the_minimum():
     schedule = Schedule(1.0, 0.1, 5, 50, math.inf)
     rates = [schedule.at(step, 0) for step in range(50)]
     assert 0 < rates[0] < rates[4] < rates[5] == 1.0

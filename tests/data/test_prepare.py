@@ -249,7 +249,7 @@ def test_a_pair_of_which_the_prompt_is_not_clear_is_dropped(prepare, tmp_path, k
     assert n == 1
 
 
-def test_columns_of_other_names_are_those_of_pairs_and_conversations_too(prepare, tmp_path):
+def test_renamed_columns_work_for_pairs_and_conversations(prepare, tmp_path):
     pair = {"question": "a", "context": "i", "role": "s", "chosen": "b", "rejected": "c"}
     flags = ["--instruction_column=question", "--input_column=context", "--system_column=role", "--val_split_fraction=0"]
     (tmp_path / "rows.jsonl").write_bytes(jsonl(pair))
@@ -367,7 +367,7 @@ def test_a_file_that_cannot_be_read_is_told_with_the_place(prepare, tmp_path, ki
     assert not folder.exists()
 
 
-def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_path):
+def test_csv_with_bom_other_columns_and_a_long_cell(prepare, tmp_path):
     with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
         table = csv.writer(file)
         table.writerows([["Frage", "Antwort"], ["a,\nb", "c" * 200_000], ["d", "e", "too much"], ["f"]])
@@ -378,7 +378,7 @@ def test_csv_with_a_byte_order_mark_other_columns_and_a_long_cell(prepare, tmp_p
     assert sorted(meta(folder)["dropped"]) == ["'output' must be a string", "the row has more cells than there are columns"]
 
 
-def test_a_table_holds_a_history_as_json_or_means_something_else_by_the_name(prepare, tmp_path):
+def test_a_history_column_is_read_as_json_or_ignored(prepare, tmp_path):
     with (tmp_path / "a.csv").open("w", newline="") as file:
         histories = ["", "[]", "modern", json.dumps([["q", "r"]]), "[['q', 'r']]"]
         table = csv.writer(file)
@@ -412,7 +412,7 @@ def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path
     assert meta(folder)["dropped"] == {"the row has more cells than there are columns": 1}
 
 
-def test_rows_stay_on_their_side_when_others_are_added_and_questions_never_stand_on_both(prepare, tmp_path):
+def test_splits_are_stable_and_share_no_question(prepare, tmp_path):
     found = [{"instruction": f"q{i % 150}", "output": f"a{i}"} for i in range(300)]
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*found[:200]))
     _, _, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0.3")
@@ -425,7 +425,7 @@ def test_rows_stay_on_their_side_when_others_are_added_and_questions_never_stand
     assert not {r["instruction"] for r in train} & {r["instruction"] for r in val}
 
 
-def test_the_same_again_is_a_hit_and_another_option_or_file_is_not(prepare, tmp_path):
+def test_token_cache_hits_only_for_equal_options_and_files(prepare, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(40)))
     flags = ["json", "--json_path", "rows.jsonl"]
     assert "up to date" not in prepare(*flags)[1]

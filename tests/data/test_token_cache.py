@@ -97,7 +97,7 @@ def test_text_that_goes_on_has_no_eos(tmp_path):
     assert last.ids.tolist() == [*cut.ids.tolist(), tokenizer.eos_id]
 
 
-def test_inspect_data_shows_exactly_the_answers_and_what_finetuning_tells(tmp_path, script, checkpoint):
+def test_inspect_data_shows_answers_and_the_preflight_summary(tmp_path, script, checkpoint):
     (tmp_path / "data").mkdir()
     records = [{"messages": CHAT}, {"instruction": "a", "input": "", "output": "b"}, {"messages": CHAT}]
     (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -137,7 +137,7 @@ def test_one_command_from_a_csv_to_an_adapter(tmp_path, script):
     assert "up to date" in script("finetune/lora.py", *flags, "--out_dir=again").stdout
 
 
-def test_noise_is_bounded_by_each_documents_length_and_only_while_training(checkpoint):
+def test_neftune_noise_is_bounded_and_only_in_training(checkpoint):
     model = load_model(checkpoint)
     lengths, alpha, ids = (4, 16), 5.0, torch.arange(20)[None]
     clean = model.wte(ids)[0]

@@ -30,7 +30,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}
 CPU = torch.device("cpu")
 
 
-def test_every_example_is_dealt_once_and_all_ranks_make_as_many_passes(checkpoint):
+def test_examples_are_dealt_once_and_ranks_make_equal_passes(checkpoint):
     lengths = [len(example) for example in ragged(checkpoint)]
     for packing in (True, False):
         plan = StepPlan(lengths, 9, 2, max(lengths), packing, 0)
@@ -81,7 +81,7 @@ def of(found, case):
 
 
 @pytest.mark.parametrize("run", ["ddp-2", "ddp-4", "fsdp-2", "fsdp-4"])
-def test_loss_gradients_and_weights_of_several_processes_equal_those_of_one(several, one_process, run):
+def test_several_processes_equal_one_in_loss_and_weights(several, one_process, run):
     for case in CASES:
         if (run[:4], case) != ("fsdp", "lora-int8"):
             # bfloat16 has 8 bits, and a product of other rows is rounded otherwise
@@ -104,7 +104,7 @@ def test_a_sharded_run_resumes_in_one_process_and_the_reverse(several, one_proce
 
 @pytest.mark.parametrize("n_ranks", [2, 4])
 @pytest.mark.parametrize("quantization", QUANTIZED)
-def test_a_rank_quantizes_its_part_and_holds_no_more_than_one_block_of_others(several, checkpoint, quantization, n_ranks):
+def test_a_rank_quantizes_its_rows_and_holds_one_more_block(several, checkpoint, quantization, n_ranks):
     found, model = several[f"fsdp-{n_ranks}"], load_model(checkpoint, quantize=quantization)
     for name, parameter in model.named_parameters():
         assert torch.equal(found[f"{quantization}/base/{name}"], parameter), name
@@ -166,9 +166,7 @@ def long_data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data") / "long", n_train=42)
 
 
-def test_a_run_whose_rank_is_killed_and_that_is_interrupted_goes_on_with_other_numbers_of_devices(
-    tmp_path, checkpoint, long_data, in_process
-):
+def test_a_killed_run_resumes_on_other_numbers_of_devices(tmp_path, checkpoint, long_data, in_process):
     """One device, then two of which one is killed, then two that are interrupted, then one: as one device throughout."""
     run = tmp_path / "run"
     in_process(arguments(checkpoint, long_data, run))
@@ -225,7 +223,7 @@ def choose(device="cpu", config=None, kind=LoRAFinetuneArgs, train=None, **optio
     return choose_strategy(args, torch.device(device), n_weights, kind is FullFinetuneArgs)
 
 
-def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(checkpoint):
+def test_strategy_follows_from_model_size_and_gives_its_reason(checkpoint):
     small = read_config(checkpoint)
     large = dataclasses.replace(small, n_embd=2**17, intermediate_size=2**18)  # 2^38 weights and more
     assert choose(config=small)[0] == "ddp"
@@ -233,19 +231,19 @@ def test_the_strategy_follows_from_the_size_of_the_model_and_its_reason_is_told(
     strategy, why = choose(config=large)
     assert (strategy, why[:21]) == ("fsdp", "fsdp, since weights, ")
     assert choose(config=large, train={"optimizer": "adafactor"})[0] == "ddp"
-    assert choose(config=small, strategy="fsdp") == ("fsdp", "fsdp, as asked for")
+    assert choose(config=small, strategy="fsdp") == ("fsdp", "fsdp, as requested")
     assert choose_strategy(LoRAFinetuneArgs(), CPU, 1, False) == ("one", "one device")
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"quantize": "bnb.int8"}, "take --strategy ddp, or bnb.nf4"),
-        ({"precision": "16-mixed"}, "take bf16-mixed"),
-        ({"train": {"compile": True}}, "leave it out"),
-        ({"train": {"optimizer": "adamw8bit"}}, "take adamw or sgd"),
-        ({"cpu_offload": True}, "--cpu_offload is for GPUs"),
-        ({"cpu_offload": True, "device": "cuda", "quantize": "bnb.nf4"}, "--cpu_offload does not go with --quantize"),
+        ({"quantize": "bnb.int8"}, "Use `strategy` ddp, or bnb.nf4"),
+        ({"precision": "16-mixed"}, "Use bf16-mixed"),
+        ({"train": {"compile": True}}, "Omit it"),
+        ({"train": {"optimizer": "adamw8bit"}}, "Use adamw or sgd"),
+        ({"cpu_offload": True}, "`cpu_offload` is for GPUs"),
+        ({"cpu_offload": True, "device": "cuda", "quantize": "bnb.nf4"}, "`cpu_offload` and `quantize` exclude each other"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(options, told):
@@ -254,5 +252,5 @@ def test_what_cannot_be_sharded_is_refused(options, told):
 
 
 def test_a_strategy_for_one_device_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="needs --devices above 1"):
+    with pytest.raises(ValueError, match="needs `devices` above 1"):
         choose_strategy(LoRAFinetuneArgs(strategy="ddp"), CPU, 1, False)

@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_exactly_the_needed_files_arrive_and_the_next_command_is_told(hub, tmp_path):
+def test_only_needed_files_arrive_and_the_next_command_is_shown(hub, tmp_path):
     run = download(hub.url, tmp_path, "--repo_id", REPO)
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "checkpoints" / REPO

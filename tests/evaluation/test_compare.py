@@ -63,7 +63,7 @@ def other(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("other") / "model", seed=5)
 
 
-def test_of_a_conversation_the_last_answer_is_asked_for_and_texts_have_a_loss_alone(checkpoint, other, tmp_path, capsys):
+def test_compare_asks_last_answers_and_only_scores_texts(checkpoint, other, tmp_path, capsys):
     """Exactly the model's own greedy continuation is an exact match, whatever white space the style puts before it."""
     model, tokenizer = lit_llm.load(checkpoint)
     turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a dog"}]

@@ -75,7 +75,7 @@ def test_five_shot_mmlu_equals_the_harness_own_model(models, tmp_path, shared_da
     assert_equal(run(ours(folder), tasks, tmp_path), run(theirs, tasks, tmp_path))
 
 
-def test_answers_of_many_tokens_and_generated_ones_equal_the_harness_own_model(models, tmp_path, shared_data):
+def test_long_and_generated_answers_equal_the_harness_hf_model(models, tmp_path, shared_data):
     folder, theirs = models
     tasks = [write_truthfulqa(tmp_path, shared_data, 25), write_gsm8k(tmp_path, shared_data, 6)]
     expected = run(theirs, tasks, tmp_path)
@@ -107,7 +107,7 @@ def test_a_trained_model_equals_the_harness_own_model(tmp_path, shared_data):
         ("bnb.int8", {"load_in_8bit": True}),
     ],
 )
-def test_an_unmerged_adapter_on_any_base_equals_peft_in_the_harness_own_model(tmp_path, shared_data, quantization, theirs):
+def test_an_unmerged_adapter_equals_peft_in_the_harness(tmp_path, shared_data, quantization, theirs):
     """bitsandbytes multiplies in bfloat16 or int8 on a CPU: transformers turns what it quantized back into float32."""
     from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
@@ -147,7 +147,7 @@ def test_texts_that_share_a_beginning_cost_it_once(shared_data):
         assert a.greedy == b.greedy
 
 
-def test_a_task_that_samples_at_next_to_no_temperature_gets_the_likeliest_tokens(shared_data):
+def test_tasks_sampling_at_tiny_temperature_are_greedy(shared_data):
     model = ours(shared_data / "stories260K")
     prompt, how = [model.tokenizer.encode("Once upon a time")], {"until": ["."], "max_gen_toks": 20}
     greedy = model._generate(prompt, {**how, "do_sample": False})

@@ -42,7 +42,7 @@ def test_tinyshakespeare_equals_transformers(shared_data, n_chars):
     assert found.bits_per_byte == pytest.approx(-total / len(text.encode()) / math.log(2), rel=1e-5)
 
 
-def test_perplexity_equals_the_rolling_log_likelihood_of_the_harness_own_model(shared_data):
+def test_perplexity_equals_the_rolling_likelihood_of_the_harness(shared_data):
     pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
 
@@ -62,7 +62,7 @@ def test_perplexity_equals_the_rolling_log_likelihood_of_the_harness_own_model(s
     assert found == pytest.approx(theirs.loglikelihood_rolling(requests), rel=1e-5)
 
 
-def test_a_shorter_stride_scores_each_token_once_with_more_context(shared_data):
+def test_a_shorter_stride_scores_tokens_once_with_more_context(shared_data):
     folder = shared_data / "stories260K"
     model, tokenizer = lit_llm.load(folder)
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. " * 60

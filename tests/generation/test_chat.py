@@ -99,7 +99,7 @@ def test_commands(demo, monkeypatch, capsys, tmp_path):
         assert told in err
 
 
-def test_a_line_that_is_not_utf_8_and_a_name_that_cannot_be_leave_the_conversation_whole(tmp_path):
+def test_bad_lines_and_file_names_keep_the_conversation(tmp_path):
     save = f"/save {tmp_path}/talk.jsonl"
     lines = [b"Where does Frida live?", b"not \xff utf-8", b"/save a\0b", b"/save " + bytes(tmp_path), save.encode()]
     done = subprocess.run(
@@ -118,7 +118,7 @@ def test_a_line_that_is_not_utf_8_and_a_name_that_cannot_be_leave_the_conversati
     assert len(record["messages"]) == 2
 
 
-def test_an_adapter_is_asked_in_the_style_that_it_was_trained_with(tmp_path, monkeypatch, capsys, checkpoint):
+def test_an_adapter_is_asked_in_the_style_of_its_training(tmp_path, monkeypatch, capsys, checkpoint):
     model, _ = lit_llm.load(checkpoint)
     method, folder = LoRA(), tmp_path / "adapter"
     method.attach(model)

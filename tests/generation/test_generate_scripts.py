@@ -45,7 +45,7 @@ def prompt_file(tmp_path):
     return path
 
 
-def test_a_stop_sequence_neither_leaks_nor_eats_in_what_is_printed_at_once_or_as_it_comes(run):
+def test_stop_sequences_do_not_leak_or_eat_text_in_either_output(run):
     whole = run(prompt="The dog", temperature=0.0).out
     for start in range(8, len(whole) - 12, 5):
         stop = whole[start : start + 6]
@@ -80,7 +80,7 @@ def test_prompts_of_a_file_are_answered_in_order_as_each_alone(run, demo, prompt
     assert "".join(token["text"] for token in lines[0]["tokens"]) == lines[0]["text"]
 
 
-def test_an_interrupted_file_is_continued_and_equals_an_uninterrupted_one(run, prompt_file, tmp_path):
+def test_an_interrupted_output_file_equals_an_uninterrupted_one(run, prompt_file, tmp_path):
     path = tmp_path / "a.jsonl"
     run(prompt_file=prompt_file, output_file=path)
     whole = path.read_bytes()
@@ -92,7 +92,7 @@ def test_an_interrupted_file_is_continued_and_equals_an_uninterrupted_one(run, p
     assert "holds all 5 answers already" in told
 
 
-def test_an_output_file_of_other_prompts_or_options_is_refused_and_stays(run, prompt_file, tmp_path):
+def test_output_files_of_other_prompts_are_refused_and_kept(run, prompt_file, tmp_path):
     path = tmp_path / "a.jsonl"
     run(prompt_file=prompt_file, output_file=path)
     whole = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_merged_adapter_answers_as_beside_the_weights(checkpoint, tmp_path, ca
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_answers_of_an_adapter_that_was_trained_again_are_refused_in_the_same_file(checkpoint, prompt_file, tmp_path):
+def test_output_files_of_a_retrained_adapter_are_refused(checkpoint, prompt_file, tmp_path):
     def answer():
         files = {"prompt_file": tmp_path / "p.jsonl", "output_file": tmp_path / "a.jsonl"}
         answer_prompts.answer(LoRAGenerateArgs(**files, adapter_dir=folder, max_new_tokens=2, accelerator="cpu"))
@@ -195,7 +195,7 @@ def test_weights_are_laid_out_by_columns_where_memory_allows(monkeypatch, capsys
     assert "too little memory" in capsys.readouterr().err
 
 
-def test_packed_weights_and_an_8_bit_cache_continue_a_trained_model_as_float32_does(run):
+def test_cpu_weights_and_int8_cache_continue_as_float32_does(run):
     """The demo is sure of the facts that it was trained on."""
     expected = run(prompt="Frida the", temperature=0.0).out
     for options in ({"cpu_weights": "fp16"}, {"cpu_weights": "int8"}, {"kv_cache": "int8"}):

@@ -40,7 +40,7 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral-window"])
-def test_a_compiled_model_is_compiled_once_and_equals_transformers(name, tmp_path):
+def test_a_compiled_model_compiles_once_and_equals_transformers(name, tmp_path):
     case = next(case for case in CASES if case.name == name)
     case = dataclasses.replace(case, sizes={**case.sizes, "num_hidden_layers": 1})
     reference = make_reference(case, tmp_path)
@@ -59,7 +59,7 @@ def test_a_mixture_of_experts_is_not_compiled(tmp_path):
 
 
 @torch.no_grad()
-def test_a_quantized_model_equals_transformers_with_the_same_quantized_weights(tmp_path):
+def test_a_quantized_model_equals_transformers_on_those_weights(tmp_path):
     case = next(case for case in CASES if case.name == "llama")
     reference = make_reference(case, tmp_path)
     prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]

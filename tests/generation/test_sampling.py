@@ -90,7 +90,7 @@ def test_finite_logits_give_probabilities(scale, temperature, penalty):
     assert found.sum() == pytest.approx(1)
 
 
-def test_rows_whose_logits_are_not_finite_are_told_and_the_others_drawn():
+def test_rows_with_infinite_logits_are_reported_others_sampled():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
     expected = sample(logits, [Sampling()] * 5, [torch.Generator().manual_seed(i) for i in range(5)], [[]] * 5)
     logits[1, 3], logits[3, 7], logits[4] = torch.nan, torch.inf, -torch.inf

@@ -145,7 +145,7 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         return fit(fabric, objective, optimizer, job, lambda folder: None)
 
 
-def test_dropout_has_the_gradient_of_its_definition_and_holds_a_byte_for_each_element():
+def test_dropout_has_its_gradient_and_keeps_a_byte_per_element():
     update = Update(16, 8, r=4, scale=2.0, dropout=0.4).train()
     torch.nn.init.normal_(update.B)
     x = torch.randn(5, 3, 16, requires_grad=True)
@@ -192,7 +192,7 @@ def test_lora_plus_moves_b_faster(checkpoint):
     assert moved[1] == pytest.approx(16 * moved[0], rel=1e-3)
 
 
-def test_after_a_validation_and_two_steps_all_that_trains_has_moved_and_nothing_else(checkpoint):
+def test_two_steps_move_all_trained_weights_and_no_other(checkpoint):
     from lit_llm.data.batches import collate
 
     examples, _ = tokenize_all(rows(8), "alpaca", Tokenizer(checkpoint), True, 256)

@@ -47,7 +47,7 @@ def test_no_labels_give_a_loss_of_zero_and_a_gradient_of_zero(model):
     assert total.item() == 0
 
 
-def test_loss_of_a_micro_batch_equals_transformers_on_each_example(checkpoint):
+def test_micro_batch_loss_equals_transformers_on_each_example(checkpoint):
     from transformers import AutoModelForCausalLM
 
     from lit_llm.checkpoint.load_model import load_model

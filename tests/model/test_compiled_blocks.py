@@ -33,7 +33,7 @@ def loss_and_gradients(model, lengths):
 
 
 @needs_compiler
-def test_compiled_blocks_give_the_same_loss_and_gradient_for_any_lengths(checkpoint):
+def test_compiled_blocks_keep_loss_and_gradient_at_any_length(checkpoint):
     """Compiled once: the number of documents and their lengths do not matter."""
     model, method = load_model(checkpoint), LoRA(dropout=0.0)
     torch.manual_seed(0)

@@ -43,7 +43,7 @@ def test_rounded_weights_change_logits_and_loss_of_a_trained_model_by_no_more_th
 @pytest.mark.parametrize("layout", ["columns", "fp16", "int8"])
 @pytest.mark.parametrize("case", TIED, ids=str)
 @torch.inference_mode()
-def test_weights_laid_out_while_they_are_loaded_are_those_laid_out_afterwards(case, layout, tmp_path):
+def test_layout_while_loading_equals_layout_afterwards(case, layout, tmp_path):
     make_reference(case, tmp_path)
     afterwards, at_once = load_model(tmp_path, dtype=torch.float32), load_model(tmp_path, dtype=torch.float32, layout=layout)
     lay_out(afterwards, layout)

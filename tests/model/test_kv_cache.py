@@ -23,7 +23,7 @@ def model(case, tmp_path):
 
 
 @torch.inference_mode()
-def test_a_row_that_is_filled_while_others_go_on_equals_the_model_without_a_cache(case, model):
+def test_a_row_joining_a_running_batch_equals_no_cache(case, model):
     """Three slots: a row leaves, another takes its place with a prompt of another length, one is moved; beyond the windows."""
     ids = random_ids(case, 4, 50)
     cache = make_cache(model, 3, 60)
@@ -77,7 +77,7 @@ def test_several_tokens_at_once_and_stepping_back_equal_no_cache(case, model):
 
 
 @torch.inference_mode()
-def test_a_cache_in_8_bits_rounds_each_number_by_half_a_step_and_changes_little(case, model):
+def test_int8_cache_rounds_by_half_a_step_and_changes_little(case, model):
     """Half a step is the largest number of a token and head over 254. Rings, rows that join and rows that move included."""
     ids = random_ids(case, 2, 50)
     caches = [make_cache(model, 2, 60, int8=int8) for int8 in (False, True)]

@@ -94,7 +94,7 @@ def test_stored_bytes_equal_those_of_bitsandbytes(quantization, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("quantization", FOUR_BIT)
-def test_incomplete_blocks_are_stored_as_if_the_rows_ended_in_zeros(quantization, shape):
+def test_incomplete_blocks_are_stored_as_if_padded_with_zeros(quantization, shape):
     weight = random_weight(shape)
     theirs = their_linear(quantization, F.pad(weight, (0, -shape[1] % 64)))
     assert torch.equal(quantized(quantization, weight).weight.flatten(), theirs.weight.flatten())
@@ -102,7 +102,7 @@ def test_incomplete_blocks_are_stored_as_if_the_rows_ended_in_zeros(quantization
 
 @pytest.mark.parametrize("shape", SHAPES)
 @every_quantization
-def test_dequantized_weight_follows_the_definition_and_is_near_the_original(quantization, shape):
+def test_dequantized_weight_equals_its_definition(quantization, shape):
     weight = random_weight(shape)
     linear = quantized(quantization, weight)
     dequantized = linear.dequantize()
@@ -119,7 +119,7 @@ def test_dequantized_weight_follows_the_definition_and_is_near_the_original(quan
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @every_quantization
-def test_output_and_gradients_equal_those_of_a_linear_with_the_dequantized_weight(quantization, shape, bias):
+def test_quantized_linear_equals_one_with_dequantized_weights(quantization, shape, bias):
     linear = quantized(quantization, random_weight(shape), torch.randn(shape[0]) if bias else None)
     weight = algebraic_weight(linear)
     x = torch.randn(2, 3, shape[1], requires_grad=True)
@@ -144,7 +144,7 @@ def test_the_fused_product_of_bitsandbytes_agrees(quantization, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @every_quantization
-def test_half_precision_input_gives_half_precision_output_and_gradient(quantization, dtype):
+def test_half_precision_inputs_give_half_precision_gradients(quantization, dtype):
     linear = quantized(quantization, random_weight((96, 128)), torch.randn(96))
     x = torch.randn(4, 128, dtype=dtype, requires_grad=True)
     y = linear(x)
@@ -175,7 +175,7 @@ def test_autocast_acts_as_on_a_linear(quantization):
 
 
 @every_quantization
-def test_activation_checkpointing_changes_no_gradient_and_nothing_is_saved_without_it(quantization):
+def test_checkpointing_keeps_gradients_of_quantized_linears(quantization):
     linear = quantized(quantization, random_weight((64, 64)))
     x = torch.randn(4, 64, requires_grad=True)
     (plain,) = torch.autograd.grad(linear(linear(x).tanh()).sum(), x)
@@ -307,7 +307,7 @@ def test_linears_of_the_blocks_are_replaced_and_no_others(quantization):
     assert (replaced["h.0.mlp.down"].out_features, replaced["h.0.mlp.down"].in_features) == (64, 96)
 
 
-def test_a_weight_with_fewer_rows_than_there_are_ranks_is_not_held_in_parts(monkeypatch):
+def test_weights_with_fewer_rows_than_ranks_are_not_sharded(monkeypatch):
     monkeypatch.setattr(quantized_linear, "n_ranks", lambda: 80)
     with torch.device("meta"):
         model = GPT(tiny_config())
@@ -317,7 +317,7 @@ def test_a_weight_with_fewer_rows_than_there_are_ranks_is_not_held_in_parts(monk
 
 
 @every_quantization
-def test_a_quantized_model_equals_one_with_the_dequantized_weights(quantization):
+def test_a_quantized_model_equals_the_dequantized_one(quantization):
     reference = GPT(tiny_config())
     with torch.device("meta"):
         model = GPT(tiny_config())
@@ -336,14 +336,14 @@ def test_a_quantized_model_equals_one_with_the_dequantized_weights(quantization)
     torch.testing.assert_close(model(ids), reference(ids), atol=1e-5, rtol=1e-5)
 
 
-def test_an_unknown_quantization_is_refused_and_the_known_ones_listed():
+def test_unknown_quantization_is_refused_with_the_known_ones():
     with torch.device("meta"):
         model = GPT(tiny_config())
     with pytest.raises(ValueError, match=r"'bnb\.nf5' does not exist\. Use one of bnb\.nf4, bnb\.nf4-dq"):
         quantize_linears(model, "bnb.nf5")
 
 
-def test_missing_bitsandbytes_is_said_with_the_command_that_mends_it(monkeypatch):
+def test_missing_bitsandbytes_error_gives_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with torch.device("meta"):
         model = GPT(tiny_config())
@@ -363,7 +363,7 @@ def test_only_the_notice_about_the_unused_kernel_is_silenced(caplog):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(300, 4096), (7, 96), (13, 33)])
 @every_quantization
-def test_a_gpu_computes_what_a_linear_with_the_dequantized_weight_computes(quantization, shape):
+def test_on_a_gpu_a_quantized_linear_equals_the_dequantized_one(quantization, shape):
     linear = quantized(quantization, random_weight(shape), torch.randn(shape[0]), device="cuda")
     on_cpu = quantized(quantization, random_weight(shape))
     weight = linear.dequantize()

@@ -121,7 +121,7 @@ def test_scaling_that_is_not_understood_is_refused_by_name(scaling, named):
         Config.from_hf({"model_type": "llama", "vocab_size": 99, **_SIZES, "rope_scaling": scaling})
 
 
-def test_long_chat_condense_ratio_must_not_contradict_rope_scaling():
+def test_longchat_condense_ratio_must_agree_with_rope_scaling():
     hf = {"model_type": "llama", "vocab_size": 99, **_SIZES, "rope_condense_ratio": 8}
     same = Config.from_hf({**hf, "rope_scaling": {"type": "linear", "factor": 8.0}})
     assert same == Config.from_hf(hf)

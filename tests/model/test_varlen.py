@@ -22,7 +22,7 @@ def projections(n_head, n_query_groups, head_size, dtype, device):
 @pytest.mark.parametrize("n_query_groups", [4, 2, 1])
 @pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("scale", [None, 0.05])
-def test_the_kernel_for_all_documents_equals_one_attention_for_each(n_query_groups, window, scale):
+def test_varlen_kernel_equals_attention_per_document(n_query_groups, window, scale):
     """Outputs and gradients in bfloat16 against float32: 8 bits of precision, so that they differ by less than one percent."""
     inputs = projections(4, n_query_groups, 64, torch.bfloat16, "cuda")
     documents = Documents(LENGTHS, inputs[0].device)
@@ -51,7 +51,7 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("window", "expected"), [(None, (True, [-1, 0])), (16, (False, [15, 0]))])
-def test_the_kernel_is_asked_for_causal_attention_within_documents(window, expected):
+def test_varlen_kernel_is_called_causal_within_documents(window, expected):
     """On tensors without values: layout, documents, window and groups of heads."""
     with torch.no_grad(), Calls() as calls:
         q, k, v = projections(4, 2, 64, torch.bfloat16, "meta")
@@ -63,7 +63,7 @@ def test_the_kernel_is_asked_for_causal_attention_within_documents(window, expec
     assert (is_causal, sides) == expected
 
 
-def test_the_kernel_takes_half_precision_and_heads_of_its_sizes_only(monkeypatch):
+def test_varlen_kernel_takes_half_precision_and_known_head_sizes(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     with FakeTensorMode():
 

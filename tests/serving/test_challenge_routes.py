@@ -204,7 +204,7 @@ def test_the_checker_finds_a_broken_rule(served, server, rule):
         next(r for r in RULES if r.__name__ == rule)(server)
 
 
-def test_the_check_ends_with_an_error_if_a_rule_is_broken_or_nothing_answers(served, server, capsys):
+def test_the_check_fails_if_a_rule_is_broken_or_no_answer_comes(served, server, capsys):
     served[0].change = BROKEN["request_time"]
     with pytest.raises(ValueError, match=f"breaks 1 of {len(RULES)} rules"):
         check_url(ChallengeCheckArgs(url=served[1], context=256))

@@ -108,7 +108,7 @@ def test_a_model_with_a_window_answers_as_alone(tmp_path, make_engine):
         assert text_of(chunks) == alone.text
 
 
-def test_a_row_that_grows_beyond_the_short_table_of_longrope_answers_as_alone(tmp_path, make_engine):
+def test_a_row_outgrowing_the_short_longrope_table_equals_alone(tmp_path, make_engine):
     """Rows of other lengths run beside it, and the switch comes at another step for each."""
     from tiny import make_tokenizer
 
@@ -125,7 +125,7 @@ def test_a_row_that_grows_beyond_the_short_table_of_longrope_answers_as_alone(tm
         assert text_of(chunks) == tokenizer.decode(theirs[0, len(job.prompt) :].tolist())
 
 
-def test_tokens_and_text_end_before_a_stop_sequence_over_several_tokens(demo, make_engine):
+def test_tokens_end_before_a_stop_sequence_of_several_tokens(demo, make_engine):
     engine = make_engine()
     (ids,) = prompts(demo[1], 1, seed=5)
     (whole,) = run(engine, [Job(ids, 40, Sampling(0.0), EOS)])
@@ -174,7 +174,7 @@ def test_a_cancelled_job_makes_room_for_one_that_waits(demo, make_engine):
     engine.cancel(waiting)
 
 
-def test_jobs_that_find_no_place_are_refused_before_anything_is_made_for_them(make_engine, monkeypatch):
+def test_jobs_without_a_place_are_refused_before_any_work(make_engine, monkeypatch):
     engine = make_engine(max_batch_size=1, max_queue=1)
     monkeypatch.setattr(Sampling, "generator", None)
     with pytest.raises(QueueFullError):
@@ -201,7 +201,7 @@ def test_a_job_counts_once_while_its_first_token_comes(demo, make_engine):
     assert set(seen) == {1}
 
 
-def test_a_job_that_is_cancelled_while_another_is_read_emits_nothing(demo, make_engine):
+def test_a_job_cancelled_during_another_prefill_emits_nothing(demo, make_engine):
     """Both are admitted at once, as the first one's prompt is scored the second is given up."""
     engine, chunks, tasks, submitted = make_engine(), queue.Queue(), [], threading.Event()
     (ids,) = prompts(demo[1], 1)
@@ -219,7 +219,7 @@ def test_a_job_that_is_cancelled_while_another_is_read_emits_nothing(demo, make_
     assert chunks.empty()
 
 
-def test_a_closed_engine_lets_jobs_end_for_a_while_and_takes_no_more(demo, make_engine):
+def test_a_closed_engine_drains_jobs_and_accepts_no_more(demo, make_engine):
     (ids,) = prompts(demo[1], 1)
     for grace, finishes in ((30, ("stop", "length")), (0, ("closed",))):
         engine, chunks = make_engine(), queue.Queue()

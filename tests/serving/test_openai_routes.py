@@ -74,7 +74,7 @@ def test_a_chat_is_answered_as_the_model_answers_alone(client, demo):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_the_token_that_closes_a_turn_ends_a_chat_and_no_raw_continuation(checkpoint, tmp_path):
+def test_the_turn_closing_token_ends_chats_not_completions(checkpoint, tmp_path):
     """`<|im_end|>` is no EOS of this checkpoint. Its row in the head is made that of the third greedy token."""
     shutil.copytree(checkpoint, tmp_path / "m")
     file = tmp_path / "m" / "tokenizer.json"
@@ -204,7 +204,7 @@ def test_an_echoed_prompt_is_scored(client, demo, stream):
     assert values[1:] == pytest.approx([log_probs[i, ids[i + 1]].item() for i in range(len(ids) - 1)], abs=1e-4)
 
 
-def test_offsets_in_a_stream_are_those_of_the_whole_answer_where_text_is_held_back(client):
+def test_streamed_text_offsets_equal_those_of_the_whole_answer(client):
     """What may be the beginning of a stop sequence is held back with its token, whose first characters are out."""
     whole = complete(client, logprobs=0).choices[0].logprobs
     inner = next(token for token in whole.tokens[3:] if len(token) > 3)
@@ -231,7 +231,7 @@ def test_prompts_are_written_once_and_not_in_the_event_loop(client, url, monkeyp
     assert [name.partition("_")[0] for name in threads] == ["asyncio"] * 3
 
 
-def test_more_log_probabilities_than_one_answer_may_have_are_refused(url, monkeypatch):
+def test_too_many_log_probabilities_are_refused(url, monkeypatch):
     monkeypatch.setattr(limits, "MAX_LOG_PROBS", 1000)
     scored, messages = {"logprobs": 4, "max_tokens": 20}, [{"role": "user", "content": "a"}]
     assert send(url, request_of(**scored, n=10))[0] == 200
@@ -245,7 +245,7 @@ def test_more_log_probabilities_than_one_answer_may_have_are_refused(url, monkey
     assert (status, answer["detail"][0]["loc"]) == (422, ["body", "top_k_per_token"])
 
 
-def test_several_samples_of_several_prompts_are_those_made_one_by_one(client, demo):
+def test_samples_of_several_prompts_equal_those_made_one_by_one(client, demo):
     """n = 3 answers to two prompts with a seed: answer i to a prompt is sampled with seed + i, as if alone."""
     prompts = [PROMPT, "Once upon a time"]
     answer = complete(client, prompts, n=3, seed=5, temperature=1.0, max_tokens=8)
@@ -293,7 +293,7 @@ def test_what_asks_for_nothing_is_accepted(client):
 @pytest.mark.parametrize(
     "field", [{"max_completion_tokens": 2}, {"min_tokens": 5}, {"ignore_eos": True}, {"messages": []}, {"unknown": 0}]
 )
-def test_fields_that_are_not_known_to_completions_are_refused_by_name(client, field):
+def test_unknown_fields_of_completions_are_refused_by_name(client, field):
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, extra_body=field)
     assert caught.value.body["param"] == next(iter(field))
@@ -341,7 +341,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_served_is_refused_in_the_shape_of_the_api(client, name):
+def test_unservable_requests_get_an_api_error(client, name):
     options, status, field, code = REFUSED[name]
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, **options)
@@ -385,7 +385,7 @@ def request_of(**fields):
     ],
     ids="nan infinity surrogate token empty object utf-8 cut nested number nothing spaces 50MB".split(),
 )
-def test_bytes_that_are_no_request_are_refused_in_the_shape_of_the_api(url, body, status, code):
+def test_malformed_bodies_get_an_api_error(url, body, status, code):
     found, answer = send(url, body)
     assert found == status
     assert set(answer["error"]) == {"message", "type", "param", "code"}
@@ -395,7 +395,7 @@ def test_bytes_that_are_no_request_are_refused_in_the_shape_of_the_api(url, body
     assert send(url, request_of(max_tokens=1))[0] == 200
 
 
-def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_long(url):
+def test_chunked_bodies_are_refused_once_they_are_too_long(url):
     import http.client
 
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
@@ -423,7 +423,7 @@ def test_an_empty_prompt_needs_a_bos(demo, checkpoint):
         assert send(url, b'{"prompt": ""}', "/process")[0] == 422
 
 
-def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(demo, monkeypatch, capsys):
+def test_a_cache_larger_than_memory_is_refused_at_the_start(demo, monkeypatch, capsys):
     config = demo[0].config
     n_bytes = 2 * config.n_layer * 8 * config.n_query_groups * 100 * config.head_size * 4
     monkeypatch.setattr(serving_app, "available_bytes", lambda device: n_bytes - 1)
@@ -437,7 +437,7 @@ def test_keys_and_values_that_do_not_fit_into_memory_are_refused_at_the_start(de
     assert f"take {n_bytes / 1e9:.2f} GB" in capsys.readouterr().err
 
 
-def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, app, demo):
+def test_requests_beyond_the_queue_are_refused_others_answered(client, app, demo):
     """8 run and 4 wait. Each further one is told so at once, by 429."""
     answers, refused = [], []
 
@@ -454,7 +454,7 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_answered(client, 
     assert set(answers) == {complete(client, max_tokens=200).choices[0].text}
 
 
-def test_more_answers_than_the_server_ever_holds_are_refused_before_any_is_prepared(app, url, monkeypatch):
+def test_too_many_answers_are_refused_before_any_is_prepared(app, url, monkeypatch):
     monkeypatch.setattr(app.state.engine.tokenizer, "encode", None)
     status, answer = send(url, request_of(prompt=["a"] * 7, n=2, max_tokens=1))
     assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "prompt", "invalid_value")

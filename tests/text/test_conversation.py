@@ -240,13 +240,13 @@ def test_a_template_that_cannot_be_trained_on_is_told(template, message):
         conversation(ChatTemplate(template), CHAT, {"eos_token": "</s>"}, "all")
 
 
-def test_a_template_without_headers_is_not_taken_for_one_that_always_opens():
+def test_a_template_without_headers_does_not_count_as_opening():
     style = ChatTemplate("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
     texts = [text for text, _ in conversation(style, CHAT, {"eos_token": "</s>"}, "all")]
     assert texts == [f"{m['content']}</s>" for m in CHAT]
 
 
-def test_a_history_that_is_rewritten_is_trained_on_its_last_answer():
+def test_a_rewritten_history_trains_its_last_answer():
     segments = conversation(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "last")
     assert [trained for _, trained in segments] == [False, True]
     assert segments[0].text == prompt(ChatTemplate(REWRITES), CHAT[:3], {})[0].text

@@ -46,7 +46,7 @@ def test_text_behind_a_prompt_keeps_its_leading_space(tokenizer):
     assert "".join(feed_all(TextStream(tokenizer, before=prompt), more)) == " cat sees"
 
 
-def test_no_part_of_a_stop_sequence_leaks_and_nothing_before_it_is_lost(tokenizer):
+def test_stop_sequences_do_not_leak_and_text_before_is_kept(tokenizer):
     """Every span of the text as a stop sequence, wherever the tokens divide it; also one that begins like it and is none."""
     ids = tokenizer.encode(TEXT, bos=False)
     for start in range(0, len(TEXT) - 6, 3):
@@ -83,7 +83,7 @@ def test_an_empty_stop_sequence_is_refused(tokenizer):
 @pytest.mark.parametrize("tokenizer", [*NAMES, "demo"], indirect=True)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=30) | st.text(LETTERS, max_size=30), start=st.integers(0, 20))
-def test_texts_of_tokens_are_those_that_the_library_decodes_beginning_by_beginning(tokenizer, text, start):
+def test_token_texts_equal_the_library_decoding_prefixes(tokenizer, text, start):
     """Where a beginning of the tokens decodes to a beginning of the text, and from any token on."""
     ids = tokenizer.encode(text)
     assume("\ufffd" not in text and tokenizer.decode(ids) == text)  # some tokenizers normalise
@@ -103,7 +103,7 @@ def test_each_character_of_several_tokens_is_at_its_last(tokenizer):
             assert len(piece) <= 3 or piece in ("안녕하세요", "です")
 
 
-def test_text_of_special_tokens_and_what_is_normalised_stays_in_its_place(tokenizer):
+def test_special_and_normalised_text_keeps_its_place(tokenizer):
     end = tokenizer.special_tokens.get("eos_token", "<|endoftext|>")
     text = f"the red {end} cat n\u0301o and a dog"
     found = pieces(tokenizer, tokenizer.encode(text), text)
@@ -112,7 +112,7 @@ def test_text_of_special_tokens_and_what_is_normalised_stays_in_its_place(tokeni
 
 
 @pytest.mark.parametrize("tokenizer", ["tiny", "neox"], indirect=True)
-def test_bytes_that_are_no_characters_read_as_the_library_reads_them(tokenizer):
+def test_invalid_utf_8_decodes_as_in_the_library(tokenizer):
     """It decodes tokens of single bytes elsewhere, `<0xF0>`, to a U+FFFD for each as soon as one of a stretch is wrong."""
     draw = random.Random(0)
     for _ in range(300):
@@ -141,7 +141,7 @@ def test_a_prompt_may_end_within_a_character(tokenizer):
         assert "".join(token_texts(tokenizer, more, ids[:cut])) == " is fun"
 
 
-def test_a_long_prompt_of_characters_of_several_tokens_does_not_spoil_what_follows(tokenizer):
+def test_multi_token_characters_in_a_prompt_do_not_spoil_text(tokenizer):
     for n in range(20):
         prompt, more = tokenizer.encode("a" * n + "ꦥ" * 12), tokenizer.encode_more("ꦥꦥ yes")
         assert "".join(token_texts(tokenizer, more, prompt)) == "ꦥꦥ yes"

@@ -110,7 +110,7 @@ def encode_slow(reference: SentencePieceBackend, text: str) -> list[int]:
     return reference(text, add_special_tokens=False)["input_ids"]
 
 
-def test_llama2_json_finds_special_tokens_that_the_file_calls_normalized(tmp_path: Path) -> None:
+def test_llama2_json_finds_special_tokens_marked_normalized(tmp_path: Path) -> None:
     # `PreTrainedTokenizerFast` misses them ("</s>" in the text becomes "</", "s", ">"), `LlamaTokenizer` finds them.
     folder = real(tmp_path, "tokenizer_llama2_hf", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     ours, slow, auto = Tokenizer(folder), sentencepiece_reference(folder), LlamaTokenizer.from_pretrained(folder)
@@ -150,7 +150,7 @@ def test_both_files_of_a_checkpoint_agree(tmp_path: Path, name: str) -> None:
         assert slow.decode(ids) == fast.decode(ids), ids
 
 
-def test_without_legacy_only_the_beginning_of_the_text_gets_a_space(tmp_path: Path) -> None:
+def test_without_legacy_only_the_start_gets_a_space(tmp_path: Path) -> None:
     folder = real(tmp_path, "tokenizer_llama2_hf", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     reference = LlamaTokenizer.from_pretrained(folder)
     (folder / "tokenizer.json").unlink()
@@ -232,7 +232,7 @@ def test_added_tokens_with_sentencepiece(small_model: Path, tmp_path: Path, lega
     assert ours.decode([360, 362, 363, 400]) == "<tool>"
 
 
-def test_a_special_token_without_an_id_comes_after_the_vocabulary(small_model: Path, tmp_path: Path) -> None:
+def test_special_tokens_without_ids_follow_the_vocabulary(small_model: Path, tmp_path: Path) -> None:
     folder = copy_model(small_model, tmp_path, tokenizer_config={"eos_token": "<|done|>"})
     ours, reference = Tokenizer(folder), llama_reference(small_model, eos_token="<|done|>")
     assert ours.eos_id == reference.eos_token_id == 360
@@ -324,7 +324,7 @@ def test_who_adds_bos(tmp_path: Path, template: str | None, config: dict[str, An
     assert ours.encode("a", bos=None)[:-1] == ([320] if expected else [])
 
 
-def test_ids_of_the_model_serve_where_the_tokenizer_names_no_tokens(tmp_path: Path) -> None:
+def test_model_config_ids_serve_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     folder = write(small_json(tmp_path), config={"bos_token_id": 320, "eos_token_id": [321, 322]})
     ours = Tokenizer(folder)
     assert (ours.bos_id, ours.eos_id, ours.eos_ids) == (320, 321, {321, 322})

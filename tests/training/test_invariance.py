@@ -30,7 +30,7 @@ def real_rows(shared_data, name):
 
 
 @pytest.mark.parametrize("name", ["rasbt_instruction_1100", "gsm8k"])
-def test_packed_and_unpacked_loss_and_gradient_are_equal_on_real_rows(long_checkpoint, shared_data, name):
+def test_packing_keeps_loss_and_gradient_on_real_rows(long_checkpoint, shared_data, name):
     model = load_model(long_checkpoint)
     attach_moving_lora(model)
     examples, _ = tokenize_all(real_rows(shared_data, name), "alpaca", Tokenizer(long_checkpoint), True, 2048)
@@ -69,7 +69,7 @@ def test_no_gradient_flows_into_a_neighbour(long_checkpoint):
         assert touched[15:40].all()
 
 
-def test_documents_that_follow_each_other_do_not_predict_each_other(checkpoint):
+def test_packed_documents_do_not_predict_each_other(checkpoint):
     """The last token of a document has no label: what follows it is another document."""
     examples, _ = tokenize_all(rows(3), "alpaca", Tokenizer(checkpoint), False, 256)
     batch = collate(examples)

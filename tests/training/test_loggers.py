@@ -10,7 +10,7 @@ from lit_llm.training.finetune import finetune
 from lit_llm.training.metrics import check_logger
 
 
-def test_tensorboard_shows_the_rows_of_metrics_csv_and_goes_on_after_a_resumption(tmp_path, checkpoint, data_dir):
+def test_tensorboard_has_the_rows_of_metrics_csv_after_resuming(tmp_path, checkpoint, data_dir):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -57,7 +57,7 @@ def test_only_the_newest_saves_are_kept(run):
     assert not list(out_dir.glob(".*"))
 
 
-def test_early_stopping_ends_after_patience_and_a_resumed_run_counts_on(run):
+def test_early_stopping_counts_patience_across_a_resume(run):
     """A learning rate that ruins the model: no validation is better than the first ones."""
     options = {"eval_interval": 1, "patience": 3, "epochs": 4, "learning_rate": 0.3, "save_interval": 1, "keep_last": 2}
     stopped = run("stopped", **options)
@@ -83,14 +83,14 @@ def assert_stopped_after_good_saves(out_dir, told):
     return len(saves) + 1
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_in_no_save(tmp_path, run):
+def test_a_nan_loss_stops_the_run_and_is_never_saved(tmp_path, run):
     """With rows so rare that only a save makes the loop look at the loss."""
     with pytest.raises(ValueError, match=r"is (nan|inf)") as told:
         run("wrong", epochs=4, save_interval=1, log_interval=100, learning_rate=1e30, max_norm=None)
     assert_stopped_after_good_saves(tmp_path / "wrong", str(told.value))
 
 
-def test_weights_that_are_no_numbers_are_in_no_save_and_no_result(tmp_path, checkpoint, data_dir):
+def test_nan_weights_are_never_saved(tmp_path, checkpoint, data_dir):
     """The loss of the only step is that of the weights before it."""
     for name, options in {"saved": {"max_steps": 3, "save_interval": 1}, "final": {"max_steps": 1}}.items():
         train = TrainArgs(learning_rate=3e38, lr_warmup_steps=0, probe=False, **options)
@@ -110,7 +110,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path, run):
     assert not (tmp_path / "wrong" / "final").exists()
 
 
-def test_a_base_whose_validation_loss_is_no_number_is_not_trained(tmp_path, checkpoint, data_dir):
+def test_a_base_with_nan_validation_loss_is_not_trained(tmp_path, checkpoint, data_dir):
     base = shutil.copytree(checkpoint, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
@@ -180,7 +180,7 @@ cli.run(main)
 """
 
 
-def test_running_out_of_memory_is_explained_before_the_first_step(tmp_path):
+def test_out_of_memory_is_explained_before_the_first_step(tmp_path):
     """The probe really fails: the process may take 100 MB more. What is said to help is what an estimate says."""
     base = make_checkpoint(
         tmp_path / "base", hidden_size=256, num_hidden_layers=8, intermediate_size=1024, max_position_embeddings=2048

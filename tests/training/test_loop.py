@@ -149,7 +149,7 @@ def assert_same_result(out_dir, expected_dir):
     assert metrics(out_dir) == metrics(expected_dir)
 
 
-def test_a_killed_run_resumes_to_bit_identical_weights_and_metrics(tmp_path, checkpoint, long_data, uninterrupted, script):
+def test_a_killed_run_resumes_bit_identically(tmp_path, checkpoint, long_data, uninterrupted, script):
     out_dir = tmp_path / "killed"
     command = arguments(checkpoint, long_data, out_dir)
     code, _ = stop_after_a_save(command, out_dir, 6, signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_an_interrupted_run_saves_exits_130_and_resumes(tmp_path, checkpoint, lo
     assert_same_result(out_dir, uninterrupted)
 
 
-def test_metrics_have_a_row_for_every_step_and_validations_where_asked(uninterrupted):
+def test_metrics_have_a_row_per_step_and_asked_validations(uninterrupted):
     rows_ = metrics(uninterrupted)
     assert [int(row["step"]) for row in rows_] == list(range(13))  # 22 examples in steps of 4: 6 steps an epoch
     assert [int(row["step"]) for row in rows_ if row["val_loss"]] == [0, 4, 8, 12]

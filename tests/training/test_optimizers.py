@@ -68,7 +68,7 @@ def test_lion_is_that_of_the_paper(checkpoint):
     torch.testing.assert_close(model.wte.weight.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adafactor_moves_what_starts_at_zero_as_far_as_adamw_does(checkpoint):
+def test_adafactor_moves_zero_weights_as_far_as_adamw(checkpoint):
     """As LoRA's B: a step in proportion to the parameter would leave it there."""
     moved = {}
     for name in ("adamw", "adafactor"):
@@ -114,7 +114,7 @@ def test_paged_state_needs_cuda_and_bitsandbytes_a_cpu_or_cuda():
     check_optimizer("paged_lion8bit", torch.device("cuda"))
 
 
-def test_float16_is_scaled_clipped_skipped_where_it_overflows_and_resumed(tmp_path, checkpoint):
+def test_float16_is_scaled_clipped_skipped_and_resumed(tmp_path, checkpoint):
     """What `16-mixed` does on a GPU, with a scaler on the CPU: Fabric would take bfloat16 here."""
 
     def started():

@@ -99,7 +99,7 @@ def test_tokens_that_are_not_those_of_the_records_are_refused(tokenizer, fault):
         compare(iter([record]), [spoiled], "alpaca", tokenizer)
 
 
-def test_a_template_that_leaves_out_a_part_of_the_answer_is_refused(tokenizer):
+def test_a_template_that_omits_part_of_the_answer_is_refused(tokenizer):
     """As those do that drop thoughts."""
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}|{% endfor %}"
     style = ChatTemplate(source + "{% if add_generation_prompt %}<assistant>{% endif %}")

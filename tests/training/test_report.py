@@ -66,7 +66,7 @@ def test_a_run_leaves_a_self_contained_report(finished):
 
 
 @pytest.mark.parametrize(("width", "n_columns"), [(1280, 2), (390, 1)])
-def test_a_browser_shows_it_without_a_request_and_without_scrolling_sideways(finished, tmp_path, width, n_columns):
+def test_a_browser_shows_the_report_offline_without_side_scroll(finished, tmp_path, width, n_columns):
     """On a phone the cells of a row stand below each other, and each says what it is."""
     with browser(tmp_path, width, 900) as page:
         page.open(f"file://{finished}/report.html")

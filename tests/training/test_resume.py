@@ -82,7 +82,7 @@ def assert_every_named_folder_is_whole(out_dir):
     return len(found)
 
 
-def test_ten_kills_at_random_moments_leave_whole_folders_and_a_bit_identical_result(tmp_path, checkpoint):
+def test_ten_random_kills_end_in_a_bit_identical_result(tmp_path, checkpoint):
     """The moments are drawn: after none to three more saves, some milliseconds that end within a step; or when the next save
     has begun."""
     data_dir = make_data(tmp_path / "data", n_train=38)
@@ -120,7 +120,7 @@ def test_ten_kills_at_random_moments_leave_whole_folders_and_a_bit_identical_res
     assert not list(out_dir.glob(".*")), "what a killed run was writing is removed"
 
 
-def test_rows_of_a_run_survive_a_resumption_that_fails_while_it_writes_them(tmp_path):
+def test_metrics_survive_a_resume_that_fails_while_writing(tmp_path):
     path, rows_ = tmp_path / "metrics.csv", "step,train_loss,of another run\n1,2.5,3\n"
     path.write_text(rows_)
     with pytest.raises(ValueError, match="of another run"):
@@ -154,7 +154,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_identical(tmp_path, checkpoint, data_dir, pairs, name):
+def test_resuming_within_an_epoch_ends_bit_identical(tmp_path, checkpoint, data_dir, pairs, name):
     """Saved at step 3 of 5 an epoch. The stream of random numbers goes on where it was: with another one, the end differs."""
     kind, method, options = METHODS[name]
 
@@ -238,7 +238,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one(go):
     assert same(result(out_dir), expected)
 
 
-def test_a_run_that_was_killed_before_its_first_save_starts_again(go, capsys):
+def test_a_run_killed_before_its_first_save_restarts(go, capsys):
     """With other options, too, as when memory ran out: nothing is lost."""
     out_dir = go()
     expected, rows_ = result(out_dir), metrics(out_dir)
