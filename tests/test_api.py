@@ -60,7 +60,7 @@ def test_finetuning_in_a_thread_equals_the_script(run, script, checkpoint, data_
     assert len(run.after) == 2
 
 
-def test_an_answer_is_that_of_the_script_and_its_pieces_make_it_up(run, script):
+def test_ask_equals_the_script_and_stream_joins_to_it(run, script):
     how = {"temperature": 0.7, "seed": 3, "max_new_tokens": 12}
     flags = [f"--{name}={value}" for name, value in how.items()]
     expected = script("generate/lora.py", "--adapter_dir", run.final, "--prompt", QUESTION, *flags).stdout

@@ -161,7 +161,7 @@ def test_figures_of_the_readme_are_those_of_the_benchmarks():
 ARCHITECTURE = REPOSITORY / "tutorials" / "architecture.md"
 
 
-def test_the_picture_and_the_table_of_rooms_are_those_of_the_code():
+def test_picture_and_table_of_rooms_equal_the_code():
     text = ARCHITECTURE.read_text()
     assert rooms_picture() in text, rooms_picture()
     shown = {room: sorted(re.findall(r"`(\w+)`", cell)) for room, cell in re.findall(r"^\| `(\w+)/` \| (.*?) \|", text, re.M)}

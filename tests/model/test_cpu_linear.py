@@ -28,7 +28,7 @@ def test_weights_by_columns_change_neither_logits_nor_names(case, tmp_path):
 
 @pytest.mark.parametrize(("layout", "limit"), [("fp16", 1e-3), ("int8", 8.4e-2)])
 @torch.inference_mode()
-def test_rounded_weights_change_logits_and_loss_of_a_trained_model_by_no_more_than_stated(layout, limit, shared_data):
+def test_cpu_weights_change_logits_and_loss_within_stated_bounds(layout, limit, shared_data):
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     model, tokenizer = lit_llm.load(shared_data / "stories260K", device="cpu")
     ids = torch.tensor([tokenizer.encode(text)])

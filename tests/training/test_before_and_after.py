@@ -14,7 +14,7 @@ from lit_llm.training.finetune import finetune
 ROWS = [{"instruction": word, "output": f"{WORDS[-i]} {word}"} for i, word in enumerate(WORDS[:10], 1)]
 
 
-def test_held_out_answers_end_with_a_turn_that_does_not_close_with_eos(tmp_path, capsys):
+def test_held_out_answers_end_at_the_token_that_closes_a_turn(tmp_path, capsys):
     """ChatML on a base model whose EOS is another token than <|im_end|>, as with Qwen's."""
     base = make_checkpoint(tmp_path / "base")
     tokenizer = HFTokenizer.from_file(str(base / "tokenizer.json"))
