@@ -100,11 +100,14 @@ class Update(nn.Module):
         return self.B @ self.A * self.scale
 
     def gain(self, weight: Tensor) -> Tensor:
-        """DoRA's magnitude over the norm of the updated rows (https://arxiv.org/abs/2402.09353, eq. 5), (C_out,)."""
+        """Return DoRA's magnitude over the norm of the updated rows (https://arxiv.org/abs/2402.09353, eq. 5), (C_out,).
+
+        A row of zeros stays zero: its direction is undefined, and its magnitude is 0.
+        """
         assert self.magnitude is not None
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (weight + self.delta()).norm(dim=1)
-        return self.magnitude / norm
+        return self.magnitude / norm.where(norm > 0, 1)
 
 
 class _DroppedLinear(torch.autograd.Function):

@@ -38,6 +38,31 @@ def randomize(model):
             torch.nn.init.normal_(parameter, std=0.1)
 
 
+def test_dora_is_a_no_op_at_initialisation_for_rows_of_zeros(checkpoint):
+    ids, base = torch.arange(2, 30)[None], load_model(checkpoint)
+    model = load_model(checkpoint)
+    for one in (base, model):
+        for block in one.h:
+            block.attn.o.weight.data[::3] = 0
+            block.attn.q.weight.data[5] = 0
+    method = LoRA(targets="all-linear", use_dora=True, dropout=0)
+    method.attach(model)
+    freeze(model, method)
+    expected = base(ids)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(ids).logsumexp(-1).mean().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+    trained = model.eval()(ids)
+    assert (trained - expected).abs().max() > 1e-2
+    merge(model)
+    assert not model.h[0].attn.o.weight[::3].any()
+    torch.testing.assert_close(model(ids), trained, rtol=1e-5, atol=1e-5)
+
+
 def test_lora_is_a_no_op_at_initialisation(checkpoint):
     ids = torch.arange(2, 30)[None]
     model, _ = attached(checkpoint, targets="all-linear")
