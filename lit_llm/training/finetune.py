@@ -34,10 +34,10 @@ from lit_llm.training.optimizers import check_optimizer, make_optimizer
 from lit_llm.training.out_of_memory import OutOfMemoryError
 from lit_llm.training.preflight import show
 from lit_llm.training.probe import ESTIMATE_FROM, probe
-from lit_llm.training.report import write_report
+from lit_llm.training.report import changed_options, write_report
 from lit_llm.training.run import Run
 from lit_llm.training.run_data import DataFiles, read_data
-from lit_llm.training.run_folder import RunFolder, as_yaml
+from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.saves import State
 from lit_llm.training.summary import summary
 
@@ -53,22 +53,19 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
         method: By default the one that `args` name, with their options.
 
     Raises:
-        ValueError, FileNotFoundError: for options, data or a checkpoint that cannot be used; see `lit_llm.errors`.
+        ValueError, FileNotFoundError: for unusable options, data or checkpoints; see `lit_llm.errors`.
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step is saved.
     """
     method = method or build_method(args)
     device = resolve_device(args.accelerator)
     args = _resolve(args, device)
-    check_optimizer(args.train.optimizer, device)
-    check_devices(args, device)
-    check_logger(args.logger)
-    assert args.checkpoint_dir and args.data_dir
-    model_dir = args.checkpoint_dir
+    model_dir, data_dir = args.checkpoint_dir, args.data_dir
+    assert model_dir and data_dir
     config = read_config(model_dir)
     empty = empty_model(config)
     strategy, why = choose_strategy(args, device, sum(p.numel() for p in empty.parameters()), method.trains_base)
     tokenizer = load_tokenizer(model_dir, config)
-    files = DataFiles.open(args.data_dir)
+    files = DataFiles.open(data_dir)
     style = args.prompt_style or files.style(tokenizer)
     prompt_style(style, tokenizer)  # refuses an unknown one
     args = dataclasses.replace(args, prompt_style=style)
@@ -89,7 +86,7 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     _say(f"strategy: {why}")
     fabric = launch(args, strategy, device, method.trains_base, make_loggers(args.logger, folder.path, folder.resume_step))
     model = _load(job, fabric, empty, strategy)
-    _start(job, fabric)
+    folder.start(args, fabric.loggers)
     held_out = HeldOut(args, model, tokenizer, files.val or [], style)
     # In parts, the model answers at the end only: what inference mode has gathered cannot train any more.
     with fabric.autocast():
@@ -101,11 +98,10 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     with fabric.autocast():
         after = held_out.answer()
     outcome = outcome_lines(state, held_out, before, after)
-    run = folder.result(**held_out.side_by_side(before, after), outcome=outcome)
     if rank() == 0:
         print_result(method, folder.final, state, held_out, before, after, outcome)
         _write_report(job, files.folder, state, outcome, found.text(), held_out.rows(before, after))
-    return run
+    return folder.result(**held_out.side_by_side(before, after), outcome=outcome)
 
 
 def _write_report(
@@ -114,31 +110,32 @@ def _write_report(
     assert job.args.checkpoint_dir is not None
     title = f"{job.method.name} of {job.args.checkpoint_dir.name} on {data_dir.name}"
     end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens"
-    write_report(job.folder.path, title, [end, *outcome], preflight, job.args, rows)
+    changed = changed_options(job.args, type(job.args)())
+    write_report(job.folder.path, title, [end, *outcome], preflight, changed, rows)
 
 
 def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
-    """Fill in the options that depend on device and data, so that args.yaml records what runs."""
+    """Fill in the options that depend on device and data, so that args.yaml records what runs.
+
+    Raises:
+        ValueError: if optimizer, devices or logger are not available.
+    """
     assert args.data_dir is not None
     name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
     name = name if not args.data_dir.is_file() else args.data_dir.stem
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
-    return dataclasses.replace(
+    args = dataclasses.replace(
         args,
         out_dir=args.out_dir or Path("out") / args.method / name,
         precision=resolve_precision(args.precision, device),
         train=train,
     )
-
-
-def _start(job: Job, fabric: "Fabric") -> None:
-    """Write the options of the run to its folder, and to the loggers of a fresh run."""
-    job.folder.start(job.args)
-    if rank() == 0 and job.folder.resume_dir is None:
-        for logger in fabric.loggers:
-            logger.log_hyperparams(as_yaml(job.args))
+    check_optimizer(train.optimizer, device)
+    check_devices(args, device)
+    check_logger(args.logger)
+    return args
 
 
 def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy) -> GPT:

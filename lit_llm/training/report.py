@@ -35,7 +35,7 @@ def write_report(
     title: str,
     summary: Sequence[str],
     data: str,
-    args: Any,
+    changed: Sequence[tuple[str, Any]],
     answers: Sequence[tuple[str, str, str, str]],
 ) -> None:
     """Write both files next to `metrics.csv`.
@@ -43,7 +43,7 @@ def write_report(
     Args:
         summary: Lines about the end of the run.
         data: Counts over the data.
-        args: Dataclass of options, of which those that differ from their defaults are listed.
+        changed: Flags and values that differ from the defaults.
         answers: Rows of prompt, reference, base's answer, finetuned answer.
     """
     with (out_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def write_report(
         f'<h2>Curves</h2><div class="curves">{curves}</div>',
         _table("Answers to held-out prompts", ("prompt", "reference", "base", "finetuned"), answers) if answers else "",
         f"<h2>Data</h2><pre>{escape(data)}</pre>",
-        _table("Settings that differ from the defaults", ("option", "value"), _changed(args, type(args)())),
+        _table("Settings that differ from the defaults", ("option", "value"), changed),
         f"<h2>Environment</h2><pre>{escape(yaml.safe_dump(environment, sort_keys=False))}</pre>",
     ]
     page = (
@@ -102,13 +102,13 @@ def _plot(rows: Sequence[dict[str, str]], name: str, kind: str) -> bytes:
     return image.getvalue()
 
 
-def _changed(options: Any, defaults: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def changed_options(options: Any, defaults: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Flags and values of a dataclass of options, groups included, that differ from `defaults`."""
     found: list[tuple[str, Any]] = []
     for name, value in vars(options).items():
         default = getattr(defaults, name)
         if hasattr(value, "rules"):
-            found += _changed(value, default, f"{prefix}{name}.")
+            found += changed_options(value, default, f"{prefix}{name}.")
         elif value != default:
             found.append((f"--{prefix}{name}", value))
     return found

@@ -5,11 +5,12 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -19,6 +20,9 @@ from lit_llm.files import read_json_object, remove_folder, remove_leftovers, wri
 from lit_llm.ranks import n_ranks, rank
 from lit_llm.training.run import Run
 from lit_llm.training.saves import State, machine
+
+if TYPE_CHECKING:
+    from lightning.fabric.loggers.logger import Logger
 
 # Options that may differ between a run and its resumption, besides those of `eval`.
 _FREE = (
@@ -101,8 +105,12 @@ class RunFolder:
     def resume_step(self) -> int | None:
         return None if self.resume_dir is None else _step_of(self.resume_dir)
 
-    def start(self, args: FinetuneArgs) -> None:
-        """Write the files that describe the run, on rank 0, and remove what a killed program left."""
+    def start(self, args: FinetuneArgs, loggers: "Sequence[Logger]" = ()) -> None:
+        """Write the files that describe the run, on rank 0, and remove what a killed program left.
+
+        Args:
+            loggers: They get the options of a run that starts.
+        """
         if rank() > 0:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -113,6 +121,8 @@ class RunFolder:
             system = {"python": platform.python_version(), "platform": platform.platform()}
             about = {**system, **machine(n_ranks()), "versions": {name: version(name) for name in names}}
             write_json(self.path / "environment.json", about)
+            for logger in loggers:
+                logger.log_hyperparams(as_yaml(args))
         remove_leftovers(self.path)
 
     def result(self, **answers: Any) -> Run:

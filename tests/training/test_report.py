@@ -86,7 +86,7 @@ def test_text_of_the_data_stays_text(tmp_path):
     )
     (tmp_path / "environment.json").write_text(json.dumps({"python": "3"}))
     evil = "<script>alert('&')</script>"
-    write_report(tmp_path, evil, [evil], evil, {evil: evil}, [(evil, evil, evil, evil)])
+    write_report(tmp_path, evil, [evil], evil, [(evil, evil)], [(evil, evil, evil, evil)])
     page = Page((tmp_path / "report.html").read_text())
     assert "script" not in page.tags
     assert page.text.count(evil) == 10
