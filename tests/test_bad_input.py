@@ -157,7 +157,7 @@ def test_results_and_data_of_others_are_not_replaced(script, run_script, base, d
     (tmp_path / "prepared" / "test.jsonl").write_text("mine")
     before = contents(tmp_path)
     train = ("finetune/lora.py", "--checkpoint_dir", base, "--data_dir", data, "--out_dir", "mine", "--resume=auto")
-    assert_told(*run_script(*train), "mine holds something that is not a run: it has no args.yaml")
+    assert_told(*run_script(*train), "mine is not the folder of a run: it has no args.yaml")
     assert_told(*run_script(*prepare, "--seed=1"), "would be lost: test.jsonl")
     assert_told(*run_script("scripts/make_demo.py", "--output_dir=mine"), "mine holds folders that are not a demo")
     assert contents(tmp_path) == before
@@ -172,10 +172,10 @@ FLAGS = {
     "NaN": (["--train.learning_rate=nan"], "--train.learning_rate takes a number; found nan"),
     "infinite rate": (["--config=infinite.yaml"], "--train.learning_rate must be finite, found inf"),
     "unknown quantization": (["--quantize=bnb.nf5"], "--quantize takes bnb.nf4, bnb.nf4-dq"),
-    "paged state without CUDA": (["--train.optimizer=paged_adamw8bit", "--accelerator=cpu"], "is on cpu. Take adamw8bit"),
+    "paged state without CUDA": (["--train.optimizer=paged_adamw8bit", "--accelerator=cpu"], "is on cpu. Use adamw8bit"),
     "unknown optimizer": (["--train.optimizer=adamw4bit"], "--train.optimizer takes adamw, adamw8bit"),
     "half of a pair": (["--data_dir=x"], "--data_dir needs --checkpoint_dir"),
-    "int8 in parts": (["--devices=2", "--strategy=fsdp", "--quantize=bnb.int8"], "take --strategy ddp, or bnb.nf4"),
+    "int8 in parts": (["--devices=2", "--strategy=fsdp", "--quantize=bnb.int8"], "Use --strategy ddp, or bnb.nf4"),
     "16-true": (["--precision=16-true"], "overflows in training"),
     "dropout of 1": (["--lora.dropout=1"], "--lora.dropout must be at least 0 and below 1"),
     "unknown target": (["--lora.targets=qq"], "target 'qq' matches no linear"),

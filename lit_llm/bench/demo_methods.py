@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "QLoRA nf4-dq": ("lora", {"quantize": "bnb.nf4-dq"}),
     "QLoRA fp4": ("lora", {"quantize": "bnb.fp4"}),
     "QLoRA int8": ("lora", {"quantize": "bnb.int8"}),
+    "IA3": ("ia3", {}),
     "LLaMA-Adapter": ("adapter", {}),
     "LLaMA-Adapter V2": ("adapter_v2", {}),
     "DPO": ("dpo", {}),

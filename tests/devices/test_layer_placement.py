@@ -195,5 +195,5 @@ def test_layers_are_one_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="start it without torchrun or srun"):
+    with pytest.raises(ValueError, match="Start it without torchrun or srun"):
         choose_inference_strategy("layers", **CHOICE)

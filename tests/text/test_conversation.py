@@ -209,7 +209,7 @@ def test_an_answer_of_weight_0_is_read_and_not_trained(checkpoint):
     last_off = [*CHAT[:-1], {**CHAT[-1], "weight": 0}]
     both = tokenize({"messages": last_off}, "alpaca", tokenizer, True).trained | last.trained
     assert both.tolist() == every.trained.tolist()
-    with pytest.raises(ValueError, match="which --mask_prompt false would train"):
+    with pytest.raises(ValueError, match="which `mask_prompt` false would train"):
         tokenize({"messages": first_off}, "alpaca", tokenizer, False)
     with pytest.raises(ValueError, match="Train with `train_on` all"):
         tokenize({"messages": last_off}, "alpaca", tokenizer, True, "last")

@@ -107,7 +107,7 @@ def test_bytes_of_state_are_those_that_an_estimate_counts_with(name):
 
 
 def test_paged_state_needs_cuda_and_bitsandbytes_a_cpu_or_cuda():
-    with pytest.raises(ValueError, match="Take lion8bit"):
+    with pytest.raises(ValueError, match="Use lion8bit"):
         check_optimizer("paged_lion8bit", torch.device("cpu"))
     with pytest.raises(ValueError, match="does not run on mps"):
         check_optimizer("lion", torch.device("mps"))
