@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lit_llm.model.gpt import GPT
+from lit_llm.model.gpt import CHUNK_LOGITS, GPT
 
-CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each
 MAX_GROUP = 256  # most rows that share one prefix
 

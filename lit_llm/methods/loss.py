@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.data.batches import MicroBatch
-from lit_llm.model.gpt import GPT
-
-CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
+from lit_llm.model.gpt import CHUNK_LOGITS, GPT
 
 
 def next_token_loss(model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,8 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 
+CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
+
 
 class GPT(nn.Module):
     """`model(ids)` returns logits; training and generation use `hidden` and `head`, to compute logits only where needed."""

@@ -7,15 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from urllib.request import Request, urlopen
 
 import pytest
 import torch
 
 pytest.importorskip("fastapi")
-import uvicorn
 from conftest import REPOSITORY
 
 import lit_llm
@@ -166,24 +163,14 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """Application, its address, the model and its tokenizer."""
+    from serving import serving
     from tiny import make_checkpoint
 
     folder = make_checkpoint(tmp_path_factory.mktemp("served") / "model", num_key_value_heads=2)
     model, tokenizer = lit_llm.load(folder)
     app = Breakable(make_app(model, tokenizer, ServeArgs(max_body_size=200_000)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield app, f"http://127.0.0.1:{port}", model, tokenizer
-    server.should_exit = True
-    thread.join(timeout=30)
-    assert not thread.is_alive()
+    with serving(app) as url:
+        yield app, url, model, tokenizer
 
 
 @pytest.fixture
