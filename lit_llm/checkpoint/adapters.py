@@ -168,8 +168,8 @@ def attach_adapter(model: GPT, folder: Path) -> None:
             "Use that one as `checkpoint_dir`"
         )
     method, blank = _method(folder / "adapter.json", about), empty_model(model.config)
-    with _naming(folder / "adapter.json"):
-        method.attach(blank)  # before any memory is used for what the file does not hold
+    with _naming(folder / "adapter.json"), torch.device("meta"):
+        method.attach(blank)  # without memory, until the file is known to hold all these tensors
     shapes = {name: list(p.shape) for name, p in blank.named_parameters() if method.trainable(name)}
     tensors = _read_parameters(folder / "adapter.safetensors", shapes)
     method.attach(model)

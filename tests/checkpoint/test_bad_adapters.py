@@ -89,7 +89,10 @@ def test_tensors_of_another_dtype_are_refused(adapter, model):
         attach_adapter(model, path.parent)
 
 
-@pytest.mark.parametrize(("about", "message"), [({}, "prompt_style is missing"), ({"prompt_style": 3}, "found 3"), ([], "found")])
+STYLES = [({}, "prompt_style is missing"), ({"prompt_style": 3}, "found 3"), ([], "must be an object")]
+
+
+@pytest.mark.parametrize(("about", "message"), STYLES)
 def test_a_changed_finetuned_json_is_refused(tmp_path, about, message):
     (tmp_path / "finetuned.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match=rf"finetuned\.json.*{message}.*Finetune or merge again"):

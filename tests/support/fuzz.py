@@ -42,9 +42,9 @@ DEEP = [Deep(b"[" * 20_000), Deep(b'{"a":' * 20_000), Deep(b"[" * 20_000 + b"]" 
 PYTHONS_WORDS = re.compile(
     r"object (is not|has no|does not|cannot)|unsupported operand|not supported between|unexpected keyword|positional argument"
     r"|could not convert|cannot (convert|unpack|be interpreted|be converted)|invalid literal|division by zero|indices must be"
-    r"|unhashable|must be \w+, not \w+|index out of range|Out of range float|domain error|too large to|dictionary update|has no attribute"
-    r"|NoneType|codec can't|surrogates not allowed|recursion depth|argument of type|missing \d+ required|not enough values"
-    r"|too many values|expected str\b|not iterable|<class '|Traceback"
+    r"|unhashable|must be \w+, not \w+|index out of range|Out of range float|domain error|too large to|dictionary update"
+    r"|has no attribute|NoneType|codec can't|surrogates not allowed|recursion depth|argument of type"
+    r"|missing \d+ required|not enough values|too many values|expected str\b|not iterable|<class '|Traceback"
 )
 
 
