@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.errors import OptionError
-from lit_llm.text.styles import Message
+from lit_llm.text.styles import Message, for_template
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,11 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
         import jinja2
 
-        joined = [
-            {"role": m["role"], "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"]}
-            for m in messages
-        ]
+        joined = [for_template(message) for message in messages]
+        more = {"add_generation_prompt": generation, "tools": None, "documents": None}
         try:
             template = _compile(self.source)
-            return template.render(messages=joined, add_generation_prompt=generation, tools=None, documents=None, **tokens)
+            return template.render({"messages": joined} | more | dict(tokens))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(m["role"] for m in messages)
             raise OptionError(
