@@ -21,7 +21,7 @@ import lit_llm
 from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.cli import DEMO
-from lit_llm.data.records import read_records
+from lit_llm.data.rows import read_records
 from lit_llm.generation.chat import Conversation, chat
 from lit_llm.generation.generate import generate
 from lit_llm.methods.lora import LoRA
