@@ -7,6 +7,12 @@ prints those of the running script as flags.
 import re
 from collections.abc import Container
 
+# A MemoryError of Python is one class of many: PyTorch has its own for CUDA, a RuntimeError on a CPU, and the system's texts.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|annot allocate memory|not enough memory|out of memory|bad_alloc|failed to map segment"
+    "|can't start new thread"
+)
+
 
 class LitError(ValueError):
     """Base class of the errors that a user can fix."""
@@ -26,6 +32,11 @@ class OptionError(LitError):
 
 class OutOfMemory(LitError):  # noqa: N818
     """A step that does not fit into the memory of the device."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on any device."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def with_flags(message: str, options: Container[str], group: str = "") -> str:

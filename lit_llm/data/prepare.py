@@ -18,29 +18,43 @@ from lit_llm.data.records import Record
 from lit_llm.data.rows import to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
-from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
+from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
 
 COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 
 
-def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_record: Callable[[Any], Record]) -> None:
+def prepare(
+    args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_record: Callable[[Any], Record], wait: bool = False
+) -> None:
     """Write the data folder, and print how many rows were kept and dropped, and why. Rows are read as a stream.
 
     Args:
         source: Origin of the data, for `meta.json`.
         path: The file that is read.
         to_record: Returns the record of a row, or raises ValueError with the reason why there is none.
+        wait: Wait for another process that writes the folder.
 
     Raises:
         DataError: if no row is left, or if the folder holds files that would be lost.
+        OptionError: if another process writes the folder.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
     check_replaceable(destination, "destination_path")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / "meta.json").is_file():
+    with claimed(destination, "destination_path", wait=wait):
+        _update(args, source, path, _sorted(args, rows, to_record))
+    if args.checkpoint_dir is not None:
+        print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
+    print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
+
+
+def _update(args: PrepareArgs, source: str, path: Path, lines: Iterable[tuple[str, str, str | None]]) -> None:
+    """Write the data folder unless it is up to date."""
+    destination = args.destination_path
+    if holds_files(destination) and not (destination / "meta.json").is_file():
         raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
     options = json.loads(json.dumps(options, default=str))
@@ -52,13 +66,10 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
         _check_unchanged(destination, files)
-        _write(args, path, about, _sorted(args, rows, to_record))
+        _write(args, path, about, lines)
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
             print(f"{destination} replaces the existing folder: {why}", file=sys.stderr)
-    if args.checkpoint_dir is not None:
-        print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
-    print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
 def _sorted(
@@ -117,7 +128,7 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], lines: Iterable
 
 def _check_unchanged(folder: Path, digests: dict[str, str]) -> None:
     """Raise DataError for files that a user added or changed. Token caches and files of file managers do not count."""
-    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+|\.DS_Store")
+    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(new|lock)-(train|val)-.+|\.DS_Store")
     contents = [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
     if by_hand := [file.name for file in contents if not _is_as_written(file, digests)]:
         raise DataError(
@@ -131,7 +142,7 @@ def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
     return file.is_file() and digest_of(file, "0" * 64) == digests.get(file.name)
 
 
-def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path) -> None:
+def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path, wait: bool = False) -> None:
     """Prepare a file of rows whose columns have the names given as options."""
     columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
     if path.suffix == ".csv" or isinstance(args, PrepareCsvArgs):
@@ -143,7 +154,7 @@ def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Pat
                 f"comma? Name other columns: python scripts/prepare_csv.py --csv_path {path} --instruction_column NAME "
                 "--output_column NAME"
             )
-    prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns))
+    prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns), wait)
 
 
 def prepared(path: Path) -> Path:
@@ -156,7 +167,7 @@ def prepared(path: Path) -> Path:
         raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
     folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if path.suffix == ".csv":
-        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path)
+        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path, wait=True)
     else:
-        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path)
+        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path, wait=True)
     return folder

@@ -31,7 +31,7 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.training.finetune import finetune
-from lit_llm.training.metrics import Metrics
+from lit_llm.training.metrics import Metrics, read_rows
 from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.saves import State
 
@@ -124,7 +124,7 @@ def test_metrics_survive_a_resume_that_fails_while_writing(tmp_path):
     path, rows_ = tmp_path / "metrics.csv", "step,train_loss,of another run\n1,2.5,3\n"
     path.write_text(rows_)
     with pytest.raises(ValueError, match="of another run"):
-        Metrics(path, (), resume_step=1)
+        Metrics(path, (), read_rows(path))
     assert path.read_text() == rows_
 
 
