@@ -17,7 +17,7 @@ _NAMES = {
 }
 _NAMES |= {list: "a list", dict: "an object", types.NoneType: "null"}
 _SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring = 2, 60
+_SHORT.maxlevel, _SHORT.maxstring = 2, 100
 
 
 def conform(value: Any, schema: Any, source: object, advice: str, error: type[LitError] = CheckpointError) -> Any:

@@ -158,7 +158,7 @@ def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style
     for number, (record, example) in enumerate(islice(zip(records, examples, strict=True), COMPARED), 1):
         if "text" in record:
             continue
-        prompt = prompt_ids(style, tokenizer, asked(record))
+        prompt = prompt_ids(style, tokenizer, asked(record), finetuned=True)
         for document, answer in zip(example.documents, _answers(record), strict=True):
             ids = document.ids.tolist()
             if ids[: len(prompt)] != prompt:

@@ -42,9 +42,9 @@ DEEP = [Deep(b"[" * 20_000), Deep(b'{"a":' * 20_000), Deep(b"[" * 20_000 + b"]" 
 PYTHONS_WORDS = re.compile(
     r"object (is not|has no|does not|cannot)|unsupported operand|not supported between|unexpected keyword|positional argument"
     r"|could not convert|cannot (convert|unpack|be interpreted|be converted)|invalid literal|division by zero|indices must be"
-    r"|unhashable|must be \w+, not \w+|out of (range|bounds)|domain error|too large to|dictionary update|has no attribute"
-    r"|NoneType|codec can't|surrogates not allowed|recursion depth|argument of type|missing \d+ required|not enough values"
-    r"|too many values|expected str\b|not iterable|<class '|Traceback"
+    r"|unhashable|must be \w+, not \w+|index out of range|Out of range float|domain error|too large to|dictionary update"
+    r"|has no attribute|NoneType|codec can't|surrogates not allowed|recursion depth|argument of type"
+    r"|missing \d+ required|not enough values|too many values|expected str\b|not iterable|<class '|Traceback"
 )
 
 
@@ -137,3 +137,23 @@ def mutated_json(value: Any, most: int = 3) -> st.SearchStrategy[bytes]:
     damaged = mutated_bytes(as_json(value)) | st.sampled_from([*DEEP, b"", b"{}", b"null", b"\xef\xbb\xbf{}"])
     values = mutated(value, most).map(as_json)
     return st.one_of(values, values, values, values, values, values, values, damaged)
+
+
+def with_header(header: bytes, data: bytes, n_bytes: int | None = None) -> bytes:
+    """A safetensors file (https://github.com/huggingface/safetensors#format); `n_bytes` is the length that it claims."""
+    return (len(header) if n_bytes is None else n_bytes).to_bytes(8, "little") + header + data
+
+
+@st.composite
+def mutated_safetensors(draw: Any, content: bytes) -> bytes:
+    """A file whose header has changes, or a wrong length, or whose data are too short."""
+    n = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + n], content[8 + n :]
+    how = draw(st.sampled_from(["header", "header", "header", "header", "bytes", "length", "data"]))
+    if how == "header":
+        return with_header(draw(mutated_json(json.loads(header))), data)
+    if how == "bytes":
+        return with_header(draw(mutated_bytes(header)), data)
+    if how == "length":
+        return with_header(header, data, draw(st.sampled_from([0, 1, n - 1, n + 1, 10**8, 2**63, 2**64 - 1])))
+    return with_header(header, data[: draw(st.integers(0, len(data)))] + draw(st.binary(max_size=2)))
