@@ -23,9 +23,13 @@ from lit_llm.args.finetune import DPOFinetuneArgs, EvalArgs, FullFinetuneArgs, L
 from lit_llm.errors import LitError
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["lit_llm.training.finetune", "lit_llm.checkpoint.convert", "lit_llm.checkpoint.export", "lit_llm.data.prepare"]
-)  # so that no program has to import torch again
+CONTEXT.set_forkserver_preload(  # so that no program has to import them again, which takes seconds
+    [
+        "lit_llm.training.finetune", "lit_llm.checkpoint.convert", "lit_llm.checkpoint.export", "lit_llm.data.prepare",
+        "lightning.fabric", "lightning.fabric.strategies.ddp", "matplotlib.backends.backend_agg", "matplotlib.figure",
+        "torch._dynamo",
+    ]
+)  # fmt: skip
 
 
 def train(kind, data):
@@ -246,9 +250,9 @@ def test_a_killed_command_is_repeated_cleanly(inputs, reference, tmp_path, name)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_anywhere_a_command_is_repeated_cleanly(inputs, reference, tmp_path, name):
-    """Before every change of the disk for commands that end in a moment, before 4 for runs; and at 2 drawn times."""
+    """Before every change of the disk for commands that end in a moment, before 6 for runs; and at 2 drawn times."""
     _, n_changes, duration = reference(name)
-    points = range(1, n_changes + 1) if name not in RUNS else [round(n_changes * (i + 0.5) / 4) for i in range(4)]
+    points = range(1, n_changes + 1) if name not in RUNS else [round(n_changes * (i + 0.5) / 6) for i in range(6)]
     for last in points:
         kill_and_repeat(name, inputs, reference, tmp_path / f"{name}-{last}", last=last)
     draw = random.Random(name)
