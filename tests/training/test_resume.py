@@ -243,7 +243,7 @@ def test_a_run_killed_before_its_first_save_restarts(go, capsys):
     out_dir = go()
     expected, rows_ = result(out_dir), metrics(out_dir)
     shutil.rmtree(out_dir / "final")
-    (out_dir / ".new-final-0").mkdir()
+    (out_dir / ".new-final-0123abcd").mkdir()
     go("auto", r=2)
     assert "starts again from its first step" in capsys.readouterr().err
     assert yaml.safe_load((out_dir / "args.yaml").read_text())["lora"]["r"] == 2
