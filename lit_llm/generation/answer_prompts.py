@@ -4,7 +4,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ from lit_llm.generation.speculative import check_draft, continue_drafted
 from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
-from lit_llm.ranks import naming_lost_ranks
+from lit_llm.ranks import claimed_for_all, naming_lost_ranks
 from lit_llm.text.conversation import prompt_ids
 from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
 
 
+def _claiming_the_output(script: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(script)
+    def claims(args: GenerateArgs) -> None:
+        with claimed_for_all(args.output_file, "output_file"):
+            script(args)
+
+    return claims
+
+
+@_claiming_the_output
 def continue_prompts(args: GenerateArgs) -> None:
     """Print each prompt and its continuation, once per sample."""
     prompts = _read_prompts(args)
@@ -35,6 +46,7 @@ def continue_prompts(args: GenerateArgs) -> None:
     _Generation(args, prompts, model, tokenizer, None).run()
 
 
+@_claiming_the_output
 def answer(args: AdapterGenerateArgs) -> None:
     """Print the answer to each instruction, asked in the prompt style of the adapter, once per sample."""
     prompts = _read_prompts(args)
@@ -43,6 +55,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     _Generation(args, prompts, model, tokenizer, about["prompt_style"]).run()
 
 
+@_claiming_the_output
 def answer_finetuned(args: FullGenerateArgs) -> None:
     """Print the answer of a fully finetuned or merged model to each instruction, asked in the style of its finetuning."""
     prompts = _read_prompts(args)

@@ -503,7 +503,7 @@ def test_caches_of_tokens_are_replaced(prepare, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
     _, _, folder = prepare("json", "--json_path", "rows.jsonl")
     change(folder, "train-tokens-0123456789abcdef.safetensors")
-    (folder / ".train-x1_y").mkdir()
+    (folder / ".new-train-tokens-0123456789abcdef.safetensors-x1_y2345").mkdir()
     (folder / ".DS_Store").touch()
     code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--seed=1")
     assert code == 0, told
