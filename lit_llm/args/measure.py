@@ -33,9 +33,9 @@ class BenchmarkArgs(Checked):
     gradient on your data, which must not depend on micro-batches or packing. load_memory: peak memory while a checkpoint is
     loaded. demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many
     clients. serve_attack: the server on the demo, with one client and many that attack it. eval_speed: multiple choice in the
-    evaluation harness, compared with its own model. decode_speed: prefill and decoding, compared with transformers and litgpt, if installed; on CUDA also the share of the memory bandwidth.
-    memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data.
-    prepare_speed: rows into a data folder and into tokens."""
+    evaluation harness, compared with its own model. decode_speed: prefill and decoding, compared with transformers and litgpt,
+    if installed; on CUDA also the share of the memory bandwidth. memory_estimate: estimated and measured memory of a step.
+    packing_speed: layouts of a step on your data. prepare_speed: rows into a data folder and into tokens."""
     checkpoint_dir: Path | None = None
     """Model for invariance and packing_speed."""
     data_dir: Path | None = None

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.measuring import machine, report, require_linux
@@ -19,7 +20,8 @@ from lit_llm.bench.serve_load import Question, ask, questions, resident_mb, serv
 
 CHAT = "/v1/chat/completions"
 WARM_UP = 5.0  # seconds
-N_IDLE, N_SLOW = 1500, 200  # connections
+N_IDLE, N_SLOW = 1000, 200  # connections
+PAUSE = 5.0  # seconds until a client opens a connection again that was closed
 MOST_LINES = 100  # in the server's log
 
 
@@ -106,7 +108,7 @@ async def attack(port: int, seconds: float, n_idle: int = N_IDLE, n_slow: int = 
                     counted[await one()] += 1
                 except (OSError, asyncio.IncompleteReadError):
                     counted["closed"] += 1
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(PAUSE)
 
         return [client() for _ in range(n)]
 
@@ -132,7 +134,7 @@ async def attack(port: int, seconds: float, n_idle: int = N_IDLE, n_slow: int = 
     return {name: dict(counted) for name, counted in found.items()}
 
 
-def _post(fields: dict[str, object], *headers: str, path: str = CHAT, host: str = "localhost") -> bytes:
+def _post(fields: dict[str, Any], *headers: str, path: str = CHAT, host: str = "localhost") -> bytes:
     body = json.dumps({"model": "demo", "max_tokens": 1, **fields}).encode()
     head = [
         f"POST {path} HTTP/1.1",

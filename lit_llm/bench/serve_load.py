@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -150,13 +151,11 @@ def server(log: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, env=environment, stderr=file, text=True)
     try:
-        while (
-            line := next((x for x in log.read_text().splitlines(True) if x.startswith("serving")), "")
-        ) != line.strip() + "\n":
+        while not (greeting := re.search(r"^serving .*:(\d+)$", log.read_text(encoding="utf-8"), re.MULTILINE)):
             if process.poll() is not None:
                 raise OSError("the server did not start")
             time.sleep(0.1)
-        yield int(line.rpartition(":")[2]), process
+        yield int(greeting[1]), process
     finally:
         process.terminate()
         process.wait(timeout=30)

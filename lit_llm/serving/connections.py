@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
 MAX_CONNECTIONS = 1000
-BACKLOG = 128  # connections that asyncio accepts at a time, before one of them is counted
+BACKLOG = 32  # connections that asyncio accepts at a time, before one of them is counted
 QUEUE = 1024  # connections that wait in the kernel
 OWN_FILES = 64  # files and sockets of the server itself
 QUIET_SECONDS = 60.0  # between two lines in the log about the same error

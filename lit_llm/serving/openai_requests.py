@@ -29,9 +29,10 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "documents": ([],), "early_stopping": (False,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",),
     "functions": ([],), "ignore_eos": (False,), "include_reasoning": (True,), "include_stop_str_in_output": (False,),
     "length_penalty": (1,), "logit_bias": ({},), "min_tokens": (0,), "modalities": (["text"],), "presence_penalty": (0,),
-    "reasoning_effort": ("none",), "response_format": ({"type": "text"},), "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "stop_token_ids": ([],), "suffix": ("",),
-    "tool_choice": ("none", "auto"), "tool_calls": ([],), "tools": ([],), "use_beam_search": (False,), "verbosity": ("medium",),
+    "reasoning_effort": ("none",), "response_format": ({"type": "text"},), "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],), "suffix": ("",), "tool_choice": ("none", "auto"), "tool_calls": ([],), "tools": ([],),
+    "use_beam_search": (False,), "verbosity": ("medium",),
 }  # fmt: skip
 
 Json = dict[str, Any]
