@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def main(port: int, seconds: float) -> None:
     """Attack a server, and print how it has answered each attack, in a process of its own."""
     import resource
 
+    os.nice(19)  # attackers have machines of their own
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server keeps the usual limit
     print("started", flush=True)
