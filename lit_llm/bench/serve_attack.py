@@ -75,7 +75,7 @@ async def ask_in_turn(port: int, asked: Sequence[Question], seconds: float, pid:
         question, start = draw.choice(asked), time.monotonic()
         try:
             text = await asyncio.wait_for(ask(port, question, draw.random() < 0.5), 60)
-        except (OSError, ValueError, LookupError, asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
+        except (TimeoutError, OSError, ValueError, LookupError, asyncio.IncompleteReadError) as error:
             found.wrong.append(f"{type(error).__name__}: {error}")
         else:
             found.seconds.append(time.monotonic() - start)

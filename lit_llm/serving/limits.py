@@ -130,7 +130,7 @@ class LimitsMiddleware:
                     await self.pace.wait(min(n_new, size - SHORT))
                 else:
                     return await self.app(scope, replay, send)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 error = RequestError(408, f"the request took longer than {BODY_SECONDS:g} s to arrive", code="timeout")
                 return await error_response(path, error)(scope, receive, send)
         error = RequestError(413, f"the request is longer than {self.max_size} bytes", code="request_too_large")

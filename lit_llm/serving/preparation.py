@@ -31,7 +31,7 @@ class Preparation:
         pool = self._short if n_bytes <= SHORT else self._long
         try:
             jobs = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(pool, make), self.timeout)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             message = f"the request was not prepared within this server's limit of {self.timeout:g} s"
             raise RequestError(503, message, code="timeout") from error
         return jobs, deadline

@@ -39,6 +39,7 @@ class Tokenizer:
         special_tokens: Their strings by name: bos_token, eos_token and the others that the config names.
         fingerprint: Checksum of the files that a tokenizer may consist of.
         chat_template: The checkpoint's Jinja template of a conversation, or None.
+        other_templates: Names of the checkpoint's templates if it has several, none of them the default.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
@@ -65,7 +66,9 @@ class Tokenizer:
         ends = {"bos_token": self.bos_id, "eos_token": self.eos_id}
         self.special_tokens = {name: token for name, token in _named_tokens(config).items() if name not in ends}
         self.special_tokens |= {name: self._backend.token(i) for name, i in ends.items() if i is not None}
-        self.chat_template = _chat_template(folder, config)
+        templates = _chat_templates(folder, config)
+        self.chat_template = templates.get("default")
+        self.other_templates = () if self.chat_template is not None else tuple(templates)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
@@ -124,17 +127,20 @@ class Tokenizer:
         return self._backend.token(i)
 
     def decode_visibly(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` with its special tokens, to show to a person."""
+        """Return the text of `ids` with its special tokens, as it is encoded from, to show to a person."""
         text = ""
         plain: list[int] = []
-        for i in ids:
+        decode = self.decode  # a space before a text is not part of it
+        for n, i in enumerate(ids):
             token = self._backend.token(i)
-            if i in self.eos_ids or i == self.bos_id or (token and not self.decode([i])):
-                text += self.decode(plain) + token
+            if i in self.eos_ids or i == self.bos_id or (token and not self.decode_more([i])):
+                text += decode(plain) + token
                 plain = []
+                begins = n == 0 and i == self.bos_id
+                decode = self.decode if begins or self._backend.encode(f"{token}a")[1:] == self._anchor else self.decode_more
             else:
                 plain.append(i)
-        return text + self.decode(plain)
+        return text + decode(plain)
 
     def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
         """Return the token that `tokenizer_config.json` names, else the model configuration's, else the tokenizer's own."""
@@ -214,15 +220,24 @@ def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return `chat_template.jinja`, else `chat_template` of the config: a string, or the default one of a list."""
+def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Return the chat templates by name: `chat_template.jinja`, else `chat_template` of the config, is the default one.
+
+    The config may have a list of templates with names, of which one may be called default.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
+        return {"default": path.read_text(encoding="utf-8")}
+    template = config.get("chat_template") or {}
+    if isinstance(template, str):
+        return {"default": template}
+    try:
+        entries = template.items() if isinstance(template, dict) else [(entry["name"], entry["template"]) for entry in template]
+        return {str(name): str(source) for name, source in entries}
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json: 'chat_template' must be a string, or a list of objects with 'name' and 'template'"
+        ) from error
 
 
 def _id_list(config: dict[str, Any], name: str) -> list[int]:
