@@ -54,7 +54,7 @@ def measure(args: BenchmarkArgs) -> None:
 
 
 class Answers:
-    """What a client that asks one question after the other has observed."""
+    """The observations of a client that asks one question after the other."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

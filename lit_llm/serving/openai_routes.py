@@ -29,7 +29,7 @@ INVALID, TOO_LONG = "invalid_value", "context_length_exceeded"  # OpenAI's codes
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes answer with.
+    """The model behind the routes.
 
     Args:
         name: Model name, which requests must contain.
