@@ -134,7 +134,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[UnicodeStr | None, BeforeValidator(_joined)] = None
     name: UnicodeStr | None = None
-    """Of the participant; only templates of checkpoints may use it."""
+    """Name of the participant; only templates of checkpoints may use it."""
 
     @model_validator(mode="after")
     def check_content(self) -> "ChatMessage":
@@ -164,7 +164,7 @@ class ChatRequest(CommonRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
-    # Of vLLM.
+    # vLLM has these fields.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_check_variables)] | None = None
