@@ -1,4 +1,4 @@
-"""Names of tokens in answers: tokens whose text is no whole character, or is empty, are told apart."""
+"""Names of tokens in answers, which distinguish tokens whose text is part of a character or empty."""
 
 import functools
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ class TokenNames:
 
 
 def by_name(top: Iterable[tuple[int, Name, float]]) -> dict[str, float]:
-    """Return log-probabilities by name. Of tokens with one name, the first has it, and the others are named by their ids."""
+    """Return log-probabilities by name. If several tokens have one name, all except the first are named by their ids."""
     found: dict[str, float] = {}
     for i, name, log_prob in top:
         found[f"token_id:{i}" if name.text in found else name.text] = log_prob
