@@ -8,9 +8,12 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lit_llm.errors import DataError, OptionError
+from lit_llm.errors import CheckpointError, LitError, OptionError
+from lit_llm.schema import conform
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -109,15 +112,24 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises DataError, which names the file, for any other content."""
+def parse_json(content: bytes, source: object, advice: str, error: type[LitError] = CheckpointError) -> Any:
+    """Return the value in UTF-8 encoded JSON. Raise `error`, which names `source` and ends in `advice`, for other content."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} must contain a JSON object")
-    return value
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        reason = f"it is not UTF-8 ({problem.reason} at byte {problem.start})"
+    except json.JSONDecodeError as problem:
+        reason = str(problem)
+    except (ValueError, RecursionError) as problem:
+        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else "a number has thousands of digits"
+    raise error(f"{source} is not valid JSON: {reason}. {advice}")
+
+
+def read_json_object(
+    path: Path, schema: type[T] = dict[str, Any], advice: str = "Download it again", error: type[LitError] = CheckpointError
+) -> T:
+    """Return the object in a JSON file, as `schema.conform` returns it. Raise `error` for any other content."""
+    return conform(parse_json(path.read_bytes(), path, advice, error), schema, path, advice, error)
 
 
 def digest_of(path: Path, like: str) -> str:

@@ -9,6 +9,14 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("LIT_LLM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, help="random inputs for each fuzzed reader; see tests/support/fuzz.py")
+
+
+def pytest_configure(config):
+    os.environ["LIT_LLM_FUZZ"] = str(config.getoption("--fuzz") or 0)  # decorators read it when a module is imported
+
+
 def pytest_collection_modifyitems(config, items):
     import torch
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from lit_llm.args.base import Accelerator, Checked, Optimizer, Precision, Quantization, Rules, bounds
 from lit_llm.args.data import ExampleArgs
 
+MAX_RANK = 2**16  # of LoRA, and tokens of a prompt: beyond it a mistyped number would fill the memory
+
 
 @dataclass(frozen=True)
 class TrainArgs(Checked):
@@ -123,7 +125,11 @@ class LoRAArgs(Checked):
     """Learning rate of B over that of A (LoRA+, https://arxiv.org/abs/2402.12354)."""
 
     def rules(self) -> Rules:
-        return [*bounds(self, "r", "alpha", "lr_ratio", above=0), *bounds(self, "dropout", at_least=0, below=1)]
+        return [
+            *bounds(self, "r", above=0, at_most=MAX_RANK),
+            *bounds(self, "alpha", "lr_ratio", above=0),
+            *bounds(self, "dropout", at_least=0, below=1),
+        ]
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ class AdapterArgs(Checked):
     """First layer with learned tokens; 0 is the lowest."""
 
     def rules(self) -> Rules:
-        return [*bounds(self, "prompt_length", above=0), *bounds(self, "start_layer", at_least=0)]
+        return [*bounds(self, "prompt_length", above=0, at_most=MAX_RANK), *bounds(self, "start_layer", at_least=0)]
 
 
 def _adapter_training() -> TrainArgs:

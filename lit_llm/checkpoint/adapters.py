@@ -1,23 +1,33 @@
 """Adapter folders: the trained parameters of a method, its arguments, and the base that they belong to."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_llm.checkpoint.read import empty_model
 from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
-from lit_llm.errors import CheckpointError
+from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.files import read_json_object, write_json
 from lit_llm.methods.method import Method
-from lit_llm.methods.registry import adapter_types
+from lit_llm.methods.registry import adapter_types, check_arguments
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import conform, shown
+from lit_llm.text.conversation import CHAT_TEMPLATE
+from lit_llm.text.styles import STYLES
+
+if TYPE_CHECKING:
+    StyleName = str
+else:
+    StyleName = Literal[(CHAT_TEMPLATE, *STYLES)]
 
 
 def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
@@ -82,30 +92,67 @@ def write_merged(folder: Path, model: GPT, checkpoint_dir: Path, adapters: Seque
     return styles[0]
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """Return the contents of `adapter.json`.
+class Finetuned(TypedDict):
+    """Contents of `finetuned.json` that are read."""
+
+    prompt_style: StyleName | None
+
+
+class AdapterAbout(Finetuned):
+    """Contents of `adapter.json` that are read."""
+
+    method: str
+    arguments: dict[str, Any]
+    base_checkpoint_dir: str
+    base_fingerprint: str
+
+
+_AGAIN = "Train the adapter again"
+
+
+def read_adapter(folder: Path) -> AdapterAbout:
+    """Return the contents of `adapter.json`, with all arguments of the method.
 
     Raises:
         FileNotFoundError: if `folder` is not an adapter folder.
-        ValueError: if the file is damaged.
+        CheckpointError: if the file is damaged.
     """
-    if not (folder / "adapter.json").is_file():
+    path = folder / "adapter.json"
+    if not path.is_file():
         raise FileNotFoundError(f"{folder} has no adapter. Train one: python finetune/lora.py --out_dir {folder.parent}")
-    about = read_json_object(folder / "adapter.json")
-    if about.get("method") not in (known := adapter_types()):
+    about = read_json_object(path, AdapterAbout, _AGAIN)
+    if about["method"] not in (known := adapter_types()):
         raise CheckpointError(
-            f"{folder}/adapter.json: method {about.get('method')!r} is not known; known: {', '.join(known)}. "
+            f"{path}: method {shown(about['method'])} is not known; known: {', '.join(known)}. "
             "Use an adapter that this version has trained"
         )
-    return about
+    return {**about, "arguments": _method(path, about).arguments()}
+
+
+def _method(path: Path, about: AdapterAbout) -> Method:
+    """Build the method of an `adapter.json`."""
+    kind = adapter_types()[about["method"]]
+    arguments = conform(about["arguments"], kind, f"{path}: arguments", _AGAIN)
+    with _naming(path):
+        check_arguments(about["method"], arguments)
+        return kind(**arguments)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn mistakes in arguments into those of the file that holds them."""
+    try:
+        yield
+    except OptionError as error:
+        raise CheckpointError(f"{path}: arguments: {error}. {_AGAIN}") from error
 
 
 def trained_style(folder: Path) -> str | None:
     """Return the prompt style that an adapter or a checkpoint was finetuned with; None for a plain checkpoint."""
     if (folder / "adapter.json").is_file():
         return read_adapter(folder)["prompt_style"]
-    finetuned = folder / "finetuned.json"
-    return read_json_object(finetuned)["prompt_style"] if finetuned.is_file() else None
+    path = folder / "finetuned.json"
+    return read_json_object(path, Finetuned, "Finetune or merge again")["prompt_style"] if path.is_file() else None
 
 
 def attach_adapter(model: GPT, folder: Path) -> None:
@@ -115,19 +162,22 @@ def attach_adapter(model: GPT, folder: Path) -> None:
         CheckpointError: if it was trained on another base, or its tensors are not exactly those of its method.
     """
     about = read_adapter(folder)
-    if about.get("base_fingerprint") != model.fingerprint:
+    if about["base_fingerprint"] != model.fingerprint:
         raise CheckpointError(
-            f"the adapter in {folder} was trained on another base ({about.get('base_checkpoint_dir')}). "
+            f"the adapter in {folder} was trained on another base ({about['base_checkpoint_dir']}). "
             "Use that one as `checkpoint_dir`"
         )
-    method = adapter_types()[about["method"]](**about["arguments"])
+    method, blank = _method(folder / "adapter.json", about), empty_model(model.config)
+    with _naming(folder / "adapter.json"), torch.device("meta"):
+        method.attach(blank)  # without memory, until the file is known to hold all these tensors
+    shapes = {name: list(p.shape) for name, p in blank.named_parameters() if method.trainable(name)}
+    tensors = _read_parameters(folder / "adapter.safetensors", shapes)
     method.attach(model)
-    parameters = {name: p for name, p in model.named_parameters() if method.trainable(name)}
-    tensors = _read_parameters(folder / "adapter.safetensors", {name: list(p.shape) for name, p in parameters.items()})
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-            parameter.requires_grad_(False)
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+            parameters[name].requires_grad_(False)
     method.prepare_generation(model)
 
 
@@ -136,10 +186,12 @@ def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tens
     try:
         tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}). Train the adapter again") from error
+        raise CheckpointError(f"{path} is missing or damaged ({error}). {_AGAIN}") from error
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
-            difference = f"tensor {name} is {found.get(name, 'missing')}, expected {shapes.get(name, 'none')}"
-            raise CheckpointError(f"{path} does not fit adapter.json: {difference}. Train the adapter again")
+            difference = f"tensor {shown(name)} is {found.get(name, 'missing')}, expected {shapes.get(name, 'none')}"
+            raise CheckpointError(f"{path} does not fit adapter.json: {difference}. {_AGAIN}")
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"{path}: tensor {name} has dtype {tensors[name].dtype}, expected torch.float32. {_AGAIN}")
     return tensors

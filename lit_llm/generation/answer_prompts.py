@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
-from lit_llm.checkpoint.adapters import read_adapter
+from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.cli import DEMO
 from lit_llm.errors import OptionError
-from lit_llm.files import read_json_object
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
 from lit_llm.generation.load_from_options import load_for_inference
@@ -54,7 +53,7 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             "generate/base.py for a plain model, generate/lora.py --adapter_dir for an adapter"
         )
     model, tokenizer = load_for_inference(args, args.checkpoint_dir, None)
-    _Generation(args, prompts, model, tokenizer, read_json_object(path)["prompt_style"]).run()
+    _Generation(args, prompts, model, tokenizer, trained_style(args.checkpoint_dir)).run()
 
 
 def _read_prompts(args: GenerateArgs) -> Sequence[Prompt]:
@@ -101,7 +100,8 @@ class _Generation:
             if self.style is None:
                 ids = encode_prompt(self.tokenizer, as_text(prompt))
             else:
-                ids = prompt_ids(self.style, self.tokenizer, as_messages(prompt, getattr(self.args, "input", "")))
+                messages = as_messages(prompt, getattr(self.args, "input", ""))
+                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True)
             check_context(self.model, len(ids), self.args.max_new_tokens)
         except ValueError as error:
             where = f"{self.args.prompt_file}, prompt {number}: " if self.args.has_many_prompts() else ""

@@ -1,5 +1,6 @@
 """Methods by name: each name of `args.finetune.METHODS` is that of a module here, which defines one `Method`."""
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -21,10 +22,21 @@ def adapter_types() -> dict[str, type[Method]]:
     return {name: kind for name, kind in kinds.items() if kind.name == name and not kind.trains_base}
 
 
+def _groups(name: str) -> dict[str, Checked]:
+    """Return the groups of options that become arguments of a method, with their defaults."""
+    options = vars(METHODS[name]())
+    return {group: value for group, value in options.items() if isinstance(value, Checked) and group not in ("train", "eval")}
+
+
 def build_method(args: FinetuneArgs | EstimateArgs) -> Method:
     """Build the method that `args` name from its groups of options; defaults where `args` lack a group."""
     options: dict[str, Any] = {}
-    for group, default in vars(METHODS[args.method]()).items():
-        if isinstance(default, Checked) and group not in ("train", "eval"):
-            options |= vars(getattr(args, group, default))
+    for group, default in _groups(args.method).items():
+        options |= vars(getattr(args, group, default))
     return method_type(args.method)(**options)
+
+
+def check_arguments(name: str, arguments: dict[str, Any]) -> None:
+    """Raise OptionError for arguments of a method that its options do not allow."""
+    for group in _groups(name).values():
+        replace(group, **{key: value for key, value in arguments.items() if hasattr(group, key)})

@@ -5,13 +5,15 @@ segments: the tokens before an answer are the same when it is trained and when i
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.styles import STYLES, Message, Style, split_system
+from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
 from lit_llm.text.tokenizer import Tokenizer
 
 TrainOn = Literal["all", "last"]
@@ -103,10 +105,7 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any])
     segments: list[Segment] = []
     seen, after = "", ""
     whole = style.render(messages, True, tokens)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        asked, answered = style.render(messages[:i], True, tokens), style.render(messages[: i + 1], False, tokens)
+    for message, asked, answered in _answers(style, messages, tokens):
         if not (asked.startswith(seen) and answered.startswith(asked)):
             return [Segment(whole, False)]
         answer, rest = _close(answered[len(asked) :], message["content"], tokens)
@@ -115,6 +114,18 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any])
     if not whole.startswith(seen):
         return [Segment(whole, False)]
     return [*segments, Segment(after + whole[len(seen) :], False)]
+
+
+def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[tuple[Message, str, str]]:
+    """Yield each answer with the conversation before it and up to its end, as rendered."""
+    before = list(accumulate(style.parts(messages, tokens))) if isinstance(style, Turns) else None
+    n_opening = len(messages) - len(split_system(messages)[1])
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            if before is not None:  # rendering each beginning would take time that grows with the square of the length
+                yield message, before[i - n_opening], before[i - n_opening + 1]
+            else:
+                yield message, style.render(messages[:i], True, tokens), style.render(messages[: i + 1], False, tokens)
 
 
 def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], train_on: TrainOn) -> list[Segment]:
@@ -248,15 +259,24 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def prompt_ids(
-    style: str, tokenizer: Tokenizer, messages: Sequence[Message], variables: Mapping[str, Any] | None = None
+    style: str,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    finetuned: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Return the token ids of the prompt that a conversation becomes in the style of this name.
 
     Args:
-        variables: Of the chat template, such as `tools`.
+        finetuned: The model was finetuned in this style, and gets earlier answers as it was trained on them. Otherwise a
+            checkpoint's template is rendered and tokenized as a whole, as transformers' `apply_chat_template` does.
+        variables: Further variables of a checkpoint's template.
     """
-    tokens = {**(variables or {}), **tokenizer.special_tokens}
-    ids, _ = encode(prompt(prompt_style(style, tokenizer), messages, tokens), tokenizer)
+    found, tokens = prompt_style(style, tokenizer), {**variables, **tokenizer.special_tokens}
+    if isinstance(found, ChatTemplate) and not finetuned:
+        ids = tokenizer.encode(found.render(messages, True, tokens))
+    else:
+        ids, _ = encode(prompt(found, messages, tokens), tokenizer)
     return ids or start_ids(tokenizer)
 
 

@@ -172,7 +172,7 @@ def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style
         if "text" in record:
             continue
         unrendered.update(unrendered_fields(record, style, tokenizer))
-        prompt = prompt_ids(style, tokenizer, asked(record), variables=variables_of(record))
+        prompt = prompt_ids(style, tokenizer, asked(record), finetuned=True, variables=variables_of(record))
         for document, answer in zip(example.documents, _answers(record), strict=True):
             ids = document.ids.tolist()
             if ids[: len(prompt)] != prompt:

@@ -455,5 +455,5 @@ def test_an_added_token_with_a_foreign_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json must contain a JSON object"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json must be an object"):
         Tokenizer(write(small_json(tmp_path), tokenizer_config=[1]))
