@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
+from lit_llm.schema import shown
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
 from lit_llm.text.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def check_messages(messages: Any) -> None:
         if not isinstance(message.get("content"), str):
             raise DataError("the 'content' of a turn must be a string")
         if message["role"] not in ("system", "user", "assistant"):
-            raise DataError(f"the role {message['role']!r} is not system, user or assistant")
+            raise DataError(f"the role {shown(message['role'])} is not system, user or assistant")
         if message["role"] != "system" and not message["content"].strip():
             raise DataError(f"a turn of the {message['role']} is empty")
     roles = [message["role"] for message in split_system(messages)[1]]
