@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
@@ -264,16 +263,16 @@ def prompt_ids(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     finetuned: bool = False,
-    variables: Mapping[str, Any] = MappingProxyType({}),
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Return the token ids of the prompt that a conversation becomes in the style of this name.
 
     Args:
         finetuned: The model was finetuned in this style, and gets earlier answers as it was trained on them. Otherwise a
             checkpoint's template is rendered and tokenized as a whole, as transformers' `apply_chat_template` does.
-        variables: Further variables of a checkpoint's template.
+        variables: Further variables of a checkpoint's template, such as `tools`.
     """
-    found, tokens = prompt_style(style, tokenizer), {**variables, **tokenizer.special_tokens}
+    found, tokens = prompt_style(style, tokenizer), {**(variables or {}), **tokenizer.special_tokens}
     if isinstance(found, ChatTemplate) and not finetuned:
         ids = tokenizer.encode(found.render(messages, True, tokens))
     else:
