@@ -175,6 +175,15 @@ def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, A
     return found
 
 
+def check_rendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    """Raise DataError for a field of `MEANT` that the style does not render."""
+    if lost := MEANT.intersection(unrendered(style, messages, tokens, variables)):
+        raise DataError(
+            f"the prompt style does not render {', '.join(map(repr, sorted(lost)))}, which would be ignored. Use a "
+            "`prompt_style` that does, name the field as the chat template does, or remove it"
+        )
+
+
 def _is_same_without(
     style: Style,
     messages: Sequence[Message],
