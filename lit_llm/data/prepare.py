@@ -14,7 +14,7 @@ from typing import Any
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.data.curate import Curation, share
 from lit_llm.data.file_readers import csv_columns, csv_rows, is_csv, rows_of
-from lit_llm.data.rows import COLUMNS, ignored_fields, to_record
+from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields, shown_names, to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
 from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
@@ -110,7 +110,7 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], rows: Iterable[
             paths["val"].touch()
             kept = Counter(train=kept["val"], val=0)
         if not kept["train"]:
-            reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.most_common(SHOWN)) or "it has no rows"
             raise DataError(f"{path}: nothing to train on is left: {reasons}")
         for file in paths.values():
             if not file.stat().st_size:
@@ -152,7 +152,7 @@ def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Pat
         missing = [columns[name] for name in ("instruction", "output") if columns[name].strip().lower() not in plain]
         if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations")):
             raise DataError(
-                f"{path}: the columns {', '.join(missing)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
+                f"{path}: the columns {', '.join(missing)} are missing; found {shown_names(found)}. Is the delimiter a "
                 "comma, semicolon, tab or vertical bar? Name other columns: python scripts/prepare_csv.py --csv_path "
                 f"{path} --instruction_column NAME --output_column NAME"
             )

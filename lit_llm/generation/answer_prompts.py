@@ -12,6 +12,7 @@ from typing import Any
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
 from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.cli import DEMO
+from lit_llm.data.records import variables_of
 from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
@@ -23,7 +24,7 @@ from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks
-from lit_llm.text.conversation import prompt_ids
+from lit_llm.text.conversation import check_rendered, prompt_ids, prompt_style
 from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
@@ -114,7 +115,9 @@ class _Generation:
                 ids = encode_prompt(self.tokenizer, as_text(prompt))
             else:
                 messages = as_messages(prompt, getattr(self.args, "input", ""))
-                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True)
+                variables = variables_of(prompt) if isinstance(prompt, dict) else {}
+                check_rendered(prompt_style(self.style, self.tokenizer), messages, self.tokenizer.special_tokens, variables)
+                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True, variables=variables)
             check_context(self.model, len(ids), self.args.max_new_tokens)
         except ValueError as error:
             where = f"{self.args.prompt_file}, prompt {number}: " if self.args.has_many_prompts() else ""
