@@ -8,12 +8,19 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from lit_llm.errors import CheckpointError, LitError, OptionError
 from lit_llm.schema import conform
 
 T = TypeVar("T")
+
+
+class WeightIndex(TypedDict):
+    """Contents of a `.index.json` that are read."""
+
+    weight_map: dict[str, str]
+    """Tensor -> file."""
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lit_llm.checkpoint.tensor_names import to_lit
 from lit_llm.errors import CheckpointError, brief
-from lit_llm.files import read_json_object
+from lit_llm.files import WeightIndex, read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.gpt import GPT
 from lit_llm.schema import shown
@@ -22,12 +21,6 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Elements that share a mapping of a file. Pages of a mapped file count as memory of the process from when they are read until
 # nothing refers to the mapping: one mapping for all tensors would hold the file next to what is cast or quantized from it.
 MAPPED_ELEMENTS = 2**24
-
-
-class Index(TypedDict):
-    """Contents of a `.index.json` that are read."""
-
-    weight_map: dict[str, str]
 
 
 Reader = Callable[[], Tensor]
@@ -122,7 +115,7 @@ def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     paths = []
-    for name in sorted(set(read_json_object(index, Index)["weight_map"].values())):
+    for name in sorted(set(read_json_object(index, WeightIndex)["weight_map"].values())):
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")
         if not (index.parent / name).is_file():
