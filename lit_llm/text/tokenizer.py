@@ -64,7 +64,7 @@ class _Config(TypedDict, total=False):
     add_prefix_space: bool
     legacy: bool
     tokenizer_class: str
-    chat_template: str | list[_Template]
+    chat_template: str | list[_Template] | dict[str, str]
 
 
 class _Ids(TypedDict, total=False):
@@ -86,6 +86,7 @@ class Tokenizer:
         special_tokens: Their strings by name: bos_token, eos_token and the others that the config names.
         fingerprint: Checksum of the files that a tokenizer may consist of.
         chat_template: The checkpoint's Jinja template of a conversation, or None.
+        other_templates: Names of the checkpoint's templates if it has several, none of them the default.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
@@ -111,7 +112,9 @@ class Tokenizer:
         ends = {"bos_token": self.bos_id, "eos_token": self.eos_id}
         self.special_tokens = {name: token for name, token in _named_tokens(config).items() if name not in ends}
         self.special_tokens |= {name: self._backend.token(i) for name, i in ends.items() if i is not None}
-        self.chat_template = _chat_template(folder, config)
+        templates = _chat_templates(folder, config)
+        self.chat_template = templates.get("default")
+        self.other_templates = () if self.chat_template is not None else tuple(templates)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
@@ -166,17 +169,20 @@ class Tokenizer:
         return self.decode([*before, i])[len(self.decode(before)) :].encode()
 
     def decode_visibly(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` with its special tokens, to show to a person."""
+        """Return the text of `ids` with its special tokens, as it is encoded from, to show to a person."""
         text = ""
         plain: list[int] = []
-        for i in ids:
+        decode = self.decode  # a space before a text is not part of it
+        for n, i in enumerate(ids):
             token = self._backend.token(i)
-            if i in self.eos_ids or i == self.bos_id or (token and not self.decode([i])):
-                text += self.decode(plain) + token
+            if i in self.eos_ids or i == self.bos_id or (token and not self.decode_more([i])):
+                text += decode(plain) + token
                 plain = []
+                begins = n == 0 and i == self.bos_id
+                decode = self.decode if begins or self._backend.encode(f"{token}a")[1:] == self._anchor else self.decode_more
             else:
                 plain.append(i)
-        return text + self.decode(plain)
+        return text + decode(plain)
 
     def _special_id(self, name: str, config: _Config, listed: list[int]) -> int | None:
         """Return the token that `tokenizer_config.json` names, else the model configuration's, else the tokenizer's own."""
@@ -259,15 +265,18 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _chat_template(folder: Path, config: _Config) -> str | None:
-    """Return `chat_template.jinja`, else `chat_template` of the config: a string, or the default one of a list."""
+def _chat_templates(folder: Path, config: _Config) -> dict[str, str]:
+    """Return the chat templates by name: `chat_template.jinja`, else `chat_template` of the config, is the default one.
+
+    The config may have a list of templates with names, of which one may be called default.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return read_text(path)
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+        return {"default": read_text(path)}
+    template = config.get("chat_template") or {}
+    if isinstance(template, str):
+        return {"default": template}
+    return template if isinstance(template, dict) else {entry["name"]: entry["template"] for entry in template}
 
 
 def _special_ids(folder: Path) -> tuple[list[int], list[int]]:
