@@ -154,6 +154,15 @@ def test_pickle_with_code_in_it_is_refused_and_not_executed(folder, tmp_path_fac
     assert not (old / "executed").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80", b"\x80\x04.", b"PK\x03\x04" + bytes(99)])
+def test_an_empty_or_cut_pickle_is_refused(folder, tmp_path_factory, content):
+    old = tmp_path_factory.mktemp("old")
+    (old / "config.json").write_text((folder / "config.json").read_text())
+    (old / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged, .*Use a checkpoint with safetensors"):
+        load_model(old)
+
+
 def test_config_and_weights_of_different_families(folder):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "gpt_neox"}))
