@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from lit_llm.errors import CheckpointError, LitError, OptionError
 from lit_llm.schema import conform
@@ -258,6 +258,20 @@ def read_json_object(
 ) -> T:
     """Return the object in a JSON file, as `schema.conform` returns it. Raise `error` for any other content."""
     return conform(parse_json(path.read_bytes(), path, advice, error), schema, path, advice, error)
+
+
+class _WeightIndex(TypedDict):
+    """Contents of a `.index.json` that are read."""
+
+    weight_map: dict[str, str | None]
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor by a `.index.json`. Raise CheckpointError if it names none."""
+    found = read_json_object(index, _WeightIndex)["weight_map"]
+    if not (weight_map := {tensor: name for tensor, name in found.items() if name is not None}):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files. Download it again")
+    return weight_map
 
 
 def digest_of(path: Path, like: str) -> str:

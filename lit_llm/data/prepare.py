@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.data.curate import Curation, share
@@ -20,6 +20,15 @@ from lit_llm.errors import DataError
 from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
+
+
+class Meta(TypedDict, total=False):
+    """Contents of `meta.json` that are read again."""
+
+    source: str
+    sha256: str
+    options: dict[str, Any]
+    files: dict[str, str]
 
 
 def prepare(
@@ -56,7 +65,8 @@ def _update(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], col
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
     options = json.loads(json.dumps(options, default=str))
     about = {"source": source, "sha256": digest_of(path, "0" * 64), "options": options}
-    meta = read_json_object(destination / "meta.json") if (destination / "meta.json").is_file() else {}
+    path_of_meta, advice = destination / "meta.json", "Choose another `destination_path`, or remove the folder"
+    meta = read_json_object(path_of_meta, Meta, advice, DataError) if path_of_meta.is_file() else Meta()
     is_same = all(meta.get(name) == about[name] for name in ("sha256", "options"))
     files = meta.get("files", {})
     if is_same and files and all(_is_as_written(destination / name, files) for name in files):

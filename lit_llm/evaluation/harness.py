@@ -104,6 +104,8 @@ class HarnessModel(TemplateLM):
         stop = [text for text in known.pop("until") if text]
         n_new, sampling = known.pop("max_gen_toks"), known.pop("do_sample")
         chosen = {name: known.pop(name) for name in ("temperature", "top_k", "top_p") if name in known}
+        if known.pop("num_beams", 1) != 1:
+            raise OptionError("the task sets num_beams, but beam search is not supported. Use 1 or omit it")
         if known:
             raise OptionError(f"the task sets {', '.join(known)} for generation, which is not supported")
         if n_new >= self.max_length:

@@ -17,7 +17,7 @@ from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
 from lit_llm.generation.load_from_options import load_for_inference
-from lit_llm.generation.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_text
+from lit_llm.generation.prompt_file import AnswerFile, Prompt, as_messages, as_text, read_lines, read_prompts
 from lit_llm.generation.sampling import Sampling
 from lit_llm.generation.speculative import check_draft, continue_drafted
 from lit_llm.memory import peak_memory_gb
@@ -74,7 +74,7 @@ def _read_prompts(args: GenerateArgs) -> Sequence[Prompt]:
     if args.prompt_file is None:
         assert args.prompt is not None
         return [args.prompt]
-    return read_lines(args.prompt_file) if args.has_many_prompts() else [read_text(args.prompt_file)]
+    return read_lines(args.prompt_file) if args.has_many_prompts() else [read_prompts(args.prompt_file)]
 
 
 class _Sample(Row):

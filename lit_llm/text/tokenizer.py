@@ -277,7 +277,7 @@ def _chat_templates(folder: Path, config: _Config) -> dict[str, str]:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return {"default": read_text(path)}
-    template = config.get("chat_template", {})
+    template = config.get("chat_template") or {}
     if isinstance(template, str):
         return {"default": template}
     return template if isinstance(template, dict) else {entry["name"]: entry["template"] for entry in template}

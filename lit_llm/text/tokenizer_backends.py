@@ -42,9 +42,9 @@ def read_tokenizer_json(path: Path) -> HFTokenizer:
 
 def read_gpt2(path: Path, config: Mapping[str, Any]) -> HFTokenizer:
     """Build GPT-2's pipeline around the vocabulary at `path` and the `merges.txt` next to it."""
-    if config.get("tokenizer_class") not in GPT2_CLASSES:
+    if (kind := config.get("tokenizer_class")) not in GPT2_CLASSES:
         raise CheckpointError(
-            f"{path.parent} has vocab.json and merges.txt but no tokenizer.json, and a {config['tokenizer_class']} cannot be "
+            f"{path.parent} has vocab.json and merges.txt but no tokenizer.json, and a {shown(kind)} cannot be "
             "built from these two alone. Download its tokenizer.json"
         )
     tokenizer = HFTokenizer(BPE.from_file(str(path), str(path.with_name("merges.txt"))))
