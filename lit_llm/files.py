@@ -108,8 +108,18 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -
     return len(header).to_bytes(8, "little") + header
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON as `json.dumps(value, **options)`; NaN and infinities, which JSON does not have, become null."""
+    options = {"ensure_ascii": False, **options}
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        finite = json.loads(json.dumps(value, **options), parse_constant=lambda name: None)
+        return json.dumps(finite, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_json(content: bytes, source: object, advice: str, error: type[LitError] = CheckpointError) -> Any:

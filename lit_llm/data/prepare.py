@@ -18,7 +18,7 @@ from lit_llm.data.records import Record
 from lit_llm.data.rows import to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
-from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
+from lit_llm.files import check_replaceable, digest_of, json_text, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ def _sorted(
         if reason is None:
             yield "val" if share(record, args.seed) < args.val_split_fraction else "train", line, None
         else:
-            line = json.dumps({"reason": reason, "row": row}, default=str) if args.write_dropped else ""
+            line = json_text({"reason": reason, "row": row}, ensure_ascii=True, default=str) if args.write_dropped else ""
             yield "dropped", line, reason
 
 
