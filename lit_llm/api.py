@@ -47,7 +47,8 @@ class LLM:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, checkpoint_dir: Path, args: ModelArgs) -> None:
         self.model, self.tokenizer, self.checkpoint_dir, self.args = model, tokenizer, checkpoint_dir, args
-        self.style = trained_style(args.adapter_dir or checkpoint_dir) or default_style(tokenizer, is_text=False)
+        trained = trained_style(args.adapter_dir or checkpoint_dir)
+        self.style, self.finetuned = trained or default_style(tokenizer, is_text=False), trained is not None
 
     def __repr__(self) -> str:
         size = sum(math.prod(shape) for shape in expected_shapes(self.model.config).values())
@@ -77,7 +78,7 @@ class LLM:
             ValueError: if the conversation or an argument is malformed, or the prompt fills the context.
         """
         messages = as_messages(question if isinstance(question, str) else {"messages": [dict(turn) for turn in question]})
-        ids = prompt_ids(self.style, self.tokenizer, messages)
+        ids = prompt_ids(self.style, self.tokenizer, messages, self.finetuned)
         return self._continue(ids, max_new_tokens, ending(self.style, self.tokenizer).with_strings(_strings(stop)), sampling)
 
     def complete(self, prompt: str, *, max_new_tokens: int = 512, stop: Sequence[str] = (), **sampling: Any) -> str:

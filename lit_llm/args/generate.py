@@ -90,7 +90,8 @@ class DecodingArgs(WeightsArgs):
     """Weights and devices of a model that generates"""
 
     cpu_weights: CpuWeights | None = None
-    """Store the linears for decoding on a CPU in 16 or 8 bits; products are float32."""
+    """Store the linears for decoding on a CPU in 16 or 8 bits; products are float32. int8 also rounds the inputs of each
+    product, to 7 bits, and changes answers: see tutorials/benchmarks.md."""
     devices: int = 1
     """GPUs that the layers are spread over."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 from lit_llm.args.base import Checked, Quantization, Rules, bounds
 from lit_llm.args.finetune import AdapterArgs, LoRAArgs, MethodName
 
+ON_DATA = ("invariance", "packing_speed", "rounding_error")
 Shape = Literal["pythia-70m", "llama-6x512", "llama-100m"]
 
 
@@ -15,11 +16,11 @@ class BenchmarkArgs(Checked):
     """Measurement"""
 
     used_by: ClassVar[dict[str, tuple[str, ...]]] = {
-        "checkpoint_dir": ("invariance", "packing_speed"),
-        "data_dir": ("invariance", "packing_speed"),
+        "checkpoint_dir": ON_DATA,
+        "data_dir": ON_DATA,
         "shapes": ("train_speed", "eval_speed"),
         "repetitions": ("train_speed", "eval_speed", "packing_speed", "decode_speed"),
-        "n_examples": ("train_speed", "eval_speed", "invariance", "packing_speed", "prepare_speed"),
+        "n_examples": ("train_speed", "eval_speed", "prepare_speed", *ON_DATA),
         "clients": ("serve_load",),
         "seconds": ("serve_load",),
     }
@@ -27,7 +28,7 @@ class BenchmarkArgs(Checked):
 
     check: Literal[
         "train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed", "memory_estimate",
-        "packing_speed", "decode_speed", "prepare_speed",
+        "packing_speed", "decode_speed", "prepare_speed", "rounding_error",
     ]  # fmt: skip
     """train_speed: LoRA steps, compared with transformers with PEFT and with litgpt, if installed. invariance: loss and
     gradient on your data, which must not depend on micro-batches or packing. load_memory: peak memory while a checkpoint is
@@ -35,17 +36,18 @@ class BenchmarkArgs(Checked):
     clients. eval_speed: multiple choice in the evaluation harness, compared with its own model. decode_speed: prefill and
     decoding, compared with transformers and litgpt, if installed; on CUDA also the share of the memory bandwidth.
     memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data.
-    prepare_speed: rows into a data folder and into tokens."""
+    prepare_speed: rows into a data folder and into tokens. rounding_error: predictions with weights in fewer bits, compared
+    with float32, on your data."""
     checkpoint_dir: Path | None = None
-    """Model for invariance and packing_speed."""
+    """Model for invariance, packing_speed and rounding_error."""
     data_dir: Path | None = None
-    """Data for invariance and packing_speed."""
+    """Data for invariance, packing_speed and rounding_error."""
     shapes: list[Shape] = field(default_factory=lambda: list(get_args(Shape)))
     """Sizes of the models for train_speed and eval_speed."""
     repetitions: int = 5
     """Measured steps, evaluations or texts of each package, for train_speed, eval_speed, packing_speed and decode_speed."""
     n_examples: int = 16
-    """Examples per step; questions for eval_speed; rows for prepare_speed."""
+    """Examples per step; questions for eval_speed; rows for prepare_speed and rounding_error."""
     clients: int = 200
     """Concurrent clients for serve_load."""
     seconds: float = 120

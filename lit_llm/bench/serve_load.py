@@ -101,7 +101,7 @@ async def send(port: int, asked: list[Question], n_clients: int, seconds: float,
             start = time.monotonic()
             try:
                 text = await asyncio.wait_for(_ask(port, question, stream), patience)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 found.n_left += 1
             except (OSError, ValueError, KeyError, IndexError, asyncio.IncompleteReadError) as error:
                 found.wrong.append(f"{type(error).__name__}: {error}")

@@ -5,17 +5,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.checkpoint.tensor_names import QUANTIZED, Names, Reader, hf_names, why_unexpected
-from lit_llm.errors import CheckpointError
+from lit_llm.errors import CheckpointError, brief
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import own_rows
+from lit_llm.schema import shown
 
 LIT_WEIGHTS = "lit_model.safetensors"
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -25,6 +27,12 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAPPED_ELEMENTS = 2**24
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Index(TypedDict):
+    """Contents of a `.index.json` that are read."""
+
+    weight_map: dict[str, str | None]
 
 
 def read_config(checkpoint_dir: Path) -> Config:
@@ -180,17 +188,16 @@ def weight_files(checkpoint_dir: Path, native: bool) -> tuple[list[Path], dict[s
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
-    weight_map = read_json_object(index).get("weight_map")
-    if isinstance(weight_map, dict):
-        weight_map = {tensor: name for tensor, name in weight_map.items() if name is not None}
-    if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    found = read_json_object(index, Index)["weight_map"]
+    weight_map = {tensor: name for tensor, name in found.items() if name is not None}
+    if not weight_map:
         raise CheckpointError(f"{index} has no weight_map from tensors to files. Download it again")
     paths = []
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is outside of the folder. Do not trust this checkpoint")
+            raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index.parent} lacks the shard {name}. Download the checkpoint again to complete it")
+            raise FileNotFoundError(f"{index.parent} lacks the shard {shown(name)}. Download the checkpoint again")
         paths.append(index.parent / name)
     return paths, weight_map
 
@@ -212,7 +219,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Reader]]:
         try:
             yield from _read_safetensors(path)
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is damaged or incomplete ({error}). Download it again") from error
+            raise CheckpointError(f"{path} is damaged or incomplete ({brief(error)}). Download it again") from error
     else:
         yield from ((name, lambda tensor=tensor: tensor) for name, tensor in _read_pickle(path).items())
 
@@ -234,9 +241,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason}). "
+            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({brief(error)}). "
             "Use a checkpoint with safetensors"
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):

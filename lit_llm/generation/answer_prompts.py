@@ -101,7 +101,8 @@ class _Generation:
             if self.style is None:
                 ids = encode_prompt(self.tokenizer, as_text(prompt))
             else:
-                ids = prompt_ids(self.style, self.tokenizer, as_messages(prompt, getattr(self.args, "input", "")))
+                messages = as_messages(prompt, getattr(self.args, "input", ""))
+                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True)
             check_context(self.model, len(ids), self.args.max_new_tokens)
         except ValueError as error:
             where = f"{self.args.prompt_file}, prompt {number}: " if self.args.has_many_prompts() else ""

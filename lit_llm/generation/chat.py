@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import trained_style
-from lit_llm.errors import OptionError
+from lit_llm.errors import OptionError, with_flags
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling
@@ -32,10 +32,13 @@ class Conversation:
 
     When a message no longer fits into the context, the oldest exchanges are forgotten. A quarter of the context stays free for
     the answer, or `max_new_tokens` if that is less.
+
+    Args:
+        finetuned: The model was finetuned in this style; see `prompt_ids`.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, style: str, args: ChatArgs) -> None:
-        self.model, self.tokenizer, self.style, self.args = model, tokenizer, style, args
+    def __init__(self, model: GPT, tokenizer: Tokenizer, style: str, args: ChatArgs, finetuned: bool = False) -> None:
+        self.model, self.tokenizer, self.style, self.args, self.finetuned = model, tokenizer, style, args, finetuned
         self.system = args.system
         self.turns: list[dict[str, str]] = []
         self._n_answers = 0
@@ -73,7 +76,7 @@ class Conversation:
     def _fitting_ids(self) -> list[int]:
         context, before = self.model.config.block_size, list(self.turns)
         free = min(self.args.max_new_tokens, context // 4)
-        while len(ids := prompt_ids(self.style, self.tokenizer, self.messages())) + free > context and len(self.turns) > 1:
+        while len(ids := self._prompt_ids()) + free > context and len(self.turns) > 1:
             del self.turns[:2]
         if len(ids) >= context:
             self.turns = before
@@ -82,12 +85,16 @@ class Conversation:
             _log(f"the context of {context} tokens is full: the oldest {n_forgotten} exchanges are forgotten")
         return ids
 
+    def _prompt_ids(self) -> list[int]:
+        return prompt_ids(self.style, self.tokenizer, self.messages(), self.finetuned)
+
 
 def chat(args: ChatArgs) -> None:
     """Answer lines of standard input until its end or /quit. Answers go to stdout, everything else to stderr."""
     model, tokenizer, folder = load_args(args)
-    style = args.prompt_style or trained_style(args.adapter_dir or folder) or default_style(tokenizer, is_text=False)
-    conversation = Conversation(model, tokenizer, style, args)
+    trained = trained_style(args.adapter_dir or folder)
+    style = args.prompt_style or trained or default_style(tokenizer, is_text=False)
+    conversation = Conversation(model, tokenizer, style, args, finetuned=style == trained)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines read together with a bad one
     _log(f"prompt style {style}; /help lists the commands")
@@ -125,7 +132,7 @@ def _show(conversation: Conversation, text: str) -> None:
         print()
         _log("stopped")
     except ValueError as error:
-        _log(str(error))
+        _log(with_flags(str(error), vars(conversation.args)))
 
 
 def _command(conversation: Conversation, line: str) -> bool:

@@ -1,64 +1,89 @@
-"""Chat templates of checkpoints, rendered by Jinja as transformers does."""
+"""Chat templates of checkpoints, rendered by Jinja as transformers does, in a process with limits."""
 
-import datetime
-import functools
+import atexit
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.errors import OptionError
-from lit_llm.text.styles import Message
+from lit_llm.text.styles import Message, for_template
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The Jinja template of a checkpoint, a `Style`. It is untrusted code, and runs in Jinja's sandbox."""
+    """The Jinja template of a checkpoint, a `Style`."""
 
     source: str
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        import jinja2
-
-        joined = [
-            {"role": m["role"], "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"]}
-            for m in messages
-        ]
-        try:
-            template = _compile(self.source)
-            return template.render(messages=joined, add_generation_prompt=generation, tools=None, documents=None, **tokens)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
-            roles = ", ".join(m["role"] for m in messages)
+        joined = [for_template(message) for message in messages]
+        more = {"add_generation_prompt": generation, "tools": None, "documents": None}
+        answer = _PROCESS.answer({"source": self.source, "variables": {"messages": joined} | more | dict(tokens)})
+        if "error" in answer:
+            roles = ", ".join(m["role"] for m in messages[:20])
             raise OptionError(
-                f"the checkpoint's chat template cannot render a conversation of {roles}: {error}. "
+                f"the checkpoint's chat template cannot render a conversation of {roles}: {answer['error']}. "
                 "Fix the data, or use another `prompt_style`"
-            ) from error
+            )
+        return answer["text"]
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> Any:
-    """Compile with the settings and helpers that templates expect of transformers (utils/chat_template_utils.py)."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+class _Process:
+    """The process that renders. It starts with the first template, and again after a template has exceeded its limits."""
 
-    class Generation(Extension):
-        """`{% generation %}` marks answers in a template: its content is rendered unchanged."""
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
 
-        tags = {"generation"}  # noqa: RUF012
+    def answer(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Return `text`, or `error`."""
+        line = json.dumps(request) + "\n"
+        with self._lock:
+            if self._process is None or self._owner != os.getpid():  # a fork has pipes of its own
+                self._process, self._owner = _start(), os.getpid()
+            process = self._process
+            assert process.stdin is not None and process.stdout is not None
+            answer = ""
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                pass  # as if it had written no answer
+            finally:
+                if not answer:  # it has ended, or an interrupted caller must not leave its answer to the next one
+                    self.stop()
+        if answer:
+            return json.loads(answer)
+        slow = process.returncode == -getattr(signal, "SIGPROF", 0)
+        return {"error": "it takes too long" if slow else f"its process ended with code {process.returncode}"}
 
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def stop(self) -> None:
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()
+            self._process.wait()
+        self._process = None
 
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # Jinja's own escapes HTML
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+def _start() -> "subprocess.Popen[str]":
+    # A session of its own: Ctrl-C is for this process. The child exits when the pipe to it is closed.
+    return subprocess.Popen(
+        [sys.executable, "-m", "lit_llm.text.template_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        text=True,
+        encoding="ascii",
+        start_new_session=True,
+    )
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+
+_PROCESS = _Process()
+atexit.register(_PROCESS.stop)

@@ -1,19 +1,22 @@
 """Prompt styles: from a conversation to a string."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-Message = Mapping[str, str]
-"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart."""
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart. A chat template may
+render further fields."""
+
+UNRENDERED = ("input", "weight")
 
 
 class Style(Protocol):
-    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, Any]) -> str:
         """Render a conversation; with `generation`, up to the beginning of the model's next answer.
 
         Args:
-            tokens: The strings of the special tokens, by names like eos_token.
+            tokens: The strings of the special tokens, by names like eos_token, and other variables of a chat template.
         """
         ...
 
@@ -38,13 +41,17 @@ class Turns:
     stop: tuple[str, ...] = ()
     """Beginnings of the next turn, which published models of the style write after an answer."""
 
-    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, Any]) -> str:
+        return "".join(self.parts(messages, tokens))
+
+    def parts(self, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what precedes the first turn, and then each turn. Later turns do not change them."""
         slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
         system, messages = split_system(messages)
-        text = self.first.format(**slots)
+        yield self.first.format(**slots)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                text += self.answer.format(answer=message["content"], **slots)
+                yield self.answer.format(answer=message["content"], **slots)
                 continue
             more = message.get("input", "")
             apart = bool(more and self.with_input)
@@ -52,9 +59,14 @@ class Turns:
             if i == 0 and system is None:
                 system = (apart and self.default_system_with_input) or self.default_system
             opening = self.system.format(system, **slots) if i == 0 and system else ""
-            text += self.between.format(**slots) if i else ""
-            text += (self.with_input if apart else self.user).format(user=content, input=more, system=opening, **slots)
-        return text
+            turn = self.with_input if apart else self.user
+            yield (self.between if i else "").format(**slots) + turn.format(user=content, input=more, system=opening, **slots)
+
+
+def for_template(message: Message) -> dict[str, Any]:
+    """Return a message as chat templates expect it: further input follows the content after an empty line."""
+    more = {name: value for name, value in message.items() if name not in UNRENDERED}
+    return {**more, "content": f"{message['content']}\n\n{message['input']}"} if message.get("input") else more
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:

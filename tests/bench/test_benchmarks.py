@@ -1,12 +1,14 @@
 """Run what eval/benchmark.py measures on models and data too small for meaningful figures, to check that it works."""
 
 import asyncio
+import json
 
 import pytest
 import torch
 from tiny import make_checkpoint
 
-from lit_llm.bench import decode_speed, load_memory, packing_speed, prepare_speed, serve_load, train_speed
+from lit_llm.args.measure import BenchmarkArgs
+from lit_llm.bench import decode_speed, load_memory, packing_speed, prepare_speed, rounding_error, serve_load, train_speed
 from lit_llm.bench.measuring import in_new_process
 from lit_llm.bench.train_speed import ragged_examples
 from lit_llm.model.config import Config
@@ -90,3 +92,17 @@ def test_answers_to_many_clients_equal_those_to_one(monkeypatch):
         found = asyncio.run(serve_load.send(port, serve_load.questions(), 8, 2, seed=0))
         assert serve_load._resident_mb(process.pid) > 10
     assert found.seconds and found.n_tokens and not found.wrong
+
+
+def test_rounding_error_of_each_format(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "org" / "tiny")
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"instruction": f"the {word} cat", "output": "sees a bird"} for word in ("red", "big", "old")]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rounding_error.measure(BenchmarkArgs(check="rounding_error", checkpoint_dir=checkpoint, data_dir=data, n_examples=2))
+    found = {row["weights"]: row for row in json.loads(capsys.readouterr().out)["results"]}
+    assert set(found) == set(rounding_error.FORMATS)
+    kl = {name: row["kl"] for name, row in found.items()}
+    assert 0 <= kl["--cpu_weights fp16"] < kl["--cpu_weights int8"] and kl["--cpu_weights fp16"] < kl["--quantize bnb.nf4"]
+    assert all(0 < row["same_token"] <= 1 for row in found.values())

@@ -50,7 +50,7 @@ def test_shards_load(folder):
 
 def test_missing_shard(folder, index):
     shard_of(index, "model.norm.weight").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks the shard model-0000"):
+    with pytest.raises(FileNotFoundError, match="lacks the shard 'model-0000"):
         load_model(folder)
 
 

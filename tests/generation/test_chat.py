@@ -1,6 +1,7 @@
 """The chat in the terminal: over pipes, and over a pseudo-terminal with the keys that stop and leave."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -14,15 +15,18 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY
-from tiny import make_endless_checkpoint, make_tokenizer
+from tiny import make_checkpoint, make_endless_checkpoint, make_tokenizer
 from tokenizers import Tokenizer as HFTokenizer
 
 import lit_llm
 from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.cli import DEMO
-from lit_llm.data.records import read_records
+from lit_llm.data.examples import tokenize
+from lit_llm.data.rows import read_records
+from lit_llm.generation import chat as chat_module
 from lit_llm.generation.chat import Conversation, chat
+from lit_llm.generation.decode import Row
 from lit_llm.generation.generate import generate
 from lit_llm.methods.lora import LoRA
 from lit_llm.text.conversation import prompt_ids
@@ -76,6 +80,50 @@ def test_a_full_context_forgets_the_oldest_exchange_and_says_so(demo, capsys):
     with pytest.raises(ValueError, match="the context 256"):
         say(conversation, "the red cat " * 300)
     assert conversation.turns == kept
+
+
+FALCON = (
+    "{% for m in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}{{ 'User: ' if m.role == 'user' else 'Falcon: ' }}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '\nFalcon:' }}{% endif %}"
+)  # closes no turn
+
+
+def test_history_is_as_published_or_as_trained(tmp_path, monkeypatch):
+    """A checkpoint that nobody finetuned gets what transformers renders. Its finetuning has put EOS behind every answer."""
+    from transformers import AutoTokenizer
+
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(FALCON)
+    asked = []
+
+    class Recorded(Row):
+        def __init__(self, tokenizer, prompt, *arguments):
+            asked.append(list(prompt))
+            super().__init__(tokenizer, prompt, *arguments)
+
+    monkeypatch.setattr(chat_module, "Row", Recorded)
+    questions = ["the red cat", "and a dog", "a bird"]
+
+    def talk():
+        """Return the conversation before each answer, and ask for it."""
+        asked.clear()
+        save = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        typed(monkeypatch, *questions, f"/save {save}")
+        chat(ChatArgs(checkpoint_dir=folder, temperature=0, max_new_tokens=5))
+        (record,) = read_records(save)
+        return [record["messages"][: 2 * i + 1] for i in range(3)]
+
+    reference, tokenizer, chats = AutoTokenizer.from_pretrained(folder), lit_llm.Tokenizer(folder), talk()
+    for ids, turns in zip(asked, chats, strict=True):
+        expected = reference.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert ids == [tokenizer.bos_id, *expected]
+    (folder / "finetuned.json").write_text(json.dumps({"prompt_style": "chat_template"}))
+    for ids, turns in zip(asked, talk(), strict=True):
+        document = tokenize(
+            {"messages": [*turns, {"role": "assistant", "content": "it"}]}, "chat_template", tokenizer, True, "all"
+        )
+        assert document.documents[0].ids[: len(ids)].tolist() == ids
+        assert ids.count(tokenizer.eos_id) == len(turns) // 2
 
 
 def test_commands(demo, monkeypatch, capsys, tmp_path):
