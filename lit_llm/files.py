@@ -223,8 +223,18 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -
     return len(header).to_bytes(8, "little") + header
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON as `json.dumps(value, **options)`; NaN and infinities, which JSON does not have, become null."""
+    options = {"ensure_ascii": False, **options}
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        finite = json.loads(json.dumps(value, **options), parse_constant=lambda name: None)
+        return json.dumps(finite, **options)
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(value, indent=2) + "\n")
 
 
 def read_text(path: Path, error: type[LitError] = CheckpointError) -> str:

@@ -8,11 +8,10 @@ from lit_llm.cli import run
 
 
 def main(args: EstimateArgs) -> None:
-    import json
-
     from lit_llm.estimation.step_memory import estimate_run
+    from lit_llm.files import json_text
 
-    print(json.dumps(estimate_run(args), indent=2))
+    print(json_text(estimate_run(args), indent=2))
 
 
 if __name__ == "__main__":

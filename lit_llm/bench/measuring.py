@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from lit_llm.errors import OptionError
+from lit_llm.files import json_text
 
 T = TypeVar("T")
 
@@ -88,6 +89,6 @@ def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def report(results: dict[str, Any], shown: str = "") -> None:
     """Print results as JSON on stdout, and a table on stderr."""
-    print(json.dumps(results, indent=2))
+    print(json_text(results, indent=2))
     if shown:
         print(f"\n{shown}", file=sys.stderr)

@@ -182,8 +182,6 @@ def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tens
         tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise CheckpointError(f"{path} is missing or damaged ({brief(error)}). {_AGAIN}") from error
-    for name, tensor in tensors.items():
-        check_finite(tensor, f"{path}: tensor {name}")
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
@@ -191,4 +189,5 @@ def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tens
             raise CheckpointError(f"{path} does not fit adapter.json: {difference}. {_AGAIN}")
         if not tensors[name].is_floating_point():
             raise CheckpointError(f"{path}: tensor {name} has dtype {tensors[name].dtype}, expected torch.float32. {_AGAIN}")
+        check_finite(tensors[name], f"{path}: tensor {name}")
     return tensors

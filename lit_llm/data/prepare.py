@@ -17,7 +17,16 @@ from lit_llm.data.file_readers import csv_columns, csv_rows, is_csv, rows_of
 from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields, shown_names, to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
-from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
+from lit_llm.files import (
+    check_replaceable,
+    claimed,
+    digest_of,
+    holds_files,
+    json_text,
+    new_folder,
+    read_json_object,
+    write_json,
+)
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -94,7 +103,7 @@ def _sorted(
             line = json.dumps(record, ensure_ascii=False)
             yield "val" if share(record, args.seed) < args.val_split_fraction else "train", line, None
         else:
-            line = json.dumps({"reason": reason, "row": row}, default=str) if args.write_dropped else ""
+            line = json_text({"reason": reason, "row": row}, ensure_ascii=True, default=str) if args.write_dropped else ""
             yield "dropped", line, reason
 
 

@@ -17,7 +17,7 @@ from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.evaluation.score import Span, score
-from lit_llm.files import write_whole
+from lit_llm.files import json_text, write_whole
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling, usable
@@ -183,7 +183,7 @@ def task_names(tasks: str | list[str]) -> list[str]:
 
 
 def _write_json(path: Path, values: Sequence[Any], indent: int | None = None) -> None:
-    lines = [json.dumps(value, default=handle_non_serializable, ensure_ascii=False, indent=indent) for value in values]
+    lines = [json_text(value, default=handle_non_serializable, indent=indent) for value in values]
     write_whole(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -1,6 +1,5 @@
 """Perplexity of a text. Windows slide over it and score each token once."""
 
-import json
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from dataclasses import asdict, dataclass
 from lit_llm.args.evaluate import PerplexityArgs
 from lit_llm.errors import CheckpointError, DataError, OptionError
 from lit_llm.evaluation.score import Span, score
-from lit_llm.files import read_text
+from lit_llm.files import json_text, read_text
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.model.gpt import GPT
 from lit_llm.text.tokenizer import Tokenizer
@@ -37,7 +36,7 @@ def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, 
     """Return the perplexity of `text` after a BOS, or an EOS if there is no BOS.
 
     Raises:
-        LitError: if the text is empty, the stride exceeds the context, or the tokenizer has neither token.
+        LitError: if the text is empty, the stride exceeds the context, the tokenizer has neither token, or a score is NaN.
     """
     context = model.config.block_size
     stride = context if stride is None else stride
@@ -51,6 +50,8 @@ def perplexity(model: GPT, tokenizer: Tokenizer, text: str, stride: int | None, 
         raise DataError("the text is empty")
     scores = score(model, windows([first, *ids], context, stride), batch_size, "windows")
     total = math.fsum(p for s in scores for p in s.log_probs)
+    if not math.isfinite(total):
+        raise CheckpointError("the model computes NaN or infinite probabilities. Use `precision` bf16-true or 32-true")
     words, n_bytes = len(re.split(r"\s+", text)), len(text.encode())
     per_token, per_word, per_byte = (_exp(-total / n) for n in (len(ids), words, n_bytes))
     bits = -total / n_bytes / math.log(2)
@@ -79,4 +80,4 @@ def evaluate_file(args: PerplexityArgs) -> None:
     text = read_text(args.data_file, DataError)
     model, tokenizer, _ = load_args(args)
     found = asdict(perplexity(model, tokenizer, text, args.stride, args.batch_size))
-    print(json.dumps({name: None if value == math.inf else value for name, value in found.items()}, indent=2))
+    print(json_text(found, indent=2))

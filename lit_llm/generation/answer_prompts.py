@@ -14,6 +14,7 @@ from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.cli import DEMO
 from lit_llm.data.records import variables_of
 from lit_llm.errors import OptionError
+from lit_llm.files import json_text
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
 from lit_llm.generation.load_from_options import load_for_inference
@@ -191,7 +192,7 @@ class _Generation:
         outcome = _outcome(sample, self.tokenizer, self.style is None)
         line = {"row": i, "sample": j, "prompt": self.prompts[i], **outcome}
         if self.file is None:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(json_text(line), flush=True)
         else:
             self.file.write(line)
 

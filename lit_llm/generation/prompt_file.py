@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import DataError, OptionError
-from lit_llm.files import parse_json, read_text
+from lit_llm.files import json_text, parse_json, read_text
 from lit_llm.schema import conform
 from lit_llm.text.conversation import check_messages, question
 from lit_llm.text.styles import Message
@@ -99,7 +99,7 @@ class AnswerFile:
 
     def write(self, line: dict[str, Any]) -> None:
         line = {**line, "key": self._keys[self.n_done]}
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json_text(line).encode() + b"\n")
         self._file.flush()
         self.n_done += 1
 

@@ -1,14 +1,15 @@
 """The architecture of a model, derived from the checkpoint's own `config.json`."""
 
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
-from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_size, positive
+from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
 from lit_llm.model.families import FAMILIES
+from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
 LIT_GPT_WEIGHTS = "lit_model.pth"
@@ -110,14 +111,24 @@ class Config:
             raise CheckpointError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
-        for name in ("norm_eps", "rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "logit_softcap"):
+        for name in (
+            "norm_eps",
+            "rope_theta",
+            "clip_qkv",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+            "local_rope_theta",
+        ):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
+        if self.rope_scaling is not None:
+            check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
         if self.n_expert:
             check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
-            check_size("n_expert_per_token", self.n_expert_per_token, self.n_expert)
+            check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
             check_size("expert_size", self.expert_size)
         attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
         mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size)
@@ -144,9 +155,10 @@ class Config:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
         model_type = hf.get("model_type")
-        if model_type not in FAMILIES:
-            raise CheckpointError(f"model_type {model_type!r} is not supported; known families: {', '.join(sorted(FAMILIES))}")
-        if "quantization_config" in hf:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES))
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
+        if hf.get("quantization_config") is not None:
             raise CheckpointError(
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
                 "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
@@ -159,10 +171,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Invert `to_dict`. Raise CheckpointError for a field that this version does not know."""
-        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-            raise CheckpointError(f"{LIT_CONFIG} has unknown fields: {', '.join(unknown)}")
-        return cls(**values)
+        """Invert `to_dict`. Raise CheckpointError for a field that this version does not know, or of another type."""
+        return cls(**conform(values, cls, LIT_CONFIG, "Convert the checkpoint again"))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -193,7 +203,7 @@ class Config:
             if path.name == LIT_CONFIG and "model_type" not in values and "padded_vocab_size" in values:
                 raise CheckpointError(convert_first(path.parent))
             return cls.from_dict(values) if path.name == LIT_CONFIG else cls.from_hf(values)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lit_llm.errors import CheckpointError
-from lit_llm.model.config_json import Fields, Keys, positive, read_keys, rope_fields, rope_parameters, window_fields
+from lit_llm.model.config_json import Fields, Keys, check_size, positive, read_keys, rope_fields, rope_parameters, window_fields
+from lit_llm.schema import shown
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,21 @@ _ALL_BIASES: Fields = {"attn_bias": True, "attn_out_bias": True, "mlp_bias": Tru
 
 
 def _llama(k: Keys, fields: Fields) -> Fields:
-    if (ratio := k.get("rope_condense_ratio", 1)) == 1:
+    if (ratio := k.number("rope_condense_ratio", 1)) in (1, None):
         return {}
     if fields["rope_scaling"] not in (None, {"rope_type": "linear", "factor": ratio}):
         raise CheckpointError("rope_condense_ratio and rope_scaling contradict each other")
     # LongChat's name for linear scaling.
-    return {"rope_scaling": {"rope_type": "linear", "factor": positive("rope_condense_ratio", ratio)}}
+    length = check_size(
+        "max_position_embeddings times rope_condense_ratio", int(k.size("max_position_embeddings", 2048) * ratio)
+    )
+    return {"rope_scaling": {"rope_type": "linear", "factor": ratio}, "block_size": max(length, fields["block_size"])}
 
 
 def _smollm3(k: Keys, fields: Fields) -> Fields:
     """Every `no_rope_layer_interval`-th layer has no RoPE; these are the layers that may have a sliding window."""
     n_layer, interval = fields["n_layer"], k.size("no_rope_layer_interval", 4)
-    has_rope = k.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(n_layer)])  # 1 means with RoPE
-    if not isinstance(has_rope, list) or len(has_rope) != n_layer:
-        raise CheckpointError(f"no_rope_layers must have one entry for each of {n_layer} layers, found {has_rope!r}")
+    has_rope = k.per_layer("no_rope_layers", n_layer) or [int((i + 1) % interval != 0) for i in range(n_layer)]  # 1: with RoPE
     window = _used_window(k, None)
     without = [i for i, has in enumerate(has_rope) if not has]
     slides = [window is not None and not has for has in has_rope]
@@ -90,24 +92,24 @@ def _smollm3(k: Keys, fields: Fields) -> Fields:
 
 
 def _used_window(k: Keys, default: int | None) -> int | None:
-    window = k.nullable("sliding_window", default)
-    return window if k.get("use_sliding_window", False) else None
+    window = k.optional_size("sliding_window", default)
+    return window if k.flag("use_sliding_window", False) else None
 
 
 def _qwen(k: Keys, fields: Fields) -> Fields:
     """The first `max_window_layers` attend to everything, the later ones to the window."""
-    window, full = _used_window(k, 4096), k.get("max_window_layers", 28)
+    window, full = _used_window(k, 4096), k.count("max_window_layers", 28)
     n_layer = fields["n_layer"]
     return window_fields(k, n_layer, window, [window is not None and i >= full for i in range(n_layer)])
 
 
 def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
-    step, only_mlp = k.size("decoder_sparse_step", 1), k.get("mlp_only_layers", [])
+    step, only_mlp = k.size("decoder_sparse_step", 1), k.integers("mlp_only_layers")
     dense = [i for i in range(fields["n_layer"]) if i in only_mlp or (i + 1) % step]
     return {
-        "n_expert": k.get("num_local_experts", None) or k.get("num_experts", 128),
+        "n_expert": k.optional_size("num_local_experts", None) or k.size("num_experts", 128),
         "expert_size": k.size("moe_intermediate_size", 768),
-        "normalize_expert_weights": k.get("norm_topk_prob", False),
+        "normalize_expert_weights": k.flag("norm_topk_prob", False),
         "dense_layers": dense or None,
         "sliding_window": _used_window(k, 4096),
     }
@@ -115,7 +117,7 @@ def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
 
 def _gemma2(k: Keys, fields: Fields) -> Fields:
     slides = [i % 2 == 0 for i in range(fields["n_layer"])]
-    return {**window_fields(k, len(slides), k.nullable("sliding_window", 4096), slides), **_query_scale(k)}
+    return {**window_fields(k, len(slides), k.optional_size("sliding_window", 4096), slides), **_query_scale(k)}
 
 
 def _query_scale(k: Keys) -> Fields:
@@ -124,27 +126,29 @@ def _query_scale(k: Keys) -> Fields:
 
 def _gemma3_kinds(k: Keys) -> Fields:
     """`rope_parameters` by kind of layer."""
-    kinds = k.get("rope_parameters", {})
+    kinds = k.object("rope_parameters")
     if unknown := sorted(kinds.keys() - {"full_attention", "sliding_attention"}):
         raise CheckpointError(f"rope_parameters has fields that are not supported: {', '.join(unknown)}")
+    if wrong := [kind for kind, value in kinds.items() if not isinstance(value, dict)]:
+        raise CheckpointError(f"rope_parameters.{wrong[0]} must be an object, found {shown(kinds[wrong[0]])}")
     return kinds
 
 
 def _gemma3_rope(k: Keys) -> Fields:
-    return {**(_gemma3_kinds(k).get("full_attention") or {}), **k.get("rope_scaling", {})}
+    return {**_gemma3_kinds(k).get("full_attention", {}), **k.object("rope_scaling")}
 
 
 def _gemma3(k: Keys, fields: Fields) -> Fields:
     """Layers with a sliding window have a RoPE of their own."""
-    given = _gemma3_kinds(k).get("sliding_attention") or {}
-    local = dict(given)
-    theta = local.pop("rope_theta", None) or k.get("rope_local_base_freq", 10000.0)
+    given = _gemma3_kinds(k).get("sliding_attention", {})
+    local = {name: value for name, value in given.items() if value is not None}
+    theta = positive("rope_local_base_freq", local.pop("rope_theta", k.get("rope_local_base_freq", 10000.0)))
     if local.pop("rope_type", "default") != "default" or local:
-        raise CheckpointError(f"scaled RoPE in layers with a sliding window is not supported: {given}")
+        raise CheckpointError(f"scaled RoPE in layers with a sliding window is not supported: {shown(given)}")
     pattern = k.size("sliding_window_pattern", 6)
     slides = [(i + 1) % pattern != 0 for i in range(fields["n_layer"])]
-    window = window_fields(k, len(slides), k.nullable("sliding_window", 4096), slides)
-    return {**window, **_query_scale(k), "local_rope_theta": float(theta)}
+    window = window_fields(k, len(slides), k.optional_size("sliding_window", 4096), slides)
+    return {**window, **_query_scale(k), "local_rope_theta": theta, "block_size": k.size("max_position_embeddings", 131072)}
 
 
 def _phi3_rope(k: Keys) -> Fields:
@@ -155,10 +159,10 @@ def _phi3_rope(k: Keys) -> Fields:
 
 
 def _stablelm(k: Keys, fields: Fields) -> Fields:
-    parallel = k.get("use_parallel_residual", False)
+    parallel = k.flag("use_parallel_residual", False)
     return {
-        "attn_bias": k.get("use_qkv_bias", False),
-        "qk_norm": "each_head" if k.get("qk_layernorm", False) else None,
+        "attn_bias": k.flag("use_qkv_bias", False),
+        "qk_norm": "each_head" if k.flag("qk_layernorm", False) else None,
         "parallel_residual": parallel,
         "shared_attention_norm": parallel,
     }
@@ -166,9 +170,9 @@ def _stablelm(k: Keys, fields: Fields) -> Fields:
 
 def _falcon(k: Keys, fields: Fields) -> Fields:
     _refuse_alibi(k)
-    new, multi_query = k.get("new_decoder_architecture", False), k.get("multi_query", True)
-    n_head, n_kv_heads = fields["n_head"], k.nullable("num_kv_heads", None)
-    parallel, n_norms = k.get("parallel_attn", True) or new, k.get("num_ln_in_parallel_attn", 2 if new else 1)
+    new, multi_query = k.flag("new_decoder_architecture", False), k.flag("multi_query", True)
+    n_head, n_kv_heads = fields["n_head"], k.optional_size("num_kv_heads", None)
+    parallel, n_norms = k.flag("parallel_attn", True) or new, k.size("num_ln_in_parallel_attn", 2 if new else 1)
     return {
         "n_query_groups": (n_kv_heads or n_head) if new else 1 if multi_query else n_head,
         "parallel_residual": parallel,
@@ -179,17 +183,17 @@ def _falcon(k: Keys, fields: Fields) -> Fields:
 def _refined_web(k: Keys, fields: Fields) -> Fields:
     """Falcon 7B (`RefinedWebModel`) and 40B (`RefinedWeb`) as first published, before transformers had them."""
     _refuse_alibi(k)
-    is_40b, multi_query, n_head = k.get("model_type", None) == "RefinedWeb", k.get("multi_query", False), fields["n_head"]
-    parallel = is_40b or k.get("parallel_attn", False)
+    is_40b, multi_query, n_head = k.get("model_type", None) == "RefinedWeb", k.flag("multi_query", False), fields["n_head"]
+    parallel = is_40b or k.flag("parallel_attn", False)
     return {
-        "n_query_groups": k.get("n_head_kv", n_head) if is_40b else 1 if multi_query else n_head,
+        "n_query_groups": k.size("n_head_kv", n_head) if is_40b else 1 if multi_query else n_head,
         "parallel_residual": parallel,
         "shared_attention_norm": parallel and not is_40b,
     }
 
 
 def _refuse_alibi(k: Keys) -> None:
-    if k.get("alibi", False):
+    if k.flag("alibi", False):
         raise CheckpointError(
             "Falcon with ALiBi positions (falcon-rw) is not supported; the RoPE models (7B, 11B, 40B, 180B) are"
         )
@@ -313,7 +317,7 @@ FAMILIES = {
         spelled=_LAYER_NORM_EPS,
         fixed={**_PLAIN_LAYER_NORM, **_ALL_BIASES, "lm_head_bias": True, "parallel_residual": True,
                "shared_attention_norm": True},
-        more=lambda k, fields: {"qk_norm": "head" if k.get("qk_layernorm", False) else None},
+        more=lambda k, fields: {"qk_norm": "head" if k.flag("qk_layernorm", False) else None},
     ),
     "phi3": Family(
         "Phi-3 and Phi-3.5 mini, Phi-3 medium, Phi-4, Phi-4-mini",
@@ -372,7 +376,7 @@ FAMILIES = {
         **_GPT2,
         only=_GPT2_ONLY,
         unused=("num_key_value_heads",),  # follows from multi_query
-        more=lambda k, fields: {"n_query_groups": 1} if k.get("multi_query", True) else {},
+        more=lambda k, fields: {"n_query_groups": 1} if k.flag("multi_query", True) else {},
     ),
     "starcoder2": Family(
         "StarCoder2 3B, 7B and 15B",

@@ -55,7 +55,9 @@ def test_config_rows_of_published_checkpoints(shared_data):
             lists = {name: [1.0] * (head_dim // 2) for name in ("short_factor", "long_factor")}
             hf["rope_scaling"] = {"type": "longrope", **lists}
         elif scaling.startswith("linear"):
-            hf["rope_scaling"] = {"type": "linear", "factor": float(scaling.partition("=")[2])}
+            factor = float(scaling.partition("=")[2])
+            hf["rope_scaling"] = {"type": "linear", "factor": factor}
+            hf["max_position_embeddings"] = int(sizes["context"] / factor)  # the table has the extended context
         elif scaling:
             fields = dict(field.split("=") for field in scaling.split(","))
             hf["rope_scaling"] = {key: value if key == "rope_type" else float(value) for key, value in fields.items()}
