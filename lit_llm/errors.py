@@ -39,6 +39,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
+def brief(error: BaseException) -> str:
+    """Return the first line of a library's message, shortened; it may quote from a file."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
 def with_flags(message: str, options: Container[str], group: str = "") -> str:
     """Write `name` in a message as --name, or as --group.name, for every name in `options`."""
     return re.sub(r"`([a-z_][\w.]*)`", lambda m: f"--{group}{m[1]}" if m[1] in options else m[0], message)

@@ -227,12 +227,25 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, error: type[LitError] = CheckpointError) -> str:
+    """Return the text of a file, without a byte order mark. Raise `error` if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is not UTF-8 ({problem.reason} at byte {problem.start}). Save it as UTF-8") from problem
+
+
 def parse_json(content: bytes, source: object, advice: str, error: type[LitError] = CheckpointError) -> Any:
     """Return the value in UTF-8 encoded JSON. Raise `error`, which names `source` and ends in `advice`, for other content."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        value = json.loads(text := content.decode("utf-8-sig"))
+        if "\\ud" in text.lower():  # the escape of half a surrogate pair cannot be printed or encoded
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as problem:
         reason = f"it is not UTF-8 ({problem.reason} at byte {problem.start})"
+    except UnicodeEncodeError:
+        reason = "it has an unpaired surrogate (invalid Unicode)"
     except json.JSONDecodeError as problem:
         reason = str(problem)
     except (ValueError, RecursionError) as problem:

@@ -6,13 +6,13 @@ from lit_llm.cli import run
 
 def main(args: PrepareDollyArgs) -> None:
     from lit_llm.data.file_readers import json_rows
-    from lit_llm.data.prepare import COLUMNS, prepare
-    from lit_llm.data.rows import to_record
+    from lit_llm.data.prepare import prepare
+    from lit_llm.data.rows import COLUMNS
     from lit_llm.download.hub import local_file
 
     path = local_file(args.data_file)
     columns = {**COLUMNS, "input": "context", "output": "response"}
-    prepare(args, args.data_file, path, json_rows(path), lambda row: to_record(row, columns))
+    prepare(args, args.data_file, path, json_rows(path), columns)
 
 
 if __name__ == "__main__":

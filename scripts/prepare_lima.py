@@ -6,18 +6,16 @@ from lit_llm.cli import run
 
 def main(args: PrepareLimaArgs) -> None:
     from lit_llm.data.file_readers import json_rows
-    from lit_llm.data.prepare import COLUMNS, prepare
-    from lit_llm.data.rows import to_record
+    from lit_llm.data.prepare import prepare
     from lit_llm.download.hub import local_file
 
-    def record(row):
+    def first_exchange(row):
         turns = row.get("conversations") if isinstance(row, dict) else None
-        if isinstance(turns, list) and not args.include_multiturn_conversations:
-            row = {"conversations": turns[:2]}
-        return to_record(row, COLUMNS)
+        return {**row, "conversations": turns[:2]} if isinstance(turns, list) else row
 
     path = local_file(args.data_file)
-    prepare(args, args.data_file, path, json_rows(path), record)
+    rows = json_rows(path)
+    prepare(args, args.data_file, path, rows if args.include_multiturn_conversations else map(first_exchange, rows))
 
 
 if __name__ == "__main__":

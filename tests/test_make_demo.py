@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 from lit_llm import Tokenizer, load
 from lit_llm.cli import DEMO
-from lit_llm.data.records import read_records
+from lit_llm.data.rows import read_records
 from lit_llm.generation.generate import generate
 from lit_llm.text.conversation import prompt_style, question
 

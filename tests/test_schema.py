@@ -34,16 +34,15 @@ class Arguments:
 
 GOOD = {"ids": [1, 2], "scale": 1, "tokens": {"x": {"content": "y"}, "z": "w"}, "kind": None, "free": {"a": [1]}}
 MISTAKES = [
-    ({"ids": [1, "2"]}, "f.json: ids[1] must be an integer of at most 64 bits, found '2'. Do it"),
-    ({"ids": [True]}, "ids[0] must be an integer of at most 64 bits, found true"),
-    ({"ids": [10**30]}, "ids[0] must be an integer of at most 64 bits, found 1000000"),
+    ({"ids": [1, "2"]}, "f.json: ids[1] must be an integer, found '2'. Do it"),
+    ({"ids": [True]}, "ids[0] must be an integer, found true"),
+    ({"ids": [10**30]}, "ids[0] must be an integer, found 1000000"),
     ({"ids": None}, "f.json: ids is missing, a list"),
     ({"scale": float("nan")}, "scale must be a finite number, found nan"),
     ({"scale": -float("inf")}, "scale must be a finite number, found -inf"),
     ({"scale": 10**400}, "scale must be a finite number, found 1000"),
-    ({"tokens": {"x y\n": []}}, r"tokens.'x y\n' must be an object or a string of valid Unicode, found []"),
-    ({"tokens": {"x": {"content": "a\ud800"}}}, r"tokens.x.content must be a string of valid Unicode, found 'a\ud800'"),
-    ({"content": 3}, "content must be a string of valid Unicode, found 3"),
+    ({"tokens": {"x y\n": []}}, r"tokens.'x y\n' must be an object or a string, found []"),
+    ({"content": 3}, "content must be a string, found 3"),
     ({"kind": "c"}, "kind must be 'a', 'b' or null, found 'c'"),
 ]
 
@@ -115,6 +114,7 @@ def test_pydantic_accepts_the_same_values(reference, value):
         (b"[" * 10**5, "it is nested too deeply"),
         (b"9" * 10**4, "a number has thousands of digits"),
         (b"", "Expecting value"),
+        (b'{"a": ["\\uD83D"]}', "it has an unpaired surrogate (invalid Unicode)"),
     ],
 )
 def test_what_is_not_json_is_named(tmp_path, content, reason):
@@ -127,3 +127,7 @@ def test_what_is_not_json_is_named(tmp_path, content, reason):
 
 def test_a_byte_order_mark_is_skipped():
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "f", "") == {"a": 1}
+
+
+def test_an_emoji_in_escapes_is_read():
+    assert parse_json(rb'"\ud83d\ude42"', "f", "") == "🙂"

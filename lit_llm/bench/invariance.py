@@ -17,7 +17,7 @@ from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import StepPlan, batches
 from lit_llm.data.examples import Example, Pair, tokenize_all
-from lit_llm.data.records import iter_records
+from lit_llm.data.rows import iter_records
 from lit_llm.data.token_cache import style_of
 from lit_llm.errors import DataError
 from lit_llm.methods.dpo import DPO

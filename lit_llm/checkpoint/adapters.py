@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_llm.checkpoint.read import empty_model
 from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
-from lit_llm.errors import CheckpointError, OptionError
+from lit_llm.errors import CheckpointError, OptionError, brief
 from lit_llm.files import read_json_object, write_json
 from lit_llm.methods.method import Method
 from lit_llm.methods.registry import adapter_types, check_arguments
@@ -186,7 +186,7 @@ def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tens
     try:
         tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} is missing or damaged ({error}). {_AGAIN}") from error
+        raise CheckpointError(f"{path} is missing or damaged ({brief(error)}). {_AGAIN}") from error
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):

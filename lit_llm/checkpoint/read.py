@@ -3,16 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.checkpoint.tensor_names import to_lit
-from lit_llm.errors import CheckpointError
+from lit_llm.errors import CheckpointError, brief
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import shown
 
 LIT_WEIGHTS = "lit_model.safetensors"
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -20,6 +22,13 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Elements that share a mapping of a file. Pages of a mapped file count as memory of the process from when they are read until
 # nothing refers to the mapping: one mapping for all tensors would hold the file next to what is cast or quantized from it.
 MAPPED_ELEMENTS = 2**24
+
+
+class Index(TypedDict):
+    """Contents of a `.index.json` that are read."""
+
+    weight_map: dict[str, str]
+
 
 Reader = Callable[[], Tensor]
 Readers = Iterable[tuple[str, Reader]]
@@ -112,15 +121,12 @@ def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map from tensors to files. Download it again")
     paths = []
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(read_json_object(index, Index)["weight_map"].values())):
         if Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is outside of the folder. Do not trust this checkpoint")
+            raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")
         if not (index.parent / name).is_file():
-            raise FileNotFoundError(f"{index.parent} lacks the shard {name}. Download the checkpoint again to complete it")
+            raise FileNotFoundError(f"{index.parent} lacks the shard {shown(name)}. Download the checkpoint again")
         paths.append(index.parent / name)
     return paths
 
@@ -132,7 +138,7 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
             try:
                 yield from _read_safetensors(path)
             except SafetensorError as error:
-                raise CheckpointError(f"{path} is damaged or incomplete ({error}). Download it again") from error
+                raise CheckpointError(f"{path} is damaged or incomplete ({brief(error)}). Download it again") from error
         else:
             yield from ((name, lambda tensor=tensor: tensor) for name, tensor in _read_pickle(path).items())
 
@@ -154,9 +160,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason}). "
+            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({brief(error)}). "
             "Use a checkpoint with safetensors"
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):

@@ -6,7 +6,7 @@ import re
 import zlib
 from typing import Any
 
-from lit_llm.data.records import Record, answer_of, asked
+from lit_llm.data.records import Record, answer_of, asked, turns_of
 
 
 class Curation:
@@ -30,6 +30,8 @@ class Curation:
         """Return the reason to drop a record, or None to keep it."""
         if self._pairs is not None and ("chosen" in record) != self._pairs:
             return "preference pairs and other rows do not mix: the first row is of the other kind"
+        if "chosen" in record and record["chosen"] == record["rejected"]:
+            return "'chosen' and 'rejected' are the same"
         if self.max_chars is not None and len(text_of(record)) > self.max_chars:
             return f"longer than max_chars={self.max_chars}"
         if "text" not in record and len(answer_of(record)) < self.min_answer_chars:
@@ -52,7 +54,8 @@ def text_of(record: Record) -> str:
     """Return all strings of a record as one."""
     if "text" in record:
         return record["text"]
-    return "\n".join([part for m in asked(record) for part in (m["content"], m.get("input")) if part] + [answer_of(record)])
+    fields = (field for turn in turns_of(record) for field in turn.items())
+    return "\n".join(value for name, value in fields if name != "role" and isinstance(value, str) and value)
 
 
 def share(record: Record, seed: int) -> float:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_llm.data.records import Record, answer_of, asked
+from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import TrainOn, conversation, encode, prompt_style
+from lit_llm.text.conversation import MEANT, TrainOn, conversation, encode, prompt_style, unrendered
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -53,6 +53,11 @@ class Pair:
         return (self.chosen, self.rejected)
 
     @property
+    def is_equal(self) -> bool:
+        """True if both answers are the same: the gradient of the loss is then 0."""
+        return torch.equal(self.chosen.ids, self.rejected.ids)
+
+    @property
     def n_labels(self) -> int:
         return self.chosen.n_labels + self.rejected.n_labels
 
@@ -76,7 +81,12 @@ def tokenize(
         return _example(start + ids, [not mask_prompt] * len(start) + [True] * len(ids), True)
     if tokenizer.eos_id is None:
         raise DataError("the tokenizer has no EOS token, which must end every answer")
-    tokens = tokenizer.special_tokens
+    if lost := MEANT.intersection(unrendered_fields(record, style, tokenizer)):
+        raise DataError(
+            f"the prompt style does not render {', '.join(map(repr, sorted(lost)))}, which would be ignored. Use a "
+            "`prompt_style` that does, name the field as the chat template does, or remove it"
+        )
+    tokens = {**variables_of(record), **tokenizer.special_tokens}
     if "chosen" in record:
         history = asked(record)
         both = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
@@ -85,8 +95,15 @@ def tokenize(
         return Pair(chosen, rejected)
     if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
         raise DataError("an answer has weight 0, which `mask_prompt` false would train. Use `mask_prompt` true")
-    messages = record.get("messages") or [*asked(record), {"role": "assistant", "content": answer_of(record)}]
-    return _example(*encode(conversation(style, messages, tokens, train_on), tokenizer), mask_prompt)
+    return _example(*encode(conversation(style, turns_of(record), tokens, train_on), tokenizer), mask_prompt)
+
+
+def unrendered_fields(record: Record, style: Style | str, tokenizer: Tokenizer) -> list[str]:
+    """Return the names of a record's fields that the style does not render, one for each turn that has it."""
+    if "text" in record:
+        return []
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    return unrendered(style, turns_of(record), tokenizer.special_tokens, variables_of(record))
 
 
 def _example(ids: list[int], trained: list[bool], mask_prompt: bool) -> Example:

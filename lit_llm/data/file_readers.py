@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,24 +12,32 @@ from lit_llm.errors import DataError
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
-COMPRESSED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
+COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz",
+}  # fmt: skip
+DELIMITERS = ",;\t|"
+
+
+def is_csv(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def rows_of(path: Path) -> Iterator[Any]:
     """Yield the rows of a CSV, parquet, JSON or JSON lines file; the suffix decides.
 
+    A row that cannot be used is a DataError with the reason, which `to_record` raises.
+
     Raises:
         FileNotFoundError: if the file does not exist.
         DataError: with the position, if the file cannot be read.
     """
-    if path.suffix == ".csv":
+    if is_csv(path):
         return csv_rows(path)
-    return parquet_rows(path) if path.suffix == ".parquet" else json_rows(path)
+    return parquet_rows(path) if path.suffix.lower() == ".parquet" else json_rows(path)
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 file. Compressed files are refused: how large their content is shows only after it is read."""
+def _check_readable(path: Path) -> None:
+    """Refuse a compressed file: how large its content is shows only after it is read."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     with path.open("rb") as file:
@@ -37,6 +45,12 @@ def open_text(path: Path) -> Iterator[IO[str]]:
     for magic, kind in COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(f"{path} is compressed ({kind}). Decompress it first")
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 file, with or without a byte order mark."""
+    _check_readable(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             yield text
@@ -47,18 +61,57 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 def json_rows(path: Path) -> Iterator[Any]:
     """Yield the rows of a JSON list, or of JSON lines."""
     with open_text(path) as file:
-        first = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
-        file.seek(0)
-        if first == "[":
+        if next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "") == "[":
+            file.seek(0)
             yield from _list_items(path, file)
-        else:
-            yield from (parse_line(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
+            return
+    yield from (value for _, value in json_lines(path))
 
 
-def parse_line(place: str, line: str) -> Any:
-    """Parse a line of JSON. Raises DataError, which starts with `place`."""
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the value of each line of JSON that is not blank, after its place: the file and the line number."""
+    _check_readable(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{place}: not UTF-8 ({error.reason} at byte {error.start} of the line). Save the file as UTF-8"
+                ) from error
+            if text.strip():
+                yield place, _parse_line(place, text)
+
+
+class _Decoder(json.JSONDecoder):
+    """A decoder of one value. NaN and Infinity, which are not JSON and mean a missing value, become None."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object, parse_constant=lambda _: None)
+        self._twice: list[str] = []
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Row:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self._twice += [name for name in found if names.count(name) > 1]
+        return found
+
+    def usable(self, value: Any) -> Any:
+        """Return the value, or a DataError if a name occurs twice in one of its objects: which is meant cannot be known."""
+        return DataError(f"the name {self._twice[0]!r} occurs twice in one object") if self._twice else value
+
+
+def parse_json(text: str) -> Any:
+    """Parse one JSON value; see `_Decoder.usable`. Raises ValueError or RecursionError."""
+    decoder = _Decoder()
+    return decoder.usable(decoder.decode(text))
+
+
+def _parse_line(place: str, line: str) -> Any:
     try:
-        return json.loads(line.rstrip())
+        return parse_json(line.rstrip())
     except json.JSONDecodeError as error:
         raise DataError(f"{place}:{error.colno}: not JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:
@@ -131,10 +184,11 @@ class _Window:
         size, at_end = CHUNK, False
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                decoder = _Decoder()
+                value, end = decoder.raw_decode(self.text, self.at)
                 if at_end or end < len(self.text):  # a number may continue in the next chunk
                     self.advance(end - self.at)
-                    return value
+                    return decoder.usable(value)
             except json.JSONDecodeError as error:
                 if at_end:
                     self.advance(min(error.pos, len(self.text)) - self.at)
@@ -147,15 +201,13 @@ class _Window:
 
 def csv_columns(path: Path) -> list[str]:
     """Return the names in the header of a CSV file."""
-    return next(_csv_lines(path), [])
+    return _header(path, _csv_lines(path))
 
 
 def csv_rows(path: Path) -> Iterator[dict[Any, Any]]:
     """Yield the rows of a CSV file with a header. Missing cells are None; cells beyond the header are a list under None."""
     lines = _csv_lines(path)
-    columns = next(lines, None)
-    if columns is None:
-        raise DataError(f"{path}: the columns of a header are missing; found none")
+    columns = _header(path, lines)
     for cells in filter(None, lines):
         row: dict[Any, Any] = dict(zip(columns, cells, strict=False))
         if len(cells) > len(columns):
@@ -163,17 +215,42 @@ def csv_rows(path: Path) -> Iterator[dict[Any, Any]]:
         yield row | dict.fromkeys(columns[len(cells) :])
 
 
+def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
+    columns = next(lines, None)
+    if columns is None:
+        raise DataError(f"{path}: the columns of a header are missing; found none")
+    _check_unique(path, columns)
+    return columns
+
+
+def _check_unique(path: Path, columns: list[str]) -> None:
+    """Raise DataError for a name that two columns have, unless it is empty."""
+    twice = [repr(name) for i, name in enumerate(columns) if name.strip() and name in columns[:i]]
+    if twice:
+        raise DataError(f"{path} has two columns with the same name: {', '.join(dict.fromkeys(twice))}. Rename one of them")
+
+
 def _csv_lines(path: Path) -> Iterator[list[str]]:
     csv.field_size_limit(sys.maxsize)
     first_line = 1
     with open_text(path) as file:
-        reader = csv.reader(file, strict=True)
+        delimiter = max(DELIMITERS, key=lambda delimiter: _n_columns(file, delimiter))  # the first of equals
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 yield cells
                 first_line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{path}:{first_line}: not CSV ({error})") from error
+
+
+def _n_columns(file: IO[str], delimiter: str) -> int:
+    """Return the number of columns that a delimiter makes of the header."""
+    file.seek(0)
+    with suppress(csv.Error):
+        return len(next(csv.reader(file, delimiter=delimiter, strict=True), []))
+    return 0
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -186,7 +263,9 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        _check_unique(path, file.schema_arrow.names)
+        for batch in file.iter_batches(1024):
             yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a parquet file: {error}") from error

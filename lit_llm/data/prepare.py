@@ -7,33 +7,35 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.data.curate import Curation, share
-from lit_llm.data.file_readers import csv_columns, rows_of
-from lit_llm.data.records import Record
-from lit_llm.data.rows import to_record
+from lit_llm.data.file_readers import csv_columns, csv_rows, is_csv, rows_of
+from lit_llm.data.rows import COLUMNS, ignored_fields, to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
 from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
 
-COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
-
 
 def prepare(
-    args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], to_record: Callable[[Any], Record], wait: bool = False
+    args: PrepareArgs,
+    source: str,
+    path: Path,
+    rows: Iterable[Any],
+    columns: Mapping[str, str] = COLUMNS,
+    wait: bool = False,
 ) -> None:
     """Write the data folder, and print how many rows were kept and dropped, and why. Rows are read as a stream.
 
     Args:
         source: Origin of the data, for `meta.json`.
         path: The file that is read.
-        to_record: Returns the record of a row, or raises ValueError with the reason why there is none.
+        columns: See `to_record`.
         wait: Wait for another process that writes the folder.
 
     Raises:
@@ -45,13 +47,13 @@ def prepare(
     destination = args.destination_path
     check_replaceable(destination, "destination_path")
     with claimed(destination, "destination_path", wait=wait):
-        _update(args, source, path, _sorted(args, rows, to_record))
+        _update(args, source, path, rows, columns)
     if args.checkpoint_dir is not None:
         print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
-def _update(args: PrepareArgs, source: str, path: Path, lines: Iterable[tuple[str, str, str | None]]) -> None:
+def _update(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str]) -> None:
     """Write the data folder unless it is up to date."""
     destination = args.destination_path
     if holds_files(destination) and not (destination / "meta.json").is_file():
@@ -66,43 +68,40 @@ def _update(args: PrepareArgs, source: str, path: Path, lines: Iterable[tuple[st
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
         _check_unchanged(destination, files)
-        _write(args, path, about, lines)
+        _write(args, path, about, rows, columns)
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
             print(f"{destination} replaces the existing folder: {why}", file=sys.stderr)
 
 
 def _sorted(
-    args: PrepareArgs, rows: Iterable[Any], to_record: Callable[[Any], Record]
+    args: PrepareArgs, rows: Iterable[Any], columns: Mapping[str, str], ignored: Counter[str]
 ) -> Iterator[tuple[str, str, str | None]]:
     """Yield for each row the file that it belongs to, its line there, and the reason if it is dropped."""
     curation = Curation(args.near_duplicates, args.min_answer_chars, args.max_chars, args.max_examples)
     for row in rows:
         try:
-            record = to_record(row)
+            record = to_record(row, columns, ignored)
             reason = curation.reason(record)
-            line = json.dumps(record, ensure_ascii=False)
-            line.encode()
-        except UnicodeEncodeError:
-            reason = "unpaired surrogate (invalid Unicode)"
         except ValueError as error:
             reason = str(error).split("; found")[0].split(", found")[0]  # without values, so that equal reasons are counted
         if reason is None:
+            line = json.dumps(record, ensure_ascii=False)
             yield "val" if share(record, args.seed) < args.val_split_fraction else "train", line, None
         else:
             line = json.dumps({"reason": reason, "row": row}, default=str) if args.write_dropped else ""
             yield "dropped", line, reason
 
 
-def _write(args: PrepareArgs, path: Path, about: dict[str, Any], lines: Iterable[tuple[str, str, str | None]]) -> None:
-    kept, dropped = Counter(train=0, val=0), Counter[str]()
+def _write(args: PrepareArgs, path: Path, about: dict[str, Any], rows: Iterable[Any], columns: Mapping[str, str]) -> None:
+    kept, dropped, ignored = Counter(train=0, val=0), Counter[str](), Counter[str]()
     progress = Progress("row", None)
     with new_folder(args.destination_path) as folder:
         names = ["train", "val", *(["dropped"] if args.write_dropped else [])]
         paths = {name: folder / f"{name}.jsonl" for name in names}
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(paths[name].open("w", encoding="utf-8")) for name in names}
-            for name, line, reason in lines:
+            for name, line, reason in _sorted(args, rows, columns, ignored):
                 progress.update()
                 if reason is None:
                     kept[name] += 1
@@ -111,6 +110,10 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], lines: Iterable
                 if name in files:
                     files[name].write(f"{line}\n")
         progress.close()
+        if not kept["train"] and kept["val"]:  # few questions: the split by question holds out all of them
+            paths["val"].replace(paths["train"])
+            paths["val"].touch()
+            kept = Counter(train=kept["val"], val=0)
         if not kept["train"]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
             raise DataError(f"{path}: nothing to train on is left: {reasons}")
@@ -118,12 +121,14 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], lines: Iterable
             if not file.stat().st_size:
                 file.unlink()
         digests = {file.name: digest_of(file, "0" * 64) for file in sorted(folder.iterdir())}
-        counts = {"rows": dict(kept), "dropped": dict(dropped)}
+        counts = {"rows": dict(kept), "dropped": dict(dropped), "ignored": dict(ignored)}
         split = {"val_split_fraction": args.val_split_fraction, "seed": args.seed}
         write_json(folder / "meta.json", {**about, **counts, **split, "files": digests})
     print(f"{args.destination_path}: {kept['train']} rows to train on, {kept['val']} to validate")
     for reason, n in dropped.items():
         print(f"dropped {n}: {reason}")
+    if ignored:
+        print(ignored_fields(ignored))
 
 
 def _check_unchanged(folder: Path, digests: dict[str, str]) -> None:
@@ -145,16 +150,18 @@ def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
 def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path, wait: bool = False) -> None:
     """Prepare a file of rows whose columns have the names given as options."""
     columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
-    if path.suffix == ".csv" or isinstance(args, PrepareCsvArgs):
+    from_csv = isinstance(args, PrepareCsvArgs) or is_csv(path)
+    if from_csv:
         found = csv_columns(path)
-        missing = [columns[name] for name in ("instruction", "output") if columns[name] not in found]
-        if missing and "text" not in found and "chosen" not in found:
+        plain = {name.strip().lower() for name in found}
+        missing = [columns[name] for name in ("instruction", "output") if columns[name].strip().lower() not in plain]
+        if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations")):
             raise DataError(
                 f"{path}: the columns {', '.join(missing)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
-                f"comma? Name other columns: python scripts/prepare_csv.py --csv_path {path} --instruction_column NAME "
-                "--output_column NAME"
+                "comma, semicolon, tab or vertical bar? Name other columns: python scripts/prepare_csv.py --csv_path "
+                f"{path} --instruction_column NAME --output_column NAME"
             )
-    prepare(args, source, path, rows_of(path), lambda row: to_record(row, columns), wait)
+    prepare(args, source, path, csv_rows(path) if from_csv else rows_of(path), columns, wait)
 
 
 def prepared(path: Path) -> Path:
@@ -163,10 +170,10 @@ def prepared(path: Path) -> Path:
     Raises:
         DataError: if the file is plain text, or cannot be prepared.
     """
-    if path.suffix in (".txt", ".md"):
+    if path.suffix.lower() in (".txt", ".md"):
         raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
     folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if path.suffix == ".csv":
+    if is_csv(path):
         prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path, wait=True)
     else:
         prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path, wait=True)

@@ -1,65 +1,29 @@
 """Records of a data file: the fields of a row, and which of them are prompts and answers."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lit_llm.data.file_readers import parse_line
 from lit_llm.errors import DataError
 from lit_llm.text.conversation import check_messages, question
 from lit_llm.text.styles import Message
 
 Record = dict[str, Any]
 
-
 PAIR = ("prompt", "chosen", "rejected")
+VARIABLES = {"tools": list, "functions": list, "documents": list, "chat_template_kwargs": dict}
+"""Fields next to the turns that chat templates read, and their types; the lists hold objects."""
+RENDERED_ELSEWHERE = ("messages", "add_generation_prompt")
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return all records of a `.jsonl` file; see `iter_records`."""
-    return list(iter_records(path))
-
-
-def iter_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a `.jsonl` file, one JSON object per line.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        DataError: with file and line, if a line is not a complete record in JSON and UTF-8, or if there is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_alpaca.py")
-    found = False
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                record = parse_line(place, line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            try:
-                check_record(record)
-            except ValueError as error:
-                raise DataError(f"{place}: {error}") from error
-            found = True
-            yield record
-    if not found:
-        raise DataError(f"{path} is empty: there is nothing to train on")
-
-
-def check_record(record: Any) -> None:
+def check_record(record: Record) -> None:
     """Raise DataError unless `record` is a complete instruction row, conversation, text or preference pair."""
-    if not isinstance(record, dict):
-        raise DataError(f"a record must be a JSON object, found {type(record).__name__}")
+    check_unicode(record)
     if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
         check_trained(record["messages"])
         if all(turn.get("weight") == 0 for turn in record["messages"] if turn["role"] == "assistant"):
             raise DataError("every answer has weight 0: nothing would be trained")
-        _check_ignored(record, "messages", "system")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
@@ -68,7 +32,6 @@ def check_record(record: Any) -> None:
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
             check_trained(record[name])
-            _check_ignored(record, "prompt", "system", "input")
             continue
         if not isinstance(record[name], str):
             raise DataError(f"{name!r} must be a string, found {json.dumps(record[name])[:40]}")
@@ -77,8 +40,16 @@ def check_record(record: Any) -> None:
     for name in ("input", "system"):
         if not isinstance(record.get(name) or "", str):
             raise DataError(f"{name!r} must be a string")
-    if "text" not in record and record.get("history"):
-        raise DataError("'history' is ignored in a record. Write it as turns of 'messages', or of the 'prompt' of a pair")
+
+
+def check_unicode(value: Any) -> None:
+    """Raise DataError for JSON data with text that cannot be encoded as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError("unpaired surrogate (invalid Unicode)") from error
+    except RecursionError as error:
+        raise DataError("nested too deeply") from error
 
 
 def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
@@ -90,12 +61,6 @@ def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
             raise DataError("a turn calls a tool, which would be ignored")
 
 
-def _check_ignored(record: Record, turns: str, *names: str) -> None:
-    for name in names:
-        if record.get(name):
-            raise DataError(f"{name!r} is ignored when {turns!r} holds turns. Write it as one of the turns")
-
-
 def asked(record: Record) -> list[Message]:
     """Return the conversation that a record, except plain text, asks to continue."""
     if "chosen" not in record and "messages" in record:
@@ -104,8 +69,27 @@ def asked(record: Record) -> list[Message]:
     return asks if isinstance(asks, list) else question(asks, record.get("input") or "", record.get("system") or "")
 
 
+def turns_of(record: Record) -> list[Message]:
+    """Return the conversation of a record, except plain text, with its answer; that of a pair with the chosen one."""
+    if "chosen" not in record and "messages" in record:
+        return record["messages"]
+    return [*asked(record), {"role": "assistant", "content": answer_of(record)}]
+
+
 def answer_of(record: Record) -> str:
     """Return the answer to `asked` in a record, except plain text."""
     if "chosen" in record:
         return record["chosen"]
     return record["messages"][-1]["content"] if "messages" in record else record["output"]
+
+
+def variables_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables that a record has for the chat template: `VARIABLES` of the expected type, if not empty."""
+    found = {name: record[name] for name in VARIABLES if record.get(name) and is_variable(name, record[name])}
+    options = found.pop("chat_template_kwargs", {})
+    return {name: value for name, value in options.items() if name not in RENDERED_ELSEWHERE} | found
+
+
+def is_variable(name: str, value: Any) -> bool:
+    kind = VARIABLES[name]
+    return isinstance(value, kind) and (kind is dict or all(isinstance(item, dict) for item in value))

@@ -1,51 +1,155 @@
 """Map rows in the formats that people publish to records."""
 
-import json
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from lit_llm.data.file_readers import Row
-from lit_llm.data.records import Record, check_record, check_trained
+from lit_llm.data.file_readers import Row, json_lines, parse_json
+from lit_llm.data.records import VARIABLES, Record, check_record, check_trained, is_variable
 from lit_llm.errors import DataError
+from lit_llm.text.conversation import MEANT
 from lit_llm.text.styles import split_system
 
+COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-         "bot": "assistant", "model": "assistant", "system": "system"}  # fmt: skip
+         "bot": "assistant", "model": "assistant", "system": "system", "developer": "system"}  # fmt: skip
+TURN = ("role", "from", "content", "value", "weight")
+KNOWN = ("messages", "conversations", "history", "text", "continues", "prompt", "chosen", "rejected", *VARIABLES)
+AS_JSON = ("messages", "conversations", "history", *VARIABLES)
+"""Fields that tables hold as a string of JSON."""
+
+SHOWN = 10
 
 
-def to_record(row: Any, columns: dict[str, str]) -> Record:
+def read_records(path: Path) -> list[Record]:
+    """Return all records of a `.jsonl` file; see `iter_records`."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path, ignored: Counter[str] | None = None) -> Iterator[Record]:
+    """Yield the records of a `.jsonl` file, one JSON object per line.
+
+    Args:
+        ignored: Counts the rows with a field that is not part of their record, by its name.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        DataError: with file and line, if a line is not a row in JSON and UTF-8, or if there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_alpaca.py")
+    found = False
+    for place, row in json_lines(path):
+        try:
+            record = to_record(row, COLUMNS, ignored)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+        found = True
+        yield record
+    if not found:
+        raise DataError(f"{path} is empty: there is nothing to train on")
+
+
+def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None = None) -> Record:
     """Return the record of a row: instruction, conversation (`messages`, ShareGPT's `conversations`), preference pair or text.
+
+    A record is the record of itself. Case and surrounding spaces of the names of fields do not count.
 
     Args:
         columns: Column of the row for each of instruction, input, output and system.
+        ignored: Counts the rows with a field that is not part of their record, by its name.
 
     Raises:
         DataError: with the reason, if the row is incomplete.
     """
+    if isinstance(row, DataError):
+        raise row
     if not isinstance(row, dict):
-        raise DataError(f"a row must be an object, found {type(row).__name__}")
+        raise DataError(f"a row must be a JSON object, found {type(row).__name__}")
     if None in row:
         raise DataError("the row has more cells than there are columns")
+    row = _with_known_names(row, (*KNOWN, *columns.values()))
+    row |= {name: _from_json(row[name]) for name in AS_JSON if isinstance(row.get(name), str)}
+    variables = {name: row[name] for name in VARIABLES if row.get(name) and is_variable(name, row[name])}
+    turns = next((name for name in ("messages", "conversations") if row.get(name) not in (None, "")), None)
+    own = {columns["instruction"], columns["output"], "messages", "conversations"}
+    if turns is None and columns["instruction"] not in row:
+        turns = next((name for name in ("messages", "conversations") if name in row), None)
+    more = Counter[str]()
     if "chosen" in row:
-        record = _pair(row, columns)
-    elif turns := row.get("messages") or row.get("conversations"):
-        record = {"messages": _messages(turns, row.get(columns["system"]))}
-    elif "text" in row and columns["instruction"] not in row:
+        record = _pair(row, columns, more)
+        used = {*columns.values(), "prompt", "conversations", "chosen", "rejected"} - {columns["output"]}
+    elif turns is not None:
+        record = {"messages": _messages(row[turns], row.get(columns["system"]))}
+        used = {turns, columns["system"]}
+    elif "text" in row and own.isdisjoint(row) and all(columns[name] == name for name in ("instruction", "output")):
         record = {"text": row["text"], **({"continues": True} if row.get("continues") else {})}
+        variables, used = {}, {"text", "continues"}
     else:
         record = _instruction(row, columns)
+        used = {*columns.values()}
+    if isinstance(row.get("history"), list) and turns is None:
+        used.add("history")
+    record |= variables
     check_record(record)
+    if ignored is not None:
+        ignored.update(more.keys() | {name for name in row.keys() - used - variables.keys() if not _is_empty(row[name])})
     return record
 
 
-def _instruction(row: Row, columns: dict[str, str]) -> Record:
+def ignored_fields(ignored: Counter[str], unit: str = "rows") -> str:
+    """Return a line that names the most frequent of the fields that are ignored."""
+    named = ", ".join(f"{name!r} ({n:,} {unit})" for name, n in ignored.most_common(SHOWN))
+    more = f" and {len(ignored) - SHOWN:,} others" if len(ignored) > SHOWN else ""
+    return f"ignored fields: {named}{more}"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _with_known_names(row: Row, names: Collection[str]) -> Row:
+    """Return a copy of a row in which names that differ from known ones by case or spaces only are replaced by these."""
+    known, found = _by_plain_name(tuple(names)), {}
+    for name, value in row.items():
+        meant = known.get(name.strip().lower(), name)
+        meant = name if meant in row else meant
+        if meant in found:
+            raise DataError(f"the row has the field {meant!r} twice, written differently")
+        found[meant] = value
+    return found
+
+
+@cache
+def _by_plain_name(names: tuple[str, ...]) -> dict[str, str]:
+    return {name.strip().lower(): name for name in names}
+
+
+def _from_json(value: str) -> Any:
+    """Return the list or object that a string holds as JSON, else the string."""
+    if value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = parse_json(value)
+    except (ValueError, RecursionError):
+        return value
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def _instruction(row: Row, columns: Mapping[str, str]) -> Record:
     """Return an instruction record, or a conversation if the row has a history."""
+    for name in ("instruction", "output"):
+        if columns[name] not in row:
+            raise DataError(f"the record has no {columns[name]!r}; found {', '.join(map(repr, row)) or 'nothing'}")
     record = {name: row[column] for name, column in columns.items() if column in row}
     for name in ("input", "system"):
         if record.get(name) is None:
             record.pop(name, None)
-    if "instruction" in record and "output" in record:
-        record.setdefault("input", "")
+    record.setdefault("input", "")
     if not (earlier := _history(row)):
         return record
     check_record(record)
@@ -55,16 +159,13 @@ def _instruction(row: Row, columns: dict[str, str]) -> Record:
 
 
 def _history(row: Row) -> list[dict[str, Any]]:
-    """Return the turns before the row's own, given as pairs of question and answer; a table holds them as JSON.
+    """Return the turns before the row's own, given as pairs of question and answer.
 
-    A column of that name with any other string has another meaning, and is ignored.
+    A column of that name with a string that is not a list of JSON has another meaning.
     """
     pairs = row.get("history") or []
-    if isinstance(pairs, str):
-        if not pairs.lstrip().startswith("["):
-            return []
-        with suppress(json.JSONDecodeError):
-            pairs = json.loads(pairs)
+    if isinstance(pairs, str) and not pairs.lstrip().startswith("["):
+        return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError("'history' must be a list of questions, each with its answer")
     return _messages([text for pair in pairs for text in pair], None)
@@ -74,7 +175,7 @@ def _joined(question: Any, further: Any) -> Any:
     return f"{question}\n\n{further}" if further else question
 
 
-def _pair(row: Row, columns: dict[str, str]) -> Record:
+def _pair(row: Row, columns: Mapping[str, str], ignored: Counter[str]) -> Record:
     """Return the preference pair of a row.
 
     Answers are strings, or the last of their turns. The prompt is a string, turns, or the turns before the answers; every
@@ -88,20 +189,20 @@ def _pair(row: Row, columns: dict[str, str]) -> Record:
             prompts[name] = _messages(value if isinstance(value, list) else [*earlier, own], system)
     answers = {}
     for name in ("chosen", "rejected"):
-        answers[name], before = _answer(row, name)
+        answers[name], before = _answer(row, name, ignored)
         if before:
             prompts[name] = _messages(before, system)
     prompt = _agreed(prompts)
     if (further or earlier) and any(isinstance(row[name], list) for name in prompts):
         raise DataError("'input' or 'history' is ignored when the prompt holds turns. Write it as one of the turns")
     opening, turns = split_system(prompt)
-    if [turn["role"] for turn in turns] != ["user"]:
+    if [turn["role"] for turn in turns] != ["user"] or any(len(turn) > 2 for turn in prompt):
         return {"prompt": prompt, **answers}
     asked = {"prompt": turns[0]["content"], "input": further, "system": opening}
     return {**{name: value for name, value in asked.items() if value}, **answers}
 
 
-def _answer(row: Row, name: str) -> tuple[Any, list[dict[str, Any]]]:
+def _answer(row: Row, name: str, ignored: Counter[str]) -> tuple[Any, list[dict[str, Any]]]:
     """Return an answer of a pair, and the turns before it."""
     turns = row.get(name)
     if isinstance(turns, dict):
@@ -113,6 +214,11 @@ def _answer(row: Row, name: str) -> tuple[Any, list[dict[str, Any]]]:
         raise DataError(f"the answer of {name!r} has weight 0")
     if last["role"] not in ("assistant", None):
         raise DataError(f"the last turn of {name!r} is not the assistant's")
+    more = last.keys() - {*TURN}
+    if MEANT & more:
+        lost = ", ".join(map(repr, sorted(MEANT & more)))
+        raise DataError(f"an answer of a pair has {lost}, which would be ignored. Write it as a part of the content")
+    ignored.update(more)
     return last["content"], before
 
 
@@ -128,7 +234,10 @@ def _agreed(prompts: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
-    """Return turns with role and content. Plain strings (LIMA) are user and assistant in turn."""
+    """Return turns with role and content, and the other fields that are not empty: templates may render them.
+
+    Plain strings (LIMA) are user and assistant in turn.
+    """
     if not isinstance(turns, list):
         raise DataError("'messages' must be a list of turns")
     if any(isinstance(turn, str) for turn in turns):
@@ -138,12 +247,28 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
     check_trained(turns)
     messages: list[dict[str, Any]] = []
     for turn in turns:
-        role = turn.get("role", turn.get("from"))
-        role = ROLES.get(role, role) if isinstance(role, str) else role
+        role = _first_of(turn, "role", "from")
+        role = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
         untrained = {"weight": 0} if role == "assistant" and turn.get("weight") == 0 else {}
-        messages.append({"role": role, "content": turn.get("content", turn.get("value")), **untrained})
+        more = {name: value for name, value in turn.items() if name not in TURN and not _is_empty(value)}
+        messages.append({"role": role, "content": _text(_first_of(turn, "content", "value")), **untrained, **more})
     if not system or (messages and messages[0] == {"role": "system", "content": system}):
         return messages
     if messages and messages[0]["role"] == "system":
         raise DataError("the row has a system prompt, but its turns begin with another")
     return [{"role": "system", "content": system}, *messages]
+
+
+def _first_of(turn: Row, *names: str) -> Any:
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
+
+
+def _text(content: Any) -> Any:
+    """Return the content of a turn; parts of text are joined as templates do."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content]
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) < len(texts):
+        raise DataError("a turn has a part that is not text")
+    return "".join(strings)

@@ -14,13 +14,14 @@ from typing import overload
 import torch
 
 from lit_llm.data.examples import Example, Pair, tokenize
-from lit_llm.data.records import Record, iter_records
+from lit_llm.data.records import Record
+from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
 from lit_llm.files import claimed, digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
-VERSION = 2  # of the result of `tokenize`; another number invalidates all caches
+VERSION = 3  # of the result of `tokenize`; another number invalidates all caches
 CACHED_FROM = 2**20  # bytes of records; fewer are tokenized within a second
 
 

@@ -15,7 +15,8 @@ from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
-from lit_llm.data.records import Record, answer_of, iter_records
+from lit_llm.data.records import Record, answer_of
+from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
 from lit_llm.evaluation.score import Span, score
 from lit_llm.generation.decode import Completion

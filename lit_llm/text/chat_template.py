@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.errors import OptionError
-from lit_llm.text.styles import Message
+from lit_llm.text.styles import Message, for_template
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,7 @@ class ChatTemplate:
     source: str
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        joined = [
-            {"role": m["role"], "content": f"{m['content']}\n\n{m['input']}" if m.get("input") else m["content"]}
-            for m in messages
-        ]
+        joined = [for_template(message) for message in messages]
         more = {"add_generation_prompt": generation, "tools": None, "documents": None}
         answer = _PROCESS.answer({"source": self.source, "variables": {"messages": joined} | more | dict(tokens)})
         if "error" in answer:

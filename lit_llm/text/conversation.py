@@ -6,8 +6,8 @@ segments: the tokens before an answer are the same when it is trained and when i
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
@@ -19,6 +19,10 @@ TrainOn = Literal["all", "last"]
 
 CHAT_TEMPLATE = "chat_template"
 
+READ = ("role", "content", "input", "weight")
+MEANT = frozenset({"reasoning_content", "reasoning", "thinking", "tools", "functions"})
+"""Fields without which an answer has another meaning: each must be rendered."""
+
 
 def prompt_style(name: str, tokenizer: Tokenizer | None = None) -> Style:
     """Return the style of this name; `chat_template` is that of the tokenizer's checkpoint.
@@ -28,7 +32,7 @@ def prompt_style(name: str, tokenizer: Tokenizer | None = None) -> Style:
     """
     if name == CHAT_TEMPLATE and tokenizer is not None:
         if tokenizer.chat_template is None:
-            raise OptionError("the checkpoint has no chat template. Use another `prompt_style`")
+            raise OptionError(_no_default(tokenizer) or "the checkpoint has no chat template. Use another `prompt_style`")
         return ChatTemplate(tokenizer.chat_template)
     if name not in STYLES:
         raise OptionError(f"prompt style {name!r} is not known. Use one of: {CHAT_TEMPLATE}, {', '.join(sorted(STYLES))}")
@@ -36,8 +40,23 @@ def prompt_style(name: str, tokenizer: Tokenizer | None = None) -> Style:
 
 
 def default_style(tokenizer: Tokenizer, is_text: bool) -> str:
-    """Return the name of the style for a checkpoint and its data if none is given."""
+    """Return the name of the style for a checkpoint and its data if none is given.
+
+    Raises:
+        OptionError: if the checkpoint has several chat templates, and none of them is the default.
+    """
+    if not is_text and tokenizer.other_templates:
+        raise OptionError(_no_default(tokenizer))
     return CHAT_TEMPLATE if tokenizer.chat_template is not None else "none" if is_text else "alpaca"
+
+
+def _no_default(tokenizer: Tokenizer) -> str:
+    """Return an error for a checkpoint with chat templates of which none is the default, else an empty string."""
+    names = ", ".join(map(repr, tokenizer.other_templates))
+    return names and (
+        f"the chat templates of the checkpoint are called {names}, and none of them is called 'default'. Save the one to use "
+        "as chat_template.jinja in its folder, or specify `prompt_style`"
+    )
 
 
 def fingerprint(style: Style, tokenizer: Tokenizer) -> str:
@@ -77,7 +96,7 @@ def question(instruction: str, input: str = "", system: str = "") -> list[Messag
     return [*opening, {"role": "user", "content": instruction, "input": input}]
 
 
-def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, str]) -> list[Segment]:
+def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> list[Segment]:
     """Render `messages` up to the next answer: prompts at even places, earlier answers at odd ones.
 
     Templates that drop thoughts from the history change earlier turns once another follows: the result is then one segment.
@@ -96,7 +115,7 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, str])
     return [*segments, Segment(after + whole[len(seen) :], False)]
 
 
-def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, str]) -> Iterator[tuple[Message, str, str]]:
+def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[tuple[Message, str, Any]]:
     """Yield each answer with the conversation before it and up to its end, as rendered."""
     before = list(accumulate(style.parts(messages, tokens))) if isinstance(style, Turns) else None
     n_opening = len(messages) - len(split_system(messages)[1])
@@ -108,7 +127,7 @@ def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, str
                 yield message, style.render(messages[:i], True, tokens), style.render(messages[: i + 1], False, tokens)
 
 
-def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str, str], train_on: TrainOn) -> list[Segment]:
+def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], train_on: TrainOn) -> list[Segment]:
     """Render a conversation that ends in an answer: prompts at even places, answers at odd ones.
 
     An answer with a `weight` of 0 is not trained.
@@ -127,9 +146,9 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
             raise OptionError("the prompt style changes earlier turns with each further one. Train with `train_on` last")
         answers = [last]
     for i, message in enumerate(answers):
-        text, content = segments[2 * i + 1].text, message["content"]
+        (before, _), (text, _), content = *segments[2 * i : 2 * i + 2], message["content"]
         is_trained = train_on == "all" or i == len(answers) - 1
-        if is_trained and _squeezed(content) not in _squeezed(text):
+        if is_trained and not ends_with_all_of(content, before, text):
             raise OptionError(f"the prompt style omits a part of the answer {content[:40]!r}. Use another `prompt_style`")
         segments[2 * i + 1] = Segment(text, is_trained and message.get("weight") != 0)
     if not any(segment.trained for segment in segments):
@@ -137,7 +156,43 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
     return segments
 
 
-def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answered: str, tokens: Mapping[str, str]) -> None:
+def ends_with_all_of(content: str, before: str, answer: str) -> bool:
+    """Return True if an answer has all of its content. The text before it may have the beginning: it may open a thought."""
+    content, before, answer = map(squeezed, (content, before, answer))
+    return content in answer or (before + answer).rfind(content) + len(content) > len(before)
+
+
+def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> list[str]:
+    """Return the names of the variables, and of the fields of each turn, without which the style renders the same.
+
+    The conversation is rendered up to the turn: a template may drop fields of earlier ones.
+    """
+    found = [name for name in variables if _is_same_without(style, messages, tokens, variables, name, None)]
+    for i, message in enumerate(messages):
+        names = [name for name in message if name not in READ]
+        found += [name for name in names if _is_same_without(style, messages[: i + 1], tokens, variables, None, name)]
+    return found
+
+
+def _is_same_without(
+    style: Style,
+    messages: Sequence[Message],
+    tokens: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    variable: str | None,
+    field: str | None,
+) -> bool:
+    """Return True if the style renders the same without a variable, and without a field of the last turn."""
+    generation = messages[-1]["role"] != "assistant"
+    whole = style.render(messages, generation, {**variables, **tokens})
+    others = {name: value for name, value in variables.items() if name != variable}
+    last = {name: value for name, value in messages[-1].items() if name != field}
+    with suppress(OptionError):  # a template may need the field
+        return style.render([*messages[:-1], last], generation, {**others, **tokens}) == whole
+    return False
+
+
+def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answered: str, tokens: Mapping[str, Any]) -> None:
     """Raise OptionError unless `answered`, the conversation, continues `asked`, its prompt, and ends with the answer."""
     if not answered.startswith(asked):
         same = next((i for i, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
@@ -158,21 +213,25 @@ def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answ
         )
 
 
-def _close(rendered: str, content: str, tokens: Mapping[str, str]) -> tuple[str, str]:
-    """Return an answer with EOS unless the style closes the turn, and the white space after it, which is not generated."""
-    if rendered.endswith(content):
+def _close(rendered: str, content: str, tokens: Mapping[str, Any]) -> tuple[str, str]:
+    """Return an answer with EOS unless the style closes the turn, and the white space after it, which is not generated.
+
+    The prompt may have the beginning of the content.
+    """
+    if rendered and (rendered.endswith(content) or content.endswith(rendered)):
         return rendered + tokens.get("eos_token", ""), ""
     answer = rendered.rstrip()
-    closing = tokens.get("eos_token", "") if _squeezed(answer).endswith(_squeezed(content)) else ""
+    own, whole = squeezed(answer), squeezed(content)
+    closing = tokens.get("eos_token", "") if own.endswith(whole) or (own and whole.endswith(own)) else ""
     return answer + closing, rendered[len(answer) :]
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
     """Remove white space, which a template may change."""
     return "".join(text.split())
 
 
-def closing_of(style: Style, tokens: Mapping[str, str]) -> str:
+def closing_of(style: Style, tokens: Mapping[str, Any]) -> str:
     """Return the string after a trained answer: EOS, or the string that closes a turn in this style."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"}]
     return conversation(style, turns, tokens, "all")[-1].text.rpartition("\u2603")[2]
@@ -203,16 +262,16 @@ def prompt_ids(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     finetuned: bool = False,
-    variables: Mapping[str, Any] = MappingProxyType({}),
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Return the token ids of the prompt that a conversation becomes in the style of this name.
 
     Args:
         finetuned: The model was finetuned in this style, and gets earlier answers as it was trained on them. Otherwise a
             checkpoint's template is rendered and tokenized as a whole, as transformers' `apply_chat_template` does.
-        variables: Further variables of a checkpoint's template.
+        variables: Further variables of a checkpoint's template, such as `tools`.
     """
-    found, tokens = prompt_style(style, tokenizer), {**variables, **tokenizer.special_tokens}
+    found, tokens = prompt_style(style, tokenizer), {**(variables or {}), **tokenizer.special_tokens}
     if isinstance(found, ChatTemplate) and not finetuned:
         ids = tokenizer.encode(found.render(messages, True, tokens))
     else:

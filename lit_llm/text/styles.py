@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-Message = Mapping[str, str]
-"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart."""
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart. A chat template may
+render further fields."""
+
+UNRENDERED = ("input", "weight")
 
 
 class Style(Protocol):
-    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, Any]) -> str:
         """Render a conversation; with `generation`, up to the beginning of the model's next answer.
 
         Args:
-            tokens: The strings of the special tokens, by names like eos_token.
+            tokens: The strings of the special tokens, by names like eos_token, and other variables of a chat template.
         """
         ...
 
@@ -38,10 +41,10 @@ class Turns:
     stop: tuple[str, ...] = ()
     """Beginnings of the next turn, which published models of the style write after an answer."""
 
-    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
+    def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, Any]) -> str:
         return "".join(self.parts(messages, tokens))
 
-    def parts(self, messages: Sequence[Message], tokens: Mapping[str, str]) -> Iterator[str]:
+    def parts(self, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[str]:
         """Yield what precedes the first turn, and then each turn. Later turns do not change them."""
         slots = {"bos": tokens.get("bos_token", ""), "eos": tokens.get("eos_token", "")}
         system, messages = split_system(messages)
@@ -58,6 +61,12 @@ class Turns:
             opening = self.system.format(system, **slots) if i == 0 and system else ""
             turn = self.with_input if apart else self.user
             yield (self.between if i else "").format(**slots) + turn.format(user=content, input=more, system=opening, **slots)
+
+
+def for_template(message: Message) -> dict[str, Any]:
+    """Return a message as chat templates expect it: further input follows the content after an empty line."""
+    more = {name: value for name, value in message.items() if name not in UNRENDERED}
+    return {**more, "content": f"{message['content']}\n\n{message['input']}"} if message.get("input") else more
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:

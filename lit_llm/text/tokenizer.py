@@ -9,13 +9,16 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 from tokenizers import AddedToken
 
 from lit_llm.errors import CheckpointError, OptionError
-from lit_llm.files import read_json_object
-from lit_llm.text.tokenizer_backends import FastBackend, SentencePieceBackend, read_gpt2, read_tokenizer_json
+from lit_llm.files import read_json_object, read_text
+from lit_llm.schema import shown
+from lit_llm.text.tokenizer_backends import FastBackend, SentencePieceBackend, naming, read_gpt2, read_tokenizer_json
+
+T = TypeVar("T")
 
 # How byte-level pipelines spell bytes, after GPT-2: by their Latin-1 character, or if that is not printable by one from 256 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -25,6 +28,50 @@ FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "generation_config.json",
 )  # fmt: skip
+
+
+class _Content(TypedDict):
+    content: str
+
+
+class _Token(_Content, total=False):
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class _Template(TypedDict):
+    name: str
+    template: str
+
+
+_AnyToken = str | _Token
+
+
+class _Config(TypedDict, total=False):
+    """Contents of `tokenizer_config.json` and `special_tokens_map.json` that are read; further tokens by their names."""
+
+    bos_token: _AnyToken | None  # null: there is none
+    eos_token: _AnyToken
+    unk_token: _AnyToken
+    pad_token: _AnyToken
+    additional_special_tokens: list[_AnyToken]
+    extra_special_tokens: list[_AnyToken] | dict[str, _AnyToken]
+    added_tokens_decoder: dict[str, _Token]
+    add_bos_token: bool
+    add_prefix_space: bool
+    legacy: bool
+    tokenizer_class: str
+    chat_template: str | list[_Template] | dict[str, str]
+
+
+class _Ids(TypedDict, total=False):
+    """Contents of `generation_config.json` and `config.json` that are read."""
+
+    bos_token_id: int | list[int]
+    eos_token_id: int | list[int]
 
 
 class Tokenizer:
@@ -39,6 +86,7 @@ class Tokenizer:
         special_tokens: Their strings by name: bos_token, eos_token and the others that the config names.
         fingerprint: Checksum of the files that a tokenizer may consist of.
         chat_template: The checkpoint's Jinja template of a conversation, or None.
+        other_templates: Names of the checkpoint's templates if it has several, none of them the default.
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
@@ -53,8 +101,7 @@ class Tokenizer:
         self._anchor = self._backend.encode("a")  # a space after it is kept
         self._n_skipped = len(self.decode(self._anchor))
 
-        generation, model = (_read_json(folder / name) for name in ("generation_config.json", "config.json"))
-        bos_ids, eos_ids = (_id_list(generation, name) or _id_list(model, name) for name in ("bos_token_id", "eos_token_id"))
+        bos_ids, eos_ids = _special_ids(folder)
         self.bos_id = self._special_id("bos", config, bos_ids)
         self.eos_id = self._special_id("eos", config, eos_ids)
         self._eos_ids = frozenset(i for i in (self.eos_id, *eos_ids) if i is not None)
@@ -65,7 +112,9 @@ class Tokenizer:
         ends = {"bos_token": self.bos_id, "eos_token": self.eos_id}
         self.special_tokens = {name: token for name, token in _named_tokens(config).items() if name not in ends}
         self.special_tokens |= {name: self._backend.token(i) for name, i in ends.items() if i is not None}
-        self.chat_template = _chat_template(folder, config)
+        templates = _chat_templates(folder, config)
+        self.chat_template = templates.get("default")
+        self.other_templates = () if self.chat_template is not None else tuple(templates)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
@@ -120,19 +169,22 @@ class Tokenizer:
         return self.decode([*before, i])[len(self.decode(before)) :].encode()
 
     def decode_visibly(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` with its special tokens, to show to a person."""
+        """Return the text of `ids` with its special tokens, as it is encoded from, to show to a person."""
         text = ""
         plain: list[int] = []
-        for i in ids:
+        decode = self.decode  # a space before a text is not part of it
+        for n, i in enumerate(ids):
             token = self._backend.token(i)
-            if i in self.eos_ids or i == self.bos_id or (token and not self.decode([i])):
-                text += self.decode(plain) + token
+            if i in self.eos_ids or i == self.bos_id or (token and not self.decode_more([i])):
+                text += decode(plain) + token
                 plain = []
+                begins = n == 0 and i == self.bos_id
+                decode = self.decode if begins or self._backend.encode(f"{token}a")[1:] == self._anchor else self.decode_more
             else:
                 plain.append(i)
-        return text + self.decode(plain)
+        return text + decode(plain)
 
-    def _special_id(self, name: str, config: dict[str, Any], listed: list[int]) -> int | None:
+    def _special_id(self, name: str, config: _Config, listed: list[int]) -> int | None:
         """Return the token that `tokenizer_config.json` names, else the model configuration's, else the tokenizer's own."""
         token = config.get(f"{name}_token")
         if token is not None:
@@ -143,24 +195,27 @@ class Tokenizer:
         return listed[0] if listed else self._backend.default_id(name)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> _Config:
     """Read `tokenizer_config.json`, with the content that older checkpoints keep in another file and defaults of GPT-2."""
-    config = _read_json(folder / "tokenizer_config.json")
+    config = _read_json(folder / "tokenizer_config.json", _Config)
     if "added_tokens_decoder" not in config:
-        config |= _read_json(folder / "special_tokens_map.json")
+        config |= _read_json(folder / "special_tokens_map.json", _Config)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"} | config
+        config = _Config(bos_token="<|endoftext|>", eos_token="<|endoftext|>") | config
     return config
 
 
-def _open_backend(folder: Path, config: dict[str, Any]) -> FastBackend | SentencePieceBackend:
+def _open_backend(folder: Path, config: _Config) -> FastBackend | SentencePieceBackend:
     added, special = _added_tokens(folder, config), _special_tokens(config)
     if (path := folder / "tokenizer.json").is_file():
-        return FastBackend(read_tokenizer_json(path), added, special, path)
+        with naming(path):
+            return FastBackend(read_tokenizer_json(path), added, special, path)
     if (path := folder / "tokenizer.model").is_file():
-        return SentencePieceBackend(path, config, added, special)
-    if (path := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return FastBackend(read_gpt2(path, config), added, special, path)
+        with naming(path):
+            return SentencePieceBackend(path, config, added, special)
+    if (path := folder / "vocab.json").is_file() and (merges := folder / "merges.txt").is_file():
+        with naming(f"{path} with {merges}"):
+            return FastBackend(read_gpt2(path, config), added, special, path)
     raise FileNotFoundError(
         f"{folder} has no tokenizer.json, no tokenizer.model and no vocab.json with merges.txt. Copy the tokenizer files of "
         "the checkpoint there, or download them: "
@@ -168,63 +223,74 @@ def _open_backend(folder: Path, config: dict[str, Any]) -> FastBackend | Sentenc
     )
 
 
-def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
+def _added_tokens(folder: Path, config: _Config) -> dict[int, AddedToken]:
     """Return tokens that the vocabulary file may lack, by id: `added_tokens_decoder`, else `added_tokens.json`."""
-    if "added_tokens_decoder" in config:
-        path, entries = folder / "tokenizer_config.json", config["added_tokens_decoder"]
-    else:
-        path = folder / "added_tokens.json"
-        special = set(_special_tokens(config))
-        entries = {i: {"content": token, "special": token in special} for token, i in _read_json(path).items()}
-    names = ("content", "single_word", "lstrip", "rstrip", "special")
-    try:
-        # Special tokens are looked for in the text before normalization. Old Llama 2 files have them normalized, and then
-        # "</s>" is not found after the "▁" that the normalizer puts before it.
-        return {
-            int(i): AddedToken(
-                **{name: entry[name] for name in names if name in entry},
-                normalized=not entry.get("special", False) and entry.get("normalized", True),
-            )
-            for i, entry in entries.items()
-        }
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the added tokens cannot be read: {error}") from error
+    path, entries = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if entries is None:
+        path, special = folder / "added_tokens.json", set(_special_tokens(config))
+        ids = _read_json(path, dict[str, int])
+        entries = {str(i): _Token(content=token, special=token in special) for token, i in ids.items()}
+    if wrong := next((i for i in entries if not re.fullmatch("[0-9]{1,9}", i)), None):
+        raise CheckpointError(f"{path}: the id {shown(wrong)} of an added token is not an id. Download the tokenizer again")
+    # Special tokens are looked for in the text before normalization. Old Llama 2 files have them normalized, and then
+    # "</s>" is not found after the "▁" that the normalizer puts before it.
+    return {
+        int(i): AddedToken(
+            entry["content"],
+            single_word=entry.get("single_word", False),
+            lstrip=entry.get("lstrip", False),
+            rstrip=entry.get("rstrip", False),
+            normalized=not entry.get("special", False) and entry.get("normalized", True),
+            special=entry.get("special", False),
+        )
+        for i, entry in entries.items()
+    }
 
 
-def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the strings of the special tokens with a name: every `..._token` of the config."""
-    named = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str | Mapping)}
-    return {name: _content(value) for name, value in named.items()}
+    found = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    return {name: token for name, token in found.items() if isinstance(token, str)}
 
 
-def _special_tokens(config: dict[str, Any]) -> list[str]:
+def _special_tokens(config: _Config) -> list[str]:
     """Return the strings of all special tokens of the config: those with a name, and those in lists."""
     found = [*_named_tokens(config).values()]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        more = config.get(name) or []
-        found += map(_content, more.values() if isinstance(more, Mapping) else more)
+    for more in (config.get("additional_special_tokens", []), config.get("extra_special_tokens", [])):
+        found += map(_content, more.values() if isinstance(more, dict) else more)
     return list(dict.fromkeys(found))
 
 
-def _content(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return `chat_template.jinja`, else `chat_template` of the config: a string, or the default one of a list."""
+def _chat_templates(folder: Path, config: _Config) -> dict[str, str]:
+    """Return the chat templates by name: `chat_template.jinja`, else `chat_template` of the config, is the default one.
+
+    The config may have a list of templates with names, of which one may be called default.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
+        return {"default": read_text(path)}
+    template = config.get("chat_template", {})
+    if isinstance(template, str):
+        return {"default": template}
+    return template if isinstance(template, dict) else {entry["name"]: entry["template"] for entry in template}
 
 
-def _id_list(config: dict[str, Any], name: str) -> list[int]:
-    ids = config.get(name)
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+def _special_ids(folder: Path) -> tuple[list[int], list[int]]:
+    """Return the ids of BOS and of EOS in `generation_config.json`, else those in `config.json`."""
+    found: dict[str, list[int]] = {}
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        config = _read_json(path, _Ids)
+        for name, value in (("bos", config.get("bos_token_id")), ("eos", config.get("eos_token_id"))):
+            ids = [i for i in (value if isinstance(value, list) else [-1 if value is None else value]) if i >= 0]  # -1: none
+            if any(i >= 2**31 for i in ids):
+                raise CheckpointError(f"{path}: {name}_token_id {max(ids)} is not the id of a token. Download it again")
+            found[name] = ids or found.get(name, [])
+    return found["bos"], found["eos"]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
+def _read_json(path: Path, schema: type[T]) -> T:
+    return read_json_object(path, schema) if path.is_file() else cast(T, {})

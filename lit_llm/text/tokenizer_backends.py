@@ -1,6 +1,8 @@
 """The two libraries behind a tokenizer: tokenizers and SentencePiece."""
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +10,44 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE, WordLevel
 
-from lit_llm.errors import CheckpointError
+from lit_llm.errors import CheckpointError, brief
+from lit_llm.schema import shown
 
 # Byte-level pipelines differ between families, and vocab.json + merges.txt do not say which: these are GPT-2's.
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
-def read_tokenizer_json(path: Path) -> HFTokenizer:
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Turn failures of the libraries into CheckpointError, which names the file. tokenizers raises nothing narrower than
+    Exception, and a panic of its Rust code is not even that."""
     try:
-        tokenizer = HFTokenizer.from_file(str(path))
-        if any(token.special and token.normalized for token in tokenizer.get_added_tokens_decoder().values()):
-            # A special token that is normalized is neither found in the text nor skipped by decode.
-            data = json.loads(path.read_text(encoding="utf-8"))
-            for token in data["added_tokens"]:
-                token["normalized"] = token["normalized"] and not token["special"]
-            tokenizer = HFTokenizer.from_str(json.dumps(data))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+        yield
+    except (CheckpointError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"{path} is not a tokenizer: {brief(error)}. Download the tokenizer again") from error
+
+
+def read_tokenizer_json(path: Path) -> HFTokenizer:
+    tokenizer = HFTokenizer.from_file(str(path))
+    if any(token.special and token.normalized for token in tokenizer.get_added_tokens_decoder().values()):
+        # A special token that is normalized is neither found in the text nor skipped by decode.
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for token in data["added_tokens"]:
+            token["normalized"] = token["normalized"] and not token["special"]
+        tokenizer = HFTokenizer.from_str(json.dumps(data))
     return tokenizer
 
 
-def read_gpt2(path: Path, config: dict[str, Any]) -> HFTokenizer:
+def read_gpt2(path: Path, config: Mapping[str, Any]) -> HFTokenizer:
     """Build GPT-2's pipeline around the vocabulary at `path` and the `merges.txt` next to it."""
     if config.get("tokenizer_class") not in GPT2_CLASSES:
         raise CheckpointError(
             f"{path.parent} has vocab.json and merges.txt but no tokenizer.json, and a {config['tokenizer_class']} cannot be "
             "built from these two alone. Download its tokenizer.json"
         )
-    merges = path.with_name("merges.txt")
-    try:
-        tokenizer = HFTokenizer(BPE.from_file(str(path), str(merges)))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path} and {merges} are not a GPT-2 vocabulary: {error}") from error
+    tokenizer = HFTokenizer(BPE.from_file(str(path), str(path.with_name("merges.txt"))))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -49,6 +57,7 @@ class FastBackend:
     """A pipeline of the tokenizers library, with the added tokens of the other files."""
 
     def __init__(self, tokenizer: HFTokenizer, added: dict[int, AddedToken], special: list[str], path: Path) -> None:
+        self._path = path
         tokenizer.no_truncation()
         tokenizer.no_padding()
         new = [(i, token.content) for i, token in added.items() if tokenizer.token_to_id(token.content) is None]
@@ -56,7 +65,7 @@ class FastBackend:
         for i, token in new:
             if (got := tokenizer.token_to_id(token)) != i:  # new tokens are numbered from the end of the vocabulary
                 raise CheckpointError(
-                    f"{path.parent} gives the added token {token!r} the id {i}, but after {path.name} its id would be "
+                    f"{path.parent} gives the added token {shown(token)} the id {i}, but after {path.name} its id would be "
                     f"{got}. Copy all tokenizer files of one checkpoint there"
                 )
         self._tokenizer = tokenizer
@@ -66,14 +75,17 @@ class FastBackend:
         self._break = self.encode("\n") if self.encode("\na")[-1:] != self.encode("a") else []
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
-        if not (continued and self._break):
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        ids = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
-        assert ids[: len(self._break)] == self._break, "a line break is not a token of its own"
-        return ids[len(self._break) :]
+        with naming(self._path):
+            if not (continued and self._break):
+                return self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
+            if ids[: len(self._break)] != self._break:
+                raise ValueError("a line break is not a token of its own")
+            return ids[len(self._break) :]
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        with naming(self._path):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -95,16 +107,13 @@ class SentencePieceBackend:
     puts one before each stretch of text between added tokens, otherwise only before the whole text; so do we.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], added: dict[int, AddedToken], special: list[str]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], added: dict[int, AddedToken], special: list[str]) -> None:
         from sentencepiece import SentencePieceProcessor
 
         model = path.read_bytes()
-        try:
-            self._processor = SentencePieceProcessor(model_proto=model)
-            # Serialized protocol buffers merge when concatenated: this one says normalizer_spec.add_dummy_prefix = false.
-            self._unprefixed = SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not a SentencePiece model: {error}") from error
+        self._processor = SentencePieceProcessor(model_proto=model)
+        # Serialized protocol buffers merge when concatenated: this one says normalizer_spec.add_dummy_prefix = false.
+        self._unprefixed = SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
         prefixed = self._processor.normalize("a") != self._unprefixed.normalize("a")
         if config.get("add_prefix_space") is False:
             self._processor, prefixed = self._unprefixed, False

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.data.records import Record, answer_of, asked
+from lit_llm.data.records import Record, answer_of, asked, variables_of
 from lit_llm.generation.decode import Completion
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.sampling import Sampling
@@ -28,7 +29,8 @@ class HeldOut:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, args.eval.max_new_tokens
         room = model.config.block_size - args.eval.max_new_tokens
         n_wanted = max(args.eval.exact_match, args.eval.samples)
-        prompts = ((r, prompt_ids(style, tokenizer, asked(r), finetuned=True)) for r in records if "text" not in r)
+        asked_as = partial(prompt_ids, style, tokenizer, finetuned=True)
+        prompts = ((r, asked_as(asked(r), variables=variables_of(r))) for r in records if "text" not in r)
         fitting = list(islice((found for found in prompts if len(found[1]) <= room), n_wanted))
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -14,12 +15,13 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import StepPlan
-from lit_llm.data.examples import Example, Pair, drop_long
+from lit_llm.data.examples import Example, Pair, drop_long, unrendered_fields
 from lit_llm.data.prepare import prepared
-from lit_llm.data.records import Record, answer_of, asked, iter_records
+from lit_llm.data.records import Record, answer_of, asked, variables_of
+from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import TrainOn, closing_of, prompt_ids, prompt_style
+from lit_llm.text.conversation import TrainOn, closing_of, ends_with_all_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
@@ -40,7 +42,9 @@ class Records(Iterable[Record]):
         is_large = path.is_file() and path.stat().st_size >= CACHED_FROM
         self._n_held = COMPARED if is_large else sys.maxsize
         self._held: list[Record] = []
-        self._rest: Iterator[Record] | None = iter_records(path)
+        self.ignored = Counter[str]()
+        """Records with a field that is not part of them, by its name, among those that were parsed."""
+        self._rest: Iterator[Record] | None = iter_records(path, self.ignored)
 
     def __iter__(self) -> Iterator[Record]:
         for i in itertools.count():
@@ -65,6 +69,8 @@ class Preflight:
     """Examples longer than the limit, or without a token to train on."""
     n_duplicates: int
     """Examples that repeat an earlier one."""
+    n_equal: int
+    """Preference pairs with the same answer twice, which teach nothing."""
     n_leaks: int
     """Validation examples that are training examples too."""
     n_tokens: int
@@ -88,6 +94,7 @@ class Preflight:
     def text(self) -> str:
         """Return the counts as lines to print."""
         n_texts = self.n_documents - self.n_eos - self.n_closed - self.n_open
+        equal = f", {self.n_equal:,} with the same answer twice" if self.n_equal else ""
         others = (
             (self.n_closed, "closed otherwise by the template"),
             (n_texts, "parts of texts, without an end"),
@@ -96,7 +103,7 @@ class Preflight:
         return "\n".join(
             [
                 f"examples        {self.n_examples:,} of {self.n_examples + self.n_dropped:,}; {self.n_dropped:,} dropped, "
-                f"{self.n_duplicates:,} repeated, {self.n_leaks:,} of the validation also in training",
+                f"{self.n_duplicates:,} repeated{equal}, {self.n_leaks:,} of the validation also in training",
                 f"tokens          {self.n_tokens:,}, of them trained {self.n_trained:,} ({self.n_trained / self.n_tokens:.1%})",
                 f"BOS and EOS     {self.n_bos:,} and {self.n_eos:,} in {self.n_documents:,} documents"
                 + "".join(f"; {n:,} {what}" for n, what in others if n),
@@ -110,6 +117,8 @@ class Preflight:
         mistakes = []
         if self.n_trained == 0:
             mistakes.append("nothing would be trained: no example has a token with a label")
+        if self.n_equal == self.n_examples:
+            mistakes.append("nothing would be trained: in every pair the chosen and the rejected answer are the same")
         if self.n_double_bos:
             mistakes.append(
                 f"{self.n_double_bos} documents start with two BOS: the data itself, or the prompt style, begins with one, and "
@@ -138,7 +147,10 @@ def load_examples(
         ValueError: see `compare`; or if no example is left.
     """
     examples = examples_of(records.path, style, tokenizer, mask_prompt, train_on, records)
-    compare(records, examples, style, tokenizer)
+    unrendered = compare(records, examples, style, tokenizer)
+    for ignored, unit in ((records.ignored, "records"), (unrendered, "turns")):
+        if ignored:
+            print(f"{records.path}: {ignored_fields(ignored, unit)}", file=sys.stderr)
     kept, n_dropped = drop_long(examples, max_seq_length)
     if not kept:
         raise DataError(
@@ -148,34 +160,33 @@ def load_examples(
     return kept, n_dropped
 
 
-def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> None:
-    """Compare the first records with their tokens, whether these are new or cached.
+def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> Counter[str]:
+    """Compare the first records with their tokens, new or cached, and count the fields that the style does not render.
 
     Raises:
         ValueError: if a document does not begin with the tokens of its prompt at inference, as where a token reaches from the
             prompt into the answer; or if a part of the answer is not in it.
     """
+    unrendered = Counter[str]()
     for number, (record, example) in enumerate(islice(zip(records, examples, strict=True), COMPARED), 1):
         if "text" in record:
             continue
-        prompt = prompt_ids(style, tokenizer, asked(record), finetuned=True)
+        unrendered.update(unrendered_fields(record, style, tokenizer))
+        prompt = prompt_ids(style, tokenizer, asked(record), finetuned=True, variables=variables_of(record))
         for document, answer in zip(example.documents, _answers(record), strict=True):
             ids = document.ids.tolist()
             if ids[: len(prompt)] != prompt:
                 raise DataError(f"record {number}: the boundary of prompt and answer is inside a token")
-            trained = _squeezed(tokenizer.decode(ids[len(prompt) :]))
-            if _squeezed(tokenizer.decode(tokenizer.encode_more(answer))) not in trained:
+            whole, before, own = map(tokenizer.decode, (tokenizer.encode_more(answer), prompt, ids[len(prompt) :]))
+            if not ends_with_all_of(whole, before, own):
                 raise DataError(f"record {number}: a truncated answer would be trained as if it were finished")
+    return unrendered
 
 
 def _answers(record: Record) -> tuple[str, ...]:
     if "chosen" in record:
         return record["chosen"], record["rejected"]
     return (answer_of(record),)
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def inspect(
@@ -213,6 +224,7 @@ def inspect(
         n_examples=len(examples),
         n_dropped=n_dropped,
         n_duplicates=len(seen) - len(known),
+        n_equal=sum(isinstance(example, Pair) and example.is_equal for example in examples),
         n_leaks=sum(digest in known for digest in val_seen),
         longest=longest,
         packing_efficiency=_efficiency(plan, epoch),

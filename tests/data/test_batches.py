@@ -10,7 +10,7 @@ from tiny import rows
 from lit_llm.args.finetune import TrainArgs
 from lit_llm.data.batches import StepPlan, collate, pack
 from lit_llm.data.examples import tokenize, tokenize_all
-from lit_llm.data.records import read_records
+from lit_llm.data.rows import read_records
 from lit_llm.text.conversation import prompt_ids, question
 from lit_llm.text.tokenizer import Tokenizer
 from lit_llm.training.schedule import Schedule
@@ -124,14 +124,10 @@ def test_packing_uses_fewer_micro_batches():
         ('{"instruction": "a", "output": null}', "'output' must be a string"),
         ('{"instruction": "a", "output": 3}', "'output' must be a string"),
         (
-            '{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-            "'system' is ignored when 'messages' holds turns",
-        ),
-        (
             '{"prompt": [{"role": "user", "content": "a"}], "input": "i", "chosen": "b", "rejected": "c"}',
-            "'input' is ignored when 'prompt' holds turns",
+            "'input' or 'history' is ignored when the prompt holds turns",
         ),
-        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', "'history' is ignored"),
+        ('{"instruction": "a", "output": "b", "history": ["c", "d"]}', "'history' must be a list"),
         (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}',
             "every answer has weight 0",

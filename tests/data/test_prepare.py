@@ -288,9 +288,10 @@ BAD_ROWS = {
     "number": ({"instruction": 3, "output": "b"}, "'instruction' must be a string"),
     "number as input": ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be a string"),
     "empty answer": ({"instruction": "a", "output": " \n"}, "'output' is empty"),
-    "no object": (["a"], "a row must be an object"),
+    "no object": (["a"], "a row must be a JSON object"),
     "duplicate": (GOOD, "duplicate"),
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
+    "no question": ({"output": "a", "text": "b"}, "the record has no 'instruction'"),
     "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a string"),
     "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "the row has a system prompt, but its turns begin"),
     "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has weight 0"),
@@ -347,7 +348,13 @@ BAD_FILES = {
     "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
     "empty": ("json", b"", "it has no rows"),
     "empty list": ("json", b" [ ] ", "it has no rows"),
-    "wrong delimiter": ("csv", b"instruction;output\na;b\n", "Is the delimiter a comma?"),
+    "wrong delimiter": ("csv", b"instruction:output\na:b\n", "Is the delimiter a comma, semicolon, tab or vertical bar?"),
+    "column twice": ("csv", b"output;instruction;output\na;b;c\n", "two columns with the same name: 'output'"),
+    "identical pairs": (
+        "json",
+        jsonl(*({"prompt": f"q{i}", "chosen": "a", "rejected": "a"} for i in range(3))),
+        "nothing to train on is left: 'chosen' and 'rejected' are the same (3)",
+    ),
     "open quote": ("csv", b'instruction,output\n"a,b\n', ":2: not CSV"),
     "wrong quote": ("csv", b'instruction,output\na,b\n"c\nd"e,f\n', ":3: not CSV"),
     "open quote in the header": ("csv", b'"instruction,output\n' + b"a,b\n" * 50_000, ":1: not CSV"),
@@ -410,6 +417,37 @@ def test_a_csv_as_pandas_writes_it_has_a_column_without_a_name(prepare, tmp_path
     assert code == 0, told
     assert kept(folder) == [{"instruction": "a", "output": "b", "input": ""}]
     assert meta(folder)["dropped"] == {"the row has more cells than there are columns": 1}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("n", "n_questions"), [(1, 1), (50, 1), (2, 2)])
+def test_validation_never_takes_all_rows(prepare, tmp_path, n, n_questions, seed):
+    found = [{"instruction": f"q{i % n_questions}", "output": f"a{i}"} for i in range(n)]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(*found))
+    code, told, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0.9", f"--seed={seed}")
+    assert code == 0, told
+    assert len(lines(folder / "train.jsonl")) >= 1
+    assert len(kept(folder)) == n
+    assert meta(folder)["rows"] == {"train": len(lines(folder / "train.jsonl")), "val": len(lines(folder / "val.jsonl"))}
+
+
+def test_identical_pairs_are_dropped_and_ignored_fields_counted(prepare, tmp_path):
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "score": 0.0}
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(pair, {**pair, "rejected": "a"}, {**pair, "prompt": "r", "id": 1}))
+    code, told, folder = prepare("json", "--json_path", "rows.jsonl", "--val_split_fraction=0")
+    assert code == 0, told
+    assert len(kept(folder)) == 2
+    assert meta(folder)["dropped"] == {"'chosen' and 'rejected' are the same": 1}
+    assert meta(folder)["ignored"] == {"score": 3, "id": 1}
+    assert "ignored fields: 'score' (3 rows), 'id' (1 rows)" in told
+
+
+@pytest.mark.parametrize("name", ["ROWS.CSV", "rows.txt", "rows"])
+def test_prepare_csv_reads_csv_whatever_its_name(prepare, tmp_path, name):
+    (tmp_path / name).write_text("Instruction;Output\na;b\n")
+    code, told, folder = prepare("csv", "--csv_path", name, "--val_split_fraction=0")
+    assert code == 0, told
+    assert kept(folder) == [{"instruction": "a", "output": "b", "input": ""}]
 
 
 def test_splits_are_stable_and_share_no_question(prepare, tmp_path):

@@ -11,7 +11,7 @@ from tiny import make_checkpoint, make_tokenizer, rows
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data import token_cache
 from lit_llm.data.examples import tokenize
-from lit_llm.data.records import read_records
+from lit_llm.data.rows import read_records
 from lit_llm.data.token_cache import examples_of
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.text.tokenizer import Tokenizer

@@ -23,7 +23,7 @@ from lit_llm.args.serve import ChatArgs
 from lit_llm.checkpoint.adapters import write_adapter
 from lit_llm.cli import DEMO
 from lit_llm.data.examples import tokenize
-from lit_llm.data.records import read_records
+from lit_llm.data.rows import read_records
 from lit_llm.generation import chat as chat_module
 from lit_llm.generation.chat import Conversation, chat
 from lit_llm.generation.decode import Row

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from tiny import make_tokenizer
 
-from lit_llm.data.examples import tokenize
+from lit_llm.data.examples import tokenize, unrendered_fields
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.conversation import check_messages, conversation, encode, prompt, prompt_ids, prompt_style
+from lit_llm.text.conversation import check_messages, conversation, default_style, encode, prompt, prompt_ids, prompt_style
 from lit_llm.text.ending import ending
 from lit_llm.text.styles import STYLES
 from lit_llm.text.tokenizer import Tokenizer
@@ -295,3 +295,119 @@ def test_a_special_token_that_closes_a_turn_is_no_stop_string(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "additional_special_tokens": ["<|im_end|>"]}))
     assert ending("chatml", Tokenizer(tmp_path)).strings == ()
     assert ending("falcon_instruct", Tokenizer(tmp_path)).strings == ("\nUser:",)
+
+
+@pytest.mark.parametrize("eos", [True, False], ids=["EOS", "closing"])
+def test_the_visible_text_is_the_one_that_was_encoded(any_tokenizer, eos):
+    """Spaces alone and next to special tokens included: a token that is a space is not a special one."""
+    end = any_tokenizer.special_tokens["eos_token"] if eos else ""
+    for text in (
+        "say  two  spaces",
+        f"a {end} b",
+        f"a{end}b  {end}  c{end}{end} ",
+        f" x\n  y{end}z  {end} w",
+        f"  {end}  ",
+        "é 🙂 ▁",
+    ):
+        ids = any_tokenizer.encode(text, bos=False)
+        assert any_tokenizer.decode_visibly(ids) == (
+            text if "▁" in text and "▁" in any_tokenizer.decode(ids) else text.replace("▁", " ")
+        )
+        with_bos = any_tokenizer.decode_visibly(any_tokenizer.encode(f"x{text}", bos=True))
+        assert with_bos.startswith(f"{any_tokenizer.special_tokens['bos_token']}x{text[:3]}")
+
+
+# As those of Qwen3.5 and Nemotron 3 do, in short: the prompt opens the thought.
+OPENS_THOUGHT = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% set parts = m.content.split('</think>') %}<assistant><think>\n"
+    "{% if parts | length > 1 %}{{ parts[0].split('<think>')[-1].strip() }}{% endif %}\n</think>\n\n{{ parts[-1].strip() }}CLOSE"
+    "{% else %}<{{ m.role }}>{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "content", ["<think>\nadd them\n</think>\n\n4", "<think>add them</think>4", "add them\n</think>\n\n4", "4"]
+)
+@pytest.mark.parametrize("closing", ["{{ eos_token }}\n", "<|end|>", " THE END\n\n", ""])
+def test_a_thought_that_the_prompt_opens_is_trained_once(tmp_path, closing, content):
+    from transformers import AutoTokenizer
+
+    folder = checkpoint_with(tmp_path, OPENS_THOUGHT.replace("CLOSE", closing))
+    tokenizer, reference = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    chat = [CHAT[0], {"role": "assistant", "content": content}]
+    style = prompt_style("chat_template", tokenizer)
+    (asked, _), (answer, trained) = conversation(style, chat, tokenizer.special_tokens, "all")
+    assert trained
+    assert asked == reference.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    assert asked + answer == reference.apply_chat_template(chat, tokenize=False).rstrip() + ("" if closing else "</s>")
+    assert tokenize({"messages": chat}, style, tokenizer, True).n_labels == len(tokenizer.encode_more(answer))
+
+
+def test_an_answer_that_lacks_its_beginning_is_refused():
+    """The prompt does not have the part that the template leaves out."""
+    template = OPENS_THOUGHT.replace("CLOSE", "|").replace("parts[0].split('<think>')[-1].strip()", "'...'")
+    with pytest.raises(ValueError, match="omits a part of the answer"):
+        conversation(ChatTemplate(template), [CHAT[0], {"role": "assistant", "content": "<think>why</think>b"}], {}, "all")
+
+
+FIELDS = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for d in documents or [] %}({{ d.text }}){% endfor %}"
+    "{% if shout %}LOUD{% endif %}{% for m in messages %}<{{ m.role }}{{ ' ' + m.name if m.name }}>"
+    "{% if m.thinking and loop.last %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}|"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
+
+
+def test_fields_are_trained_as_transformers_renders_them(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = checkpoint_with(tmp_path, FIELDS)
+    tokenizer, reference = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    chat = [{**CHAT[0], "name": "ann"}, {**CHAT[1], "thinking": "a dog?"}]
+    record = {"messages": chat, "tools": TOOLS, "documents": [{"text": "facts"}], "chat_template_kwargs": {"shout": True}}
+    expected = reference.apply_chat_template(chat, tools=TOOLS, documents=record["documents"], shout=True, tokenize=False)
+    example = tokenize(record, "chat_template", tokenizer, True)
+    assert tokenizer.decode(example.ids.tolist()) == expected
+    assert tokenizer.decode(example.ids[example.trained].tolist()) == f"<think>a dog?</think>{CHAT[1]['content']}|"
+    asked = {"variables": {"tools": TOOLS, "documents": record["documents"], "shout": True}}
+    prompt_of = prompt_ids("chat_template", tokenizer, chat[:1], **asked)
+    assert prompt_of == example.ids[: len(prompt_of)].tolist()
+    assert unrendered_fields(record, "chat_template", tokenizer) == []
+
+
+@pytest.mark.parametrize("style", ["alpaca", "chat_template"])
+def test_a_field_that_the_style_does_not_render_is_refused_or_counted(tmp_path, style):
+    tokenizer = Tokenizer(checkpoint_with(tmp_path, TEMPLATES["chatml"]))
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        record = {"messages": [CHAT[0], {**CHAT[1], name: "why", "id": "x1"}, *CHAT]}
+        with pytest.raises(ValueError, match=f"does not render '{name}', which would be ignored"):
+            tokenize(record, style, tokenizer, True)
+    for record in ({"messages": CHAT, "tools": TOOLS}, {"instruction": "a", "output": "b", "functions": TOOLS}):
+        with pytest.raises(ValueError, match=r"does not render '(tools|functions)'"):
+            tokenize(record, style, tokenizer, True)
+    record = {"messages": [{**CHAT[0], "name": "ann"}, {**CHAT[1], "id": 1, "name": "bob"}]}
+    assert sorted(unrendered_fields(record, style, tokenizer)) == ["id", "name", "name"]
+    assert (
+        tokenize(record, style, tokenizer, True).ids.tolist()
+        == tokenize({"messages": CHAT[:2]}, style, tokenizer, True).ids.tolist()
+    )
+
+
+def test_thoughts_that_leave_the_history_count_as_rendered(tmp_path):
+    tokenizer = Tokenizer(checkpoint_with(tmp_path, FIELDS))
+    record = {"messages": [CHAT[0], {**CHAT[1], "thinking": "first"}, CHAT[2], {**CHAT[3], "thinking": "two"}]}
+    example = tokenize(record, "chat_template", tokenizer, True, "last")
+    assert "first" not in tokenizer.decode(example.ids.tolist())
+    assert tokenizer.decode(example.ids[example.trained].tolist()) == "<think>two</think>likes it|"
+
+
+def test_chat_templates_without_a_default_are_not_replaced_by_alpaca(tmp_path):
+    listed = [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]
+    tokenizer = Tokenizer(checkpoint_with(tmp_path, listed))
+    for style in (lambda: default_style(tokenizer, is_text=False), lambda: prompt_style("chat_template", tokenizer)):
+        with pytest.raises(ValueError, match="are called 'rag', 'tool_use', and none of them is called 'default'"):
+            style()
+    assert default_style(tokenizer, is_text=True) == "none"
+    (tmp_path / "chat_template.jinja").write_text("z")
+    assert default_style(Tokenizer(tmp_path), is_text=False) == "chat_template"

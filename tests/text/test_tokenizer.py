@@ -445,7 +445,7 @@ def test_broken_merges_are_named(gpt2_folder: Path) -> None:
 @pytest.mark.parametrize("entries", [[], {"320": "<x>"}, {"a": {"content": "<x>"}}, {"320": {"content": 1}}])
 def test_unreadable_added_tokens_are_named(tmp_path: Path, entries: Any) -> None:
     folder = write(small_json(tmp_path), tokenizer_config={"added_tokens_decoder": entries})
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: the added tokens"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: (added_tokens_decoder|the id 'a' of an added token)"):
         Tokenizer(folder)
 
 

@@ -10,7 +10,7 @@ from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, tokenize
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.tokenizer import Tokenizer
-from lit_llm.training.preflight import compare, first_epoch, inspect, show
+from lit_llm.training.preflight import Records, compare, first_epoch, inspect, load_examples, show
 
 
 def plan_of(examples, packing=True):
@@ -140,3 +140,37 @@ def test_a_dry_run_stops_before_the_weights(tmp_path, checkpoint, script):
     assert not out_dir.exists()
     first = json.loads((data_dir / "train.jsonl").read_text().splitlines()[0])
     assert first["output"] in done.stdout
+
+
+@pytest.mark.parametrize("name", ["tokenizer_llama2_hf", "tokenizer_mistral_hf", "stories260K", "byte-level"])
+@pytest.mark.parametrize("closing", [" END OF TURN\n", "  <end>  \n\n", "\n### \n", "</s>\n"])
+def test_an_answer_closed_by_plain_text_has_an_end(shared_data, checkpoint, name, closing):
+    tokenizer = Tokenizer(checkpoint if name == "byte-level" else shared_data / name)
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}CLOSE{% endfor %}"
+    tokenizer.chat_template = source.replace("CLOSE", closing) + "{% if add_generation_prompt %}assistant: {% endif %}"
+    records = [{"instruction": "2+2?", "output": text} for text in ("four", " a  b ", "4 END OF")]
+    examples = examples_of(records, tokenizer, "chat_template")
+    found = inspected(examples, tokenizer, style="chat_template")
+    assert (found.n_eos, found.n_closed, found.n_open) == ((3, 0, 0) if "</s>" in closing else (0, 3, 0))
+    found.check()
+
+
+def test_pairs_that_teach_nothing_are_counted_and_alone_refused(tokenizer):
+    same = [{"prompt": f"q{i}", "chosen": "a", "rejected": "a"} for i in range(3)]
+    equal = examples_of(same, tokenizer)
+    with pytest.raises(ValueError, match="in every pair the chosen and the rejected answer are the same"):
+        inspected(equal, tokenizer).check()
+    mixed = inspected([*equal, *examples_of([{**same[0], "rejected": "b"}], tokenizer)], tokenizer)
+    assert mixed.n_equal == 3
+    assert "3 with the same answer twice" in mixed.text()
+    mixed.check()
+
+
+def test_ignored_and_unrendered_fields_are_reported(tokenizer, tmp_path, capsys):
+    turns = [{"role": "user", "content": "a", "id": 7}, {"role": "assistant", "content": "b", "id": 8}]
+    lines = [{"messages": turns, "source": "x"}, {"instruction": "c", "output": "d", "source": "y", "score": 0.5}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    load_examples(Records(tmp_path / "train.jsonl"), "alpaca", tokenizer, True, "all", 200)
+    told = capsys.readouterr().err
+    assert "ignored fields: 'source' (2 records), 'score' (1 records)" in told
+    assert "ignored fields: 'id' (2 turns)" in told
