@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_llm.checkpoint.read import empty_model
+from lit_llm.checkpoint.read import check_finite, empty_model
 from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
 from lit_llm.errors import CheckpointError, OptionError, brief
@@ -44,18 +44,13 @@ def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_di
     write_json(folder / "adapter.json", about | _about_base(model, checkpoint_dir, prompt_style))
 
 
-def write_finetuned(
-    folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None, dtype: torch.dtype | None
-) -> None:
-    """Write a fully finetuned model as a checkpoint, with `finetuned.json`, into an existing folder.
+def write_finetuned(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
+    """Write a fully finetuned model, in the dtypes of its base, and `finetuned.json` into an existing folder.
 
     A rank without a folder only helps to gather weights that ranks hold in parts.
-
-    Args:
-        dtype: dtype of the written weights; None: as the model holds them.
     """
     reshard(model)
-    write_checkpoint(folder, model, checkpoint_dir, dtype)
+    write_checkpoint(folder, model, checkpoint_dir)
     if folder is not None:
         about = {"method": method.name, "arguments": method.arguments()}
         write_json(folder / "finetuned.json", about | _about_base(model, checkpoint_dir, prompt_style))
@@ -187,6 +182,8 @@ def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tens
         tensors = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise CheckpointError(f"{path} is missing or damaged ({brief(error)}). {_AGAIN}") from error
+    for name, tensor in tensors.items():
+        check_finite(tensor, f"{path}: tensor {name}")
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):

@@ -1,5 +1,6 @@
 """Convert Hugging Face's layout, and Lit-GPT's, to ours."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -8,14 +9,14 @@ from lit_llm.checkpoint.lit_gpt import KEPT_CONFIG, config_file, read_lit_gpt
 from lit_llm.checkpoint.read import (
     HF_WEIGHTS,
     LIT_WEIGHTS,
-    Readers,
     checked,
     expected_shapes,
     read_config,
     read_tensors,
+    tied_as_stored,
     weight_files,
 )  # fmt: skip
-from lit_llm.checkpoint.tensor_names import to_lit
+from lit_llm.checkpoint.tensor_names import Names, Reader, hf_names
 from lit_llm.checkpoint.write import write_shards
 from lit_llm.files import claimed, new_folder, remove_leftovers, write_json, write_whole
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
@@ -35,15 +36,15 @@ def convert(checkpoint_dir: Path | str, dtype: str | None = None) -> None:
     """
     checkpoint_dir = Path(checkpoint_dir)
     theirs = None if _is_hf(checkpoint_dir) else config_file(checkpoint_dir)
-    config, readers = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
-    tensors = checked(expected_shapes(config), readers, checkpoint_dir)
+    names, stored = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
+    tensors = checked(names, stored, expected_shapes(names.config), checkpoint_dir)
     if dtype is not None:
         tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in tensors)
     with claimed(checkpoint_dir, "checkpoint_dir", in_place=True):
         remove_leftovers(checkpoint_dir)
         with new_folder(checkpoint_dir / ".converted") as folder:
             write_shards(tensors, folder, LIT_WEIGHTS)
-            write_json(folder / LIT_CONFIG, config.to_dict())
+            write_json(folder / LIT_CONFIG, names.config.to_dict())
         if theirs is not None and theirs.name == LIT_CONFIG:
             write_whole(checkpoint_dir / KEPT_CONFIG, theirs.read_bytes())
         for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*.safetensors*")]:
@@ -62,8 +63,8 @@ def _is_hf(folder: Path) -> bool:
     return has_weights and (folder / "config.json").is_file()
 
 
-def _read_hf(checkpoint_dir: Path) -> tuple[Config, Readers]:
+def _read_hf(checkpoint_dir: Path) -> tuple[Names, Iterable[tuple[str, Reader]]]:
     if not (checkpoint_dir / "config.json").is_file():
         read_config(checkpoint_dir)  # raises the error that names what the folder lacks
-    config = Config.from_file(checkpoint_dir / "config.json")
-    return config, to_lit(config, read_tensors(weight_files(checkpoint_dir, native=False)))
+    config = tied_as_stored(Config.from_file(checkpoint_dir / "config.json"), checkpoint_dir)
+    return hf_names(config), read_tensors(*weight_files(checkpoint_dir, native=False))

@@ -1,6 +1,7 @@
 """Export to other libraries: checkpoints for transformers, adapters for PEFT."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from lit_llm.checkpoint.adapters import attach_adapter, read_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates
-from lit_llm.checkpoint.read import read_config, read_tensors, stored_dtype, weight_files
+from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tensor_names import TABLES, Fused, names_of, to_hf
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
@@ -27,7 +28,8 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
-        CheckpointError: if the checkpoint is not in our layout, or its `config.json` is of another family.
+        CheckpointError: if the checkpoint is not in our layout, its `config.json` is of another family, or its weights are not
+            those of its config.
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
@@ -43,11 +45,15 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
             f"{config.model_type!r}. Convert them again, with this config.json next to them: "
             f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
         )
-    hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(stored_dtype(checkpoint_dir)).removeprefix("torch.")
-    # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
-    hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir]) as folder:
-        lit = dict(read_tensors(weight_files(checkpoint_dir, native=True)))
+        sizes: Counter[torch.dtype] = Counter()
+        for _, tensor in checked(*read_model_tensors(checkpoint_dir, config), expected_shapes(config), checkpoint_dir):
+            sizes[tensor.dtype] += tensor.numel()
+        most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
+        hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
+        # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
+        lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")
         copy_companions(checkpoint_dir, folder)
         write_json(folder / "config.json", hf)

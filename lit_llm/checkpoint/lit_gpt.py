@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import yaml
 
-from lit_llm.checkpoint.read import Readers, read_tensors
-from lit_llm.checkpoint.tensor_names import TABLES, from_lit_gpt, parts_of_family, parts_of_model
+from lit_llm.checkpoint.read import read_tensors, same_values
+from lit_llm.checkpoint.tensor_names import TABLES, Names, Reader, lit_gpt_names, parts_of_family, parts_of_model
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
@@ -43,17 +43,17 @@ def config_file(folder: Path) -> Path | None:
     return None
 
 
-def read_lit_gpt(folder: Path, path: Path) -> tuple[Config, Readers]:
-    """Return config, and our names with readers of the weights, from a folder of theirs with the configuration `path`.
+def read_lit_gpt(folder: Path, path: Path) -> tuple[Names, list[tuple[str, Reader]]]:
+    """Return names, which hold the config, and tensors of a folder of theirs with the configuration `path`.
 
     Raises:
-        CheckpointError: if a field of the configuration is not understood, or a tensor has no place.
+        CheckpointError: if a field of the configuration is not understood.
     """
     tensors = list(read_tensors([folder / LIT_GPT_WEIGHTS]))
     by_name = dict(tensors)
     head, embedding = (by_name.get(name) for name in ("lm_head.weight", "transformer.wte.weight"))
-    # They always store both, and the head of a model that ties them is a copy.
-    tied = head is not None and embedding is not None and torch.equal(head(), embedding())
+    # They store both, and the head of a model that ties them is a copy.
+    tied = head is None or embedding is None or same_values(head(), embedding())
     family = None
     if (folder / "config.json").is_file():
         family = read_json_object(folder / "config.json").get("model_type")
@@ -61,7 +61,7 @@ def read_lit_gpt(folder: Path, path: Path) -> tuple[Config, Readers]:
         config = _config(Keys(_values(path)), tied, family)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return config, list(from_lit_gpt(config, tensors))
+    return lit_gpt_names(config), tensors
 
 
 def _values(path: Path) -> dict[str, Any]:

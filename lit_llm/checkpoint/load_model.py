@@ -30,7 +30,8 @@ def load_model(
     layout: Layout | None = None,
     empty: GPT | None = None,
 ) -> GPT:
-    """Return a GPT with all weights loaded and frozen, on one device or with its blocks on several; `fingerprint` is set.
+    """Return a GPT with all weights loaded and frozen, on one device or with its blocks on several; `fingerprint` and
+    `stored_dtypes` are set.
 
     The model is built on the meta device. Each memory-mapped tensor then takes its place in it, cast or quantized on the way,
     so that peak memory is the model plus one tensor.
@@ -64,7 +65,7 @@ def load_model(
     if columns and config.tie_embeddings:
         columns.add("wte.weight")  # the head multiplies with it
     converts = bool(columns) or any(hasattr(module, "load_weight") for module in model.modules())
-    tensors = checked(shapes, read_model_tensors(checkpoint_dir, config), checkpoint_dir)
+    tensors = checked(*read_model_tensors(checkpoint_dir, config), shapes, checkpoint_dir, in_parts)
     if converts:  # else it is a matter of mapping files
         tensors = _with_progress(tensors, len(shapes))
     model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts)
@@ -96,6 +97,7 @@ def _fill(
     for name, tensor in tensors:
         if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
             first_rows[name] = tensor[0].to(torch.bfloat16).float()
+        model.stored_dtypes[name] = tensor.dtype
         path, _, leaf = name.rpartition(".")
         module, block = model.get_submodule(path), re.match(r"h\.(\d+)\.", name)
         place_of = model.placement[int(block[1])] if model.placement and block else device

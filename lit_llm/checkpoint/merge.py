@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lit_llm.checkpoint.adapters import attach_adapter, read_adapter, write_merged
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.checkpoint.read import stored_dtype
 from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.errors import CheckpointError
 from lit_llm.files import unused_folder
@@ -25,14 +24,14 @@ TOLERANCE = 1e-4
 def merge_adapters(
     checkpoint_dir: Path | str, adapters: Sequence[Path | str], weights: Sequence[float], output_dir: Path | str
 ) -> dict[str, Any]:
-    """Write the base plus the weighted sum of LoRA updates as a checkpoint folder, in the dtype of the base.
+    """Write the base plus the weighted sum of LoRA updates as a checkpoint folder, in the dtypes of the base.
 
     The sum is made in float32 and proved: the merged model must give the logits of adapter and base, and the written model is
     read again.
 
     Returns:
         `max_difference` of the merged float32 logits from those of adapter and base, and its `share` of the largest logit;
-        `top1_agreement` and `kl` (nats per token) of the written model, in its own dtype, with adapter and base;
+        `top1_agreement` and `kl` (nats per token) of the written model, in its own dtypes, with adapter and base;
         the `prompt_style` to ask it in, which is also in `finetuned.json`.
 
     Raises:
@@ -53,11 +52,11 @@ def merge_adapters(
                 f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
                 f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
             )
-        stored = stored_dtype(checkpoint_dir)
-        write_checkpoint(folder, model, checkpoint_dir, stored)
+        rounds = set(model.stored_dtypes.values()) != {torch.float32}
+        write_checkpoint(folder, model, checkpoint_dir)
         style = write_merged(folder, model, checkpoint_dir, adapters, weights)
         written = _logits(load_model(folder, dtype=torch.float32).eval())
-        if stored == torch.float32 and not _share(written, merged) <= TOLERANCE:
+        if not rounds and not _share(written, merged) <= TOLERANCE:
             raise CheckpointError(
                 "the written model gives other logits than the merged one: the disk may be failing. Choose an `output_dir` on "
                 "another one"

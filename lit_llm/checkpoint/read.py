@@ -1,7 +1,9 @@
 """Read the tensors of a checkpoint folder lazily, and check them against its config."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -9,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_llm.checkpoint.tensor_names import to_lit
+from lit_llm.checkpoint.tensor_names import QUANTIZED, Names, Reader, hf_names, why_unexpected
 from lit_llm.errors import CheckpointError, brief
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.gpt import GPT
+from lit_llm.ranks import own_rows
 from lit_llm.schema import shown
 
 LIT_WEIGHTS = "lit_model.safetensors"
@@ -23,60 +26,123 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # nothing refers to the mapping: one mapping for all tensors would hold the file next to what is cast or quantized from it.
 MAPPED_ELEMENTS = 2**24
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 class Index(TypedDict):
     """Contents of a `.index.json` that are read."""
 
-    weight_map: dict[str, str]
-
-
-Reader = Callable[[], Tensor]
-Readers = Iterable[tuple[str, Reader]]
+    weight_map: dict[str, str | None]
 
 
 def read_config(checkpoint_dir: Path) -> Config:
-    """Return the config of a folder. Raises FileNotFoundError if it is not a folder, and as `Config.from_checkpoint`."""
+    """Return the config of a folder, whose head is tied to the embedding if the stored tensors say so.
+
+    Raises:
+        FileNotFoundError: if it is not a folder.
+        CheckpointError: as `Config.from_checkpoint`.
+    """
     if not checkpoint_dir.is_dir():
         state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
         raise FileNotFoundError(
             f"`checkpoint_dir` {checkpoint_dir} {state}. Download a checkpoint: python scripts/download.py --repo_id ORG/NAME"
         )
-    return Config.from_checkpoint(checkpoint_dir)
+    config = Config.from_checkpoint(checkpoint_dir)
+    return config if (checkpoint_dir / LIT_CONFIG).is_file() else tied_as_stored(config, checkpoint_dir)
 
 
-def read_model_tensors(checkpoint_dir: Path, config: Config) -> Readers:
-    """Return our name and a reader of every tensor in a folder of either layout."""
+def tied_as_stored(config: Config, checkpoint_dir: Path) -> Config:
+    """Return the config with `tie_embeddings` as the tensors in Hugging Face's layout are, as transformers decides.
+
+    Tied are tensors that are equal, and one that is stored alone, under either name. Without weights `config` is right.
+    """
+    try:
+        files, weight_map = weight_files(checkpoint_dir, native=False)
+    except FileNotFoundError:  # an estimate needs no weights
+        return config
+    ends = hf_names(config).ends()
+    stored = {ends[name]: read for name, read in read_tensors(files, weight_map) if name in ends}
+    if len(stored) == 2:
+        tied = config.tie_embeddings and same_values(stored["wte"](), stored["lm_head"]())
+        found = "different tensors for embedding and head"
+    else:
+        in_index = {ends[name] for name in weight_map if name in ends}
+        tied = config.tie_embeddings or (len(stored) == 1 and in_index <= stored.keys())  # else a shard lacks one of them
+        found = "one tensor for embedding and head"
+    if tied != config.tie_embeddings:
+        flag, state = str(config.tie_embeddings).lower(), "tied" if tied else "untied"
+        warnings.warn(
+            f"{checkpoint_dir}: tie_word_embeddings in config.json is {flag}, but the weights hold {found}. They are {state}",
+            stacklevel=2,
+        )
+    return replace(config, tie_embeddings=tied)
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Compare values, some rows at a time: neither is copied as a whole."""
+    if a.shape != b.shape or a.dim() != 2:
+        return False
+    rows = max(1, MAPPED_ELEMENTS // a.size(1))
+    return all(torch.equal(x.double(), y.double()) for x, y in zip(a.split(rows), b.split(rows), strict=True))
+
+
+def read_model_tensors(checkpoint_dir: Path, config: Config) -> tuple[Names, Iterable[tuple[str, Reader]]]:
+    """Return the names in a folder of either layout, and its tensors."""
     native = (checkpoint_dir / LIT_CONFIG).is_file()
-    tensors = read_tensors(weight_files(checkpoint_dir, native))
-    return tensors if native else to_lit(config, tensors)
+    names = Names(config, None) if native else hf_names(config)
+    return names, read_tensors(*weight_files(checkpoint_dir, native))
 
 
-def stored_dtype(checkpoint_dir: Path) -> torch.dtype:
-    """Return the dtype of the first tensor of a folder."""
-    return next(iter(read_model_tensors(checkpoint_dir, read_config(checkpoint_dir))))[1]().dtype
+def checked(
+    names: Names,
+    tensors: Iterable[tuple[str, Reader]],
+    shapes: Mapping[str, torch.Size],
+    folder: Path,
+    in_parts: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield our name and the tensor for each of `tensors`.
 
+    Args:
+        shapes: As `expected_shapes` returns them.
+        in_parts: Look for NaN in the rows of this rank only.
 
-def checked(shapes: dict[str, torch.Size], tensors: Readers, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read tensors one by one. Raises CheckpointError unless they are exactly those in `shapes`, each once."""
+    Raises:
+        CheckpointError: unless they are exactly those in `shapes`, each once, and finite. Messages have the names in the files.
+    """
     missing = set(shapes)
-    for name, read in tensors:
+    for name, upstream, read in names.ours(tensors):
+        if name is None or name not in shapes:
+            raise CheckpointError(f"{folder}: unexpected tensor {upstream}: {why_unexpected(upstream, folder)}")
         if name not in missing:
-            reason = "is there twice" if name in shapes else "has no place in the model"
-            raise CheckpointError(f"{folder}: tensor {name} {reason}. Download the checkpoint again")
+            raise CheckpointError(f"{folder}: tensor {upstream} is there twice. Download the checkpoint again")
         missing.remove(name)
-        tensor = read()
+        try:
+            tensor = read()
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder}: tensor {upstream} is damaged ({error}). Download the checkpoint again") from error
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{folder}: tensor {upstream} has dtype {tensor.dtype}: {QUANTIZED}")
         if tensor.shape != shapes[name]:
             raise CheckpointError(
-                f"{folder}: tensor {name} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
+                f"{folder}: tensor {upstream} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
                 "Weights and config do not belong together. Download the checkpoint again"
             )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{folder}: tensor {name} has dtype {tensor.dtype}. Use the checkpoint that is not quantized")
+        check_finite(tensor[own_rows(len(tensor))] if in_parts else tensor, f"{folder}: tensor {upstream}")
         yield name, tensor
     if missing:
-        names = ", ".join(sorted(missing)[:3])
+        some = ", ".join(sorted(names.upstream(name) for name in missing)[:3])
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, among them {some}. Download the checkpoint again")
+
+
+def check_finite(tensor: Tensor, source: str) -> None:
+    """Raise CheckpointError, which begins with `source`, if a value is NaN or infinite."""
+    if tensor.sum().isfinite():  # reads at the speed of memory; a finite float16 may have an infinite sum
+        return
+    n = sum(int((~part.isfinite()).sum()) for part in tensor.flatten().split(MAPPED_ELEMENTS))
+    if n:
         raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing, among them {names}. Download the checkpoint again"
+            f"{source} has {n} of {tensor.numel()} values that are NaN or infinite: the file is damaged, or the training that "
+            "wrote it diverged. Use another checkpoint"
         )
 
 
@@ -99,8 +165,9 @@ def empty_model(config: Config) -> GPT:
         return GPT(config)
 
 
-def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
-    """Return the files of weights: ours, or Hugging Face's safetensors or legacy pickles; one, or shards with an index.
+def weight_files(checkpoint_dir: Path, native: bool) -> tuple[list[Path], dict[str, str]]:
+    """Return the files of weights: ours, or Hugging Face's safetensors or legacy pickles; one, or shards with an index. The
+    second value is the name of the file for each tensor in the index.
 
     Raises:
         FileNotFoundError: if there are none, or a shard is missing.
@@ -108,7 +175,7 @@ def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
     """
     for name in (LIT_WEIGHTS,) if native else HF_WEIGHTS:
         if (checkpoint_dir / name).is_file():
-            return [checkpoint_dir / name]
+            return [checkpoint_dir / name], {}
         index = checkpoint_dir / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
@@ -120,27 +187,41 @@ def weight_files(checkpoint_dir: Path, native: bool) -> list[Path]:
     )
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
+    found = read_json_object(index, Index)["weight_map"]
+    weight_map = {tensor: name for tensor, name in found.items() if name is not None}
+    if not weight_map:
+        raise CheckpointError(f"{index} has no weight_map from tensors to files. Download it again")
     paths = []
-    for name in sorted(set(read_json_object(index, Index)["weight_map"].values())):
+    for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index.parent} lacks the shard {shown(name)}. Download the checkpoint again")
         paths.append(index.parent / name)
-    return paths
+    return paths, weight_map
 
 
-def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Reader]]:
-    """Yield the name and a reader of every tensor: safetensors are memory-mapped, pickles read with `weights_only=True`."""
+def read_tensors(files: Iterable[Path], weight_map: Mapping[str, str] | None = None) -> Iterator[tuple[str, Reader]]:
+    """Yield the name and a reader of every tensor: safetensors are memory-mapped, pickles read with `weights_only=True`.
+
+    Args:
+        weight_map: The file of each tensor: a copy in another file is stale. A tensor that it lacks may be in any file.
+    """
     for path in files:
-        if path.suffix == ".safetensors":
-            try:
-                yield from _read_safetensors(path)
-            except SafetensorError as error:
-                raise CheckpointError(f"{path} is damaged or incomplete ({brief(error)}). Download it again") from error
-        else:
-            yield from ((name, lambda tensor=tensor: tensor) for name, tensor in _read_pickle(path).items())
+        for name, read in _read_file(path):
+            if weight_map is None or weight_map.get(name, path.name) == path.name:
+                yield name, read
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Reader]]:
+    if path.suffix == ".safetensors":
+        try:
+            yield from _read_safetensors(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or incomplete ({brief(error)}). Download it again") from error
+    else:
+        yield from ((name, lambda tensor=tensor: tensor) for name, tensor in _read_pickle(path).items())
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Reader]]:
@@ -166,6 +247,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
         tensors = tensors["model"]  # as Fabric saves a state
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise CheckpointError(f"{path} does not hold a dict of tensors. Download it again")
     return tensors

@@ -24,7 +24,9 @@ COMPANION_FILES = (
 
 
 def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the model, in `dtype` if one is given, and the companion files of `source_dir` into an existing folder.
+    """Write the model and the companion files of `source_dir` into an existing folder.
+
+    Each weight is written in `dtype` or, if that is None, as in the files that the model was loaded from.
 
     Weights that ranks hold in parts are gathered one at a time. A rank without a folder only takes part in that.
     """
@@ -36,7 +38,8 @@ def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: t
         deque(gathered, maxlen=0)
         return
     # Cast one at a time: there may be no memory for a cast copy of the whole model.
-    write_shards(((name, tensor.to(dtype or tensor.dtype)) for name, tensor in gathered), folder, LIT_WEIGHTS)
+    cast = ((name, tensor.to(dtype or model.stored_dtypes.get(name, tensor.dtype))) for name, tensor in gathered)
+    write_shards(cast, folder, LIT_WEIGHTS)
     write_json(folder / LIT_CONFIG, model.config.to_dict())
     copy_companions(source_dir, folder)
 

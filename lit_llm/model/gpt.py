@@ -47,6 +47,7 @@ class GPT(nn.Module):
         if config.local_rope_theta is not None:
             self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
         self.fingerprint: str | None = None  # of the loaded weights
+        self.stored_dtypes: dict[str, torch.dtype] = {}  # of each weight in the files that it was loaded from
         self.activation_checkpointing = False
         self.run_block: Callable[..., Tensor] = _run_block  # `compiled_blocks.py` replaces it for passes without a cache
         self.computes_on: torch.device | None = None  # if the weights are kept on another device

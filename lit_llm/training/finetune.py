@@ -98,7 +98,7 @@ def _finetune(args: FinetuneArgs, method: Method, device: torch.device) -> Run:
     # In parts, the model answers at the end only: what inference mode has gathered cannot train any more.
     with fabric.autocast():
         before = held_out.answer() if strategy != "fsdp" else None  # of the base: a save is read later
-    write_result = partial(_write_result, model=model, job=job, dtype=weights_dtype(args.precision, fabric.device))
+    write_result = partial(_write_result, model=model, job=job)
     state = _train(job, fabric, model, config, write_result)
     with shared_folder(folder.final) as final:
         write_result(final)
@@ -183,13 +183,10 @@ def _train(job: Job, fabric: "Fabric", model: GPT, config: Config, write_result:
         raise OutOfMemory(explain(args, config, method, data.plan.max_tokens, str(error))) from error
 
 
-def _write_result(folder: Path | None, model: GPT, job: Job, dtype: torch.dtype | None) -> None:
+def _write_result(folder: Path | None, model: GPT, job: Job) -> None:
     assert job.args.checkpoint_dir is not None
-    about = (folder, model, job.method, job.args.checkpoint_dir, job.args.prompt_style)
-    if job.method.trains_base:
-        write_finetuned(*about, dtype)
-    else:
-        write_adapter(*about)
+    write = write_finetuned if job.method.trains_base else write_adapter
+    write(folder, model, job.method, job.args.checkpoint_dir, job.args.prompt_style)
 
 
 def _say(text: str) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import torch
 from families import CASES, make_reference
 from safetensors.torch import load_file, save_file
 
+from lit_llm.checkpoint.convert import convert
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.model.config import Config
 
@@ -68,16 +70,16 @@ def test_broken_index(folder, index, text):
 
 def test_index_names_a_shard_that_lacks_the_tensor(folder, index):
     edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.pop("model.norm.weight"))
-    with pytest.raises(ValueError, match=r"1 tensors are missing, among them norm\.weight"):
+    with pytest.raises(ValueError, match=r"1 tensors are missing, among them model\.norm\.weight"):
         load_model(folder)
 
 
-def test_tensor_in_two_shards(folder, index):
-    other = shard_of(index, "model.embed_tokens.weight")
-    assert other != shard_of(index, "model.norm.weight")
-    edit(other, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
-    with pytest.raises(ValueError, match=r"norm\.weight is there twice"):
-        load_model(folder)
+def test_stale_copy_in_another_shard_is_not_read(folder, index):
+    model, name = load_model(folder), "model.norm.weight"
+    for file in folder.glob("*.safetensors"):
+        if file != shard_of(index, name):
+            edit(file, lambda tensors: tensors.update({name: torch.full((32,), 7.0)}))
+    assert torch.equal(load_model(folder).norm.weight, model.norm.weight)
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -100])
@@ -97,13 +99,13 @@ def test_unexpected_tensor(folder, index):
 def test_tensor_of_a_layer_that_config_does_not_have(folder, index):
     name = "model.layers.3.input_layernorm.weight"
     edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({name: torch.ones(32)}))
-    with pytest.raises(ValueError, match=r"h\.3\.norm_1\.weight"):
+    with pytest.raises(ValueError, match=r"unexpected tensor model\.layers\.3\.input_layernorm\.weight"):
         load_model(folder)
 
 
 def test_wrong_shape(folder, index):
     edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": torch.ones(7)}))
-    with pytest.raises(ValueError, match=r"norm\.weight has shape \[7\], its config says \[32\]"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[7\], its config says \[32\]"):
         load_model(folder)
 
 
@@ -152,6 +154,67 @@ def test_pickle_with_code_in_it_is_refused_and_not_executed(folder, tmp_path_fac
     with pytest.raises(ValueError, match="it was not executed"):
         load_model(old)
     assert not (old / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("model.layers.0.self_attn.q_proj.qweight", "the weights are quantized"),  # GPTQ, AWQ
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", "the weights are quantized"),  # DeepSeek's float8
+        ("model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4", "the weights are quantized"),
+        ("model.layers.0.self_attn.k_proj.k_scale", "8-bit key/value cache"),
+        ("v_head.summary.weight", "value head of TRL"),
+        ("model.layers.0.mlp.up_proj.lora_A.default.weight", "adapter of PEFT"),
+        ("score.weight", "classifier"),
+        ("model.layers.0.self_attn.q_proj.bias", "no such tensor"),
+        ("norm.weight", "no such tensor"),  # our name, which is not upstream's
+    ],
+)
+def test_tensor_without_a_place_is_named_and_explained(folder, index, name, why):
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({name: torch.ones(32)}))
+    with pytest.raises(ValueError, match=f"unexpected tensor {re.escape(name)}: .*{why}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "rotary_emb.original_inv_freq", "bias",
+     "masked_bias", "causal_mask"],
+)  # fmt: skip
+def test_tensors_that_the_model_computes_are_ignored(folder, index, name):
+    buffer = {f"model.layers.0.self_attn.{name}": torch.full((4,), torch.nan)}
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update(buffer))
+    load_model(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, index, value, dtype):
+    weight = torch.full((32,), 60000.0, dtype=dtype)  # its sum is infinite in float16
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": weight}))
+    load_model(folder)
+    weight[7] = value
+    edit(shard_of(index, "model.norm.weight"), lambda tensors: tensors.update({"model.norm.weight": weight}))
+    for read in (load_model, convert):
+        with pytest.raises(ValueError, match=r"model\.norm\.weight has 1 of 32 values that are NaN or infinite"):
+            read(folder)
+    assert not (folder / "lit_config.json").exists()
+
+
+def test_null_in_an_index_means_absent(folder, index):
+    values = json.loads(index.read_text())
+    values["weight_map"]["model.extra"] = values["metadata"] = None
+    index.write_text(json.dumps(values))
+    load_model(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80", b"text"])
+def test_broken_pickle(folder, tmp_path_factory, content):
+    old = tmp_path_factory.mktemp("old")
+    (old / "config.json").write_text((folder / "config.json").read_text())
+    (old / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged"):
+        load_model(old)
 
 
 def test_config_and_weights_of_different_families(folder):

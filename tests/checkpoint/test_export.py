@@ -1,12 +1,15 @@
 """What leaves lit_llm opens in transformers and PEFT with the same logits."""
 
+import shutil
+
 import pytest
 import torch
 from families import CASES, make_reference
+from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from lit_llm.checkpoint.adapters import trained_style, write_adapter
+from lit_llm.checkpoint.adapters import trained_style, write_adapter, write_finetuned
 from lit_llm.checkpoint.convert import convert
 from lit_llm.checkpoint.export import export_hf, export_peft
 from lit_llm.checkpoint.load import load
@@ -14,6 +17,7 @@ from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import merge_adapters
 from lit_llm.checkpoint.read import read_tensors, weight_files
 from lit_llm.methods.adapter import Adapter
+from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 
 ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
@@ -159,13 +163,11 @@ def test_only_lora_is_merged(checkpoint, tmp_path):
 
 
 def test_scripts_convert_there_and_back(checkpoint, tmp_path, script):
-    import shutil
-
     base = shutil.copytree(checkpoint, tmp_path / "base")
     script("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", base)
     (base / "model.safetensors").unlink()
     script("scripts/convert_lit_checkpoint.py", "--checkpoint_dir", base, "--output_dir", tmp_path / "hf")
-    before, after = (dict(read_tensors(weight_files(f, native=False))) for f in (checkpoint, tmp_path / "hf"))
+    before, after = (dict(read_tensors(*weight_files(f, native=False))) for f in (checkpoint, tmp_path / "hf"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name](), after[name]()) for name in before)
     adapter = make_adapter(tmp_path / "adapter", checkpoint)
@@ -219,9 +221,42 @@ def test_adapter_on_a_tied_head_warns_and_exports_to_peft(tied, data_dir, tmp_pa
 
 
 def test_conversion_to_half_precision(checkpoint, tmp_path):
-    import shutil
-
     base = shutil.copytree(checkpoint, tmp_path / "base")
     convert(base, "bfloat16")
     assert load_model(base).wte.weight.dtype == torch.bfloat16
     assert load_model(base).fingerprint == load_model(checkpoint).fingerprint
+
+
+@pytest.fixture
+def mixed(checkpoint, tmp_path):
+    """A base with tensors of several dtypes."""
+    folder = shutil.copytree(checkpoint, tmp_path / "mixed")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    tensors = load_file(folder / "model.safetensors")
+    for i, name in enumerate(sorted(tensors)):
+        tensors[name] = tensors[name].to(dtypes[i % 3])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def dtypes_of(folder, name="lit_model.safetensors"):
+    return {name: tensor.dtype for name, tensor in load_file(folder / name).items()}
+
+
+def test_every_writer_keeps_the_dtype_of_each_tensor(mixed, tmp_path):
+    converted, full = shutil.copytree(mixed, tmp_path / "converted"), tmp_path / "full"
+    convert(converted)
+    expected = dtypes_of(converted)
+    assert sorted(map(str, expected.values())) == sorted(map(str, dtypes_of(mixed, "model.safetensors").values()))
+    adapter = make_adapter(tmp_path / "adapter", mixed, targets="all-linear,head")
+    merge_adapters(mixed, [adapter], [1.0], tmp_path / "merged")
+    assert dtypes_of(tmp_path / "merged") == expected
+    model, method = load_model(mixed, dtype=torch.float32), Full()
+    method.attach(model)
+    full.mkdir()
+    write_finetuned(full, model, method, mixed, None)
+    assert dtypes_of(full) == expected
+    export_hf(converted, tmp_path / "hf")
+    assert dtypes_of(tmp_path / "hf", "model.safetensors") == dtypes_of(mixed, "model.safetensors")
+    convert(converted, "float16")
+    assert {*dtypes_of(converted).values()} == {torch.float16}

@@ -70,7 +70,7 @@ def test_a_method_on_a_family(folders, tmp_path, case, name):
     assert (trained - start).abs().max() > 1e-4
 
     if isinstance(method, Full):
-        write_finetuned(tmp_path, model, method, folder, None, None)
+        write_finetuned(tmp_path, model, method, folder, None)
         loaded = load_model(tmp_path)
     else:
         write_adapter(tmp_path, model, method, folder, None)
