@@ -45,14 +45,14 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
             f"{config.model_type!r}. Convert them again, with this config.json next to them: "
             f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
         )
-    sizes: Counter[torch.dtype] = Counter()
-    for _, tensor in checked(*read_model_tensors(checkpoint_dir, config), expected_shapes(config), checkpoint_dir):
-        sizes[tensor.dtype] += tensor.numel()
-    most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
-    hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
-    # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
-    hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir]) as folder:
+        sizes: Counter[torch.dtype] = Counter()
+        for _, tensor in checked(*read_model_tensors(checkpoint_dir, config), expected_shapes(config), checkpoint_dir):
+            sizes[tensor.dtype] += tensor.numel()
+        most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
+        hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
+        # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
         lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")
         copy_companions(checkpoint_dir, folder)

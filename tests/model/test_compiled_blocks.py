@@ -18,7 +18,6 @@ from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
-from lit_llm.model.device import check_compiler
 from lit_llm.training.finetune import finetune
 from lit_llm.training.probe import _plain
 
@@ -107,12 +106,7 @@ def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir
     assert _plain(150.4) == "150" and _plain(1234.5) == "1,234" and _plain(0.0321) == "0.032"
 
 
-@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=needs_compiler)])
-def test_without_a_compiler_nothing_is_started(monkeypatch, tmp_path, checkpoint, data_dir, cached):
-    """Not even if an earlier run left compiled code."""
-    device = torch.device("cpu")
-    if cached:
-        check_compiler(device, "compile")
+def test_without_a_compiler_nothing_is_started(monkeypatch, tmp_path, checkpoint, data_dir):
     torch._dynamo.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     options = {"checkpoint_dir": checkpoint, "accelerator": "cpu"}
