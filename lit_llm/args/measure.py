@@ -22,22 +22,22 @@ class BenchmarkArgs(Checked):
         "repetitions": ("train_speed", "eval_speed", "packing_speed", "decode_speed"),
         "n_examples": ("train_speed", "eval_speed", "prepare_speed", *ON_DATA),
         "clients": ("serve_load",),
-        "seconds": ("serve_load",),
+        "seconds": ("serve_load", "serve_attack"),
     }
     """The checks that each option acts on."""
 
     check: Literal[
-        "train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "eval_speed", "memory_estimate",
-        "packing_speed", "decode_speed", "prepare_speed", "rounding_error",
+        "train_speed", "invariance", "load_memory", "demo_methods", "serve_load", "serve_attack", "eval_speed",
+        "memory_estimate", "packing_speed", "decode_speed", "prepare_speed", "rounding_error",
     ]  # fmt: skip
     """train_speed: LoRA steps, compared with transformers with PEFT and with litgpt, if installed. invariance: loss and
     gradient on your data, which must not depend on micro-batches or packing. load_memory: peak memory while a checkpoint is
     loaded. demo_methods: every method of finetuning on the embedded demo. serve_load: the server on the demo, with many
-    clients. eval_speed: multiple choice in the evaluation harness, compared with its own model. decode_speed: prefill and
-    decoding, compared with transformers and litgpt, if installed; on CUDA also the share of the memory bandwidth.
-    memory_estimate: estimated and measured memory of a step. packing_speed: layouts of a step on your data.
-    prepare_speed: rows into a data folder and into tokens. rounding_error: predictions with weights in fewer bits, compared
-    with float32, on your data."""
+    clients. serve_attack: the server on the demo, with one client and many that attack it. eval_speed: multiple choice in the
+    evaluation harness, compared with its own model. decode_speed: prefill and decoding, compared with transformers and litgpt,
+    if installed; on CUDA also the share of the memory bandwidth. memory_estimate: estimated and measured memory of a step.
+    packing_speed: layouts of a step on your data. prepare_speed: rows into a data folder and into tokens. rounding_error:
+    predictions with weights in fewer bits, compared with float32, on your data."""
     checkpoint_dir: Path | None = None
     """Model for invariance, packing_speed and rounding_error."""
     data_dir: Path | None = None
@@ -51,7 +51,7 @@ class BenchmarkArgs(Checked):
     clients: int = 200
     """Concurrent clients for serve_load."""
     seconds: float = 120
-    """Duration of serve_load, in seconds."""
+    """Duration of serve_load and serve_attack, in seconds."""
 
     def rules(self) -> Rules:
         on_data = self.check in self.used_by["data_dir"]

@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,13 +56,13 @@ def measure(args: BenchmarkArgs) -> None:
     """Print the results. Raises ValueError if an answer was lost or wrong."""
     require_linux("serve_load")
     asked = questions()
-    with _server() as (port, process):
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "log") as (port, process):
         asyncio.run(send(port, asked, 8, 5, seed=0))  # so that memory that is held once is held
-        before, cpu = _resident_mb(process.pid), _cpu_seconds(process.pid)
+        before, cpu = resident_mb(process.pid), _cpu_seconds(process.pid)
         start = time.monotonic()
         found = asyncio.run(send(port, asked, args.clients, args.seconds, seed=1))
         seconds = time.monotonic() - start  # with the answers that were in progress at the end
-        after, cpu = _resident_mb(process.pid), _cpu_seconds(process.pid) - cpu
+        after, cpu = resident_mb(process.pid), _cpu_seconds(process.pid) - cpu
         again = asyncio.run(send(port, asked, 1, 5, seed=2))
     ordered, wrong = sorted(found.seconds), found.wrong + again.wrong
     report({
@@ -100,7 +102,7 @@ async def send(port: int, asked: list[Question], n_clients: int, seconds: float,
             patience = draw.expovariate(1.0) if draw.random() < LEAVING else None
             start = time.monotonic()
             try:
-                text = await asyncio.wait_for(_ask(port, question, stream), patience)
+                text = await asyncio.wait_for(ask(port, question, stream), patience)
             except TimeoutError:
                 found.n_left += 1
             except (OSError, ValueError, KeyError, IndexError, asyncio.IncompleteReadError) as error:
@@ -116,7 +118,7 @@ async def send(port: int, asked: list[Question], n_clients: int, seconds: float,
     return found
 
 
-async def _ask(port: int, question: Question, stream: bool) -> str:
+async def ask(port: int, question: Question, stream: bool) -> str:
     """Return the answer's text. Cancelling closes the connection. Raises ValueError for a status other than 200."""
     fields = {"prompt": question.prompt, "max_tokens": question.max_tokens, "temperature": 0, "stream": stream}
     body = json.dumps({"model": "demo", **fields}).encode()
@@ -142,23 +144,24 @@ async def _ask(port: int, question: Question, stream: bool) -> str:
 
 
 @contextmanager
-def _server() -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Yield port and process of a server of the demo, with one thread for the model."""
+def server(log: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """Yield port and process of a server of the demo, with one thread for the model. `log` gets what it writes."""
     command = [sys.executable, str(SERVE), "--port=0", "--model_name=demo", f"--max_batch_size={BATCH_SIZE}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, env=environment, stderr=file, text=True)
     try:
-        line = next((line for line in process.stderr if line.startswith("serving")), None)
-        if line is None:
-            raise OSError("the server did not start")
-        yield int(line.rpartition(":")[2]), process
+        while not (greeting := re.search(r"^serving .*:(\d+)$", log.read_text(encoding="utf-8"), re.MULTILINE)):
+            if process.poll() is not None:
+                raise OSError("the server did not start")
+            time.sleep(0.1)
+        yield int(greeting[1]), process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.wait(timeout=30)
 
 
-def _resident_mb(pid: int) -> int:
+def resident_mb(pid: int) -> int:
     with open(f"/proc/{pid}/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) * 1024 // 10**6
 

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lit_llm.checkpoint.tensor_names import QUANTIZED, Names, Reader, hf_names, why_unexpected
 from lit_llm.errors import CheckpointError, brief
-from lit_llm.files import read_json_object
+from lit_llm.files import read_weight_map
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_first
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import own_rows
@@ -27,12 +26,6 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAPPED_ELEMENTS = 2**24
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class Index(TypedDict):
-    """Contents of a `.index.json` that are read."""
-
-    weight_map: dict[str, str | None]
 
 
 def read_config(checkpoint_dir: Path) -> Config:
@@ -188,11 +181,7 @@ def weight_files(checkpoint_dir: Path, native: bool) -> tuple[list[Path], dict[s
 
 
 def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
-    found = read_json_object(index, Index)["weight_map"]
-    weight_map = {tensor: name for tensor, name in found.items() if name is not None}
-    if not weight_map:
-        raise CheckpointError(f"{index} has no weight_map from tensors to files. Download it again")
-    paths = []
+    weight_map, paths = read_weight_map(index), []
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")

@@ -2,20 +2,21 @@
 
 import difflib
 import hashlib
-import json
 import re
 import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypedDict
+from urllib.parse import quote, urlsplit
 
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_token
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, get_session, get_token, hf_raise_for_status, validate_repo_id
 
 from lit_llm.download.resumable import TIMEOUT, explained, fetch, part_path, size_text
 from lit_llm.errors import CheckpointError, DataError
-from lit_llm.files import digest_of, read_json_object
+from lit_llm.files import claimed, digest_of, parse_json, read_weight_map
+from lit_llm.schema import conform, shown
 
 # Files to fetch of a repository: all companions, and the weights in the first of these forms that it has.
 _COMPANIONS = re.compile(
@@ -69,6 +70,27 @@ def known_repositories() -> dict[str, list[str]]:
     return {family: [prefix + end for prefix, *ends in rows for end in ends] for family, rows in words.items()}
 
 
+class _Large(TypedDict):
+    sha256: str
+
+
+class _Entry(TypedDict):
+    rfilename: str
+
+
+class _Sibling(_Entry, total=False):
+    size: int
+    blobId: str
+    lfs: _Large
+
+
+class _Listing(TypedDict):
+    """The hub's answer to `/api/models/ORG/NAME?blobs=true`, as far as it is read."""
+
+    sha: str
+    siblings: list[_Sibling]
+
+
 @dataclass(frozen=True)
 class _File:
     """A file as the hub lists it. `digest` is the sha256 of a large file, the git blob id (40 digits) of a small one."""
@@ -114,38 +136,43 @@ def download_checkpoint(
         return _explain(status, code, repo_id, revision, "authorization" in headers)
 
     with explained(constants.ENDPOINT, refusal):
-        files = _list_files(repo_id, revision, access_token, headers)
+        files = _list_files(repo_id, revision, headers)
         if "config.json" not in files:
             raise CheckpointError(
                 f"{repo_id} is not a checkpoint: it has no config.json, but {_some(files)}. Choose another `repo_id`"
             )
-        wanted = [file for name, file in files.items() if _COMPANIONS.fullmatch(name)]
-        weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
-        missing = [file for file in wanted + weights if not file.is_in(folder)]
-        _refuse_other_weights(folder, weights, replaced=any(file in weights for file in missing))
-        _check_space(folder, sum(file.left(folder) for file in missing))
-        for file in missing:
-            file.fetch(folder)
+        with claimed(folder, "checkpoint_dir", in_place=True):
+            wanted = [file for name, file in files.items() if _COMPANIONS.fullmatch(name)]
+            weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
+            missing = [file for file in wanted + weights if not file.is_in(folder)]
+            _refuse_other_weights(folder, weights, replaced=any(file in weights for file in missing))
+            _check_space(folder, sum(file.left(folder) for file in missing))
+            for file in missing:
+                file.fetch(folder)
     return folder
 
 
-def _list_files(repo_id: str, revision: str | None, token: str | None, headers: dict[str, str]) -> dict[str, _File]:
+def _list_files(repo_id: str, revision: str | None, headers: dict[str, str]) -> dict[str, _File]:
     """Return the files in the top folder of the repository at one commit, by name."""
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, token=token, timeout=TIMEOUT)
-    except json.JSONDecodeError as error:
-        raise OSError(
-            f"{constants.ENDPOINT} does not answer like the Hugging Face hub. Is there a login page of the network in between?"
-        ) from error
+    validate_repo_id(repo_id)
+    address = f"{constants.ENDPOINT}/api/models/{repo_id}{'/revision/' if revision else ''}{quote(revision or '', '')}"
+    response = get_session().get(address, headers=headers, params={"blobs": True}, timeout=TIMEOUT)
+    hf_raise_for_status(response)
+    source, advice = (
+        f"{constants.ENDPOINT} does not answer like the Hugging Face hub: the list of files",
+        "Is there a login page?",
+    )
+    info: _Listing = conform(parse_json(response.content, source, advice), _Listing, source, advice)
     files = {}
-    for entry in info.siblings or []:
-        name = entry.rfilename
+    for entry in info["siblings"]:
+        name = entry["rfilename"]
         if "\\" in name or name.startswith("/") or ".." in name.split("/"):
-            raise CheckpointError(f"{repo_id} lists a file named {name!r}, which is outside of its folder. Do not trust it")
-        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        if "/" not in name and entry.size is not None and digest is not None:
-            url = hf_hub_url(repo_id, name, revision=info.sha)
-            files[name] = _File(name, url, entry.size, digest, headers)
+            raise CheckpointError(
+                f"{repo_id} lists a file named {shown(name)}, which is outside of its folder. Do not trust it"
+            )
+        size, digest = entry.get("size", -1), entry["lfs"]["sha256"] if "lfs" in entry else entry.get("blobId", "")
+        if re.fullmatch(r"[\w.-]+", name) and size >= 0 and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
+            files[name] = _File(name, hf_hub_url(repo_id, name, revision=info["sha"]), size, digest, headers)
     return files
 
 
@@ -160,13 +187,10 @@ def _weight_files(repo_id: str, files: dict[str, _File], folder: Path) -> list[_
         return [files[form]]
     if not files[form].is_in(folder):
         files[form].fetch(folder)
-    weight_map = read_json_object(folder / form).get("weight_map")
-    shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    if not shards:
-        raise CheckpointError(f"{form} of {repo_id} names no shards. Choose another `repo_id`")
+    shards = sorted(set(read_weight_map(folder / form).values()))
     if lost := [name for name in shards if name not in files]:
         raise CheckpointError(
-            f"{form} of {repo_id} names {lost[0]!r}, which the repository does not have in its top folder. "
+            f"{form} of {repo_id} names {shown(lost[0])}, which the repository does not have in its top folder. "
             "Choose another `repo_id` or `revision`"
         )
     return [files[name] for name in (form, *shards)]
@@ -277,7 +301,8 @@ def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else None
     name = Path(urlsplit(source).path).name or "file"
     target = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"  # other addresses end in the same name
-    if target.is_file():
-        print(f"{target} is there already; remove it to fetch {source} again", file=sys.stderr)
-        return target
-    return download_url(source, target, headers=headers)
+    with claimed(target, "data_file", wait=True):
+        if target.is_file():
+            print(f"{target} is there already; remove it to fetch {source} again", file=sys.stderr)
+            return target
+        return download_url(source, target, headers=headers)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from lit_llm.args.evaluate import PerplexityArgs
 from lit_llm.errors import CheckpointError, DataError, OptionError
 from lit_llm.evaluation.score import Span, score
-from lit_llm.files import json_text
+from lit_llm.files import json_text, read_text
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.model.gpt import GPT
 from lit_llm.text.tokenizer import Tokenizer
@@ -77,10 +77,7 @@ def windows(ids: list[int], context: int, stride: int) -> list[Span]:
 
 def evaluate_file(args: PerplexityArgs) -> None:
     """Print the perplexity of a file as JSON."""
-    try:
-        text = args.data_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{args.data_file} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    text = read_text(args.data_file, DataError)
     model, tokenizer, _ = load_args(args)
     found = asdict(perplexity(model, tokenizer, text, args.stride, args.batch_size))
     print(json_text(found, indent=2))

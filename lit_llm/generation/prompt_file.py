@@ -6,37 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.errors import DataError, OptionError
-from lit_llm.files import json_text
+from lit_llm.files import json_text, parse_json, read_text
+from lit_llm.schema import conform
 from lit_llm.text.conversation import check_messages, question
 from lit_llm.text.styles import Message
 
 Prompt = str | dict[str, Any]
 """A string, or a record of a .jsonl file."""
 
+_ADVICE = "Write each prompt as a JSON string or object on a line of its own"
 
-def read_text(path: Path) -> str:
+
+def read_prompts(path: Path) -> str:
     """Read a file. Raises FileNotFoundError if it does not exist, DataError if it is not UTF-8."""
     if not path.is_file():
         raise FileNotFoundError(f"`prompt_file` {path} does not exist")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    return read_text(path, DataError)
 
 
 def read_lines(path: Path) -> list[Prompt]:
     """Read the prompts of a .jsonl file: JSON strings or objects. Raises DataError, with the line, for anything else."""
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}:{error.colno}: not JSON ({error.msg})") from error
-        if not isinstance(prompt, (str, dict)):
-            raise DataError(f"{path}:{number}: a prompt is a string or an object, found {type(prompt).__name__}")
-        found.append(prompt)
+    for number, line in enumerate(read_prompts(path).split("\n"), 1):
+        if line.strip():
+            prompt = parse_json(line.encode(), f"{path}:{number}", _ADVICE, DataError)
+            found.append(conform(prompt, str | dict[str, Any], f"{path}:{number}", _ADVICE, DataError))
     if not found:
         raise DataError(f"{path} has no prompts")
     return found
@@ -116,6 +110,6 @@ class AnswerFile:
 def _key(line: bytes) -> str | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value.get("key") if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
 """The HTTP server: a model, an engine that runs it, the chat page, and the routes of OpenAI and of the challenge."""
 
+import asyncio
 import dataclasses
-import ipaddress
 import math
 import os
 import socket
@@ -23,10 +23,13 @@ from lit_llm.memory import available_bytes
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.serving.challenge_routes import challenge_routes
+from lit_llm.serving.connections import QUEUE, Log, server_config
 from lit_llm.serving.engine import Engine
 from lit_llm.serving.errors import add_error_handlers
-from lit_llm.serving.limits import KeyAndSizeMiddleware
-from lit_llm.serving.openai_routes import openai_routes
+from lit_llm.serving.limits import LimitsMiddleware, is_loopback
+from lit_llm.serving.openai_routes import Served, openai_routes
+from lit_llm.serving.preparation import Preparation
+from lit_llm.serving.token_names import TokenNames
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -36,12 +39,15 @@ PAGE = Path(__file__).parent / "chat.html"
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
-def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "model", style: str | None = None) -> FastAPI:
+def make_app(
+    model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "model", style: str | None = None, finetuned: bool = False
+) -> FastAPI:
     """Return the server. `app.state.engine` runs the model; the caller ends the server by closing it.
 
     Args:
         name: Model name for clients.
         style: Prompt style of conversations. None: the tokenizer's own.
+        finetuned: The model was finetuned in this style; see `prompt_ids`.
 
     Raises:
         OptionError: if the keys and values of `max_batch_size` requests do not fit into memory.
@@ -53,15 +59,19 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
         timeout=args.timeout, int8=int8,
     )  # fmt: skip
 
+    preparation = Preparation(args.timeout)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        preparation.close()
         engine.close(grace=0)
         engine.join()
 
     app = FastAPI(title="lit_llm", lifespan=lifespan)
     app.state.engine = engine
-    app.add_middleware(KeyAndSizeMiddleware, key=args.api_key, max_size=args.max_body_size)
+    host = args.host if args.api_key is None and is_loopback(args.host) else None
+    app.add_middleware(LimitsMiddleware, key=args.api_key, max_size=args.max_body_size, host=host)
     add_error_handlers(app)
 
     @app.get("/")
@@ -72,9 +82,9 @@ def make_app(model: GPT, tokenizer: Tokenizer, args: ServeArgs, name: str = "mod
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    app.include_router(challenge_routes(engine, args.max_new_tokens))
-    style = style or default_style(tokenizer, is_text=False)
-    app.include_router(openai_routes(engine, name, style, args.max_new_tokens))
+    names, style = TokenNames(tokenizer), style or default_style(tokenizer, is_text=False)
+    app.include_router(challenge_routes(engine, preparation, names, args.max_new_tokens))
+    app.include_router(openai_routes(Served(engine, preparation, names, name, style, finetuned, args.max_new_tokens)))
     return app
 
 
@@ -102,7 +112,10 @@ class _Server(uvicorn.Server):
         self.engine, self.greeting = engine, greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(Log())
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(QUEUE)  # uvicorn has set the number that is accepted at a time
         if self.started:
             print(self.greeting, file=sys.stderr, flush=True)
 
@@ -118,18 +131,19 @@ def serve(args: ServeArgs) -> None:
     with _bind(args.host, args.port) as listener:
         model, tokenizer, folder = load_args(args)
         folder = args.adapter_dir or folder
-        style = args.prompt_style or trained_style(folder) or default_style(tokenizer, is_text=False)
+        trained = trained_style(folder)
+        style = args.prompt_style or trained or default_style(tokenizer, is_text=False)
         prompt_style(style, tokenizer)  # raises for a style that does not exist
         name = args.model_name or "/".join(folder.resolve().parts[-2:])
-        app = make_app(model, tokenizer, args, name, style)
+        app = make_app(model, tokenizer, args, name, style, finetuned=style == trained)
         host, port = listener.getsockname()[:2]
-        if args.api_key is None and not ipaddress.ip_address(host).is_loopback:
+        if args.api_key is None and not is_loopback(host):
             print(
                 f"warning: anyone who can reach {host} can use this server. Set LIT_LLM_API_KEY to require a key",
                 file=sys.stderr,
             )
         greeting = f"serving {name} on http://{args.host}:{port}"
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=math.ceil(2 * GRACE))
+        config = server_config(app, timeout_graceful_shutdown=math.ceil(2 * GRACE))
         _Server(config, app.state.engine, greeting).run(sockets=[listener])
 
 

@@ -13,8 +13,18 @@ from pydantic import BaseModel, Field
 from lit_llm.generation.generate import encode_prompt
 from lit_llm.generation.sampling import Sampling, usable
 from lit_llm.serving.engine import Engine, Job, ScoredToken
-from lit_llm.serving.limits import StopSequences, UnicodeStr, blaming, check_context, check_n_log_probs, check_n_new
+from lit_llm.serving.limits import (
+    StopSequences,
+    UnicodeStr,
+    blaming,
+    check_context,
+    check_n_characters,
+    check_n_log_probs,
+    check_n_new,
+)
+from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.response import ChunkStream, collect, json_response, prompt_tokens
+from lit_llm.serving.token_names import TokenNames, by_name
 from lit_llm.text.ending import raw_ending
 
 LOWEST = torch.finfo(torch.float32).min  # JSON has no infinity
@@ -60,7 +70,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DecodeRequest(BaseModel):
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
 class DecodeResponse(BaseModel):
@@ -68,15 +78,15 @@ class DecodeResponse(BaseModel):
     request_time: float
 
 
-def challenge_routes(engine: Engine, max_new_tokens: int) -> APIRouter:
+def challenge_routes(engine: Engine, preparation: Preparation, names: TokenNames, max_new_tokens: int) -> APIRouter:
     """Return the routes, which answer with the engine. `max_new_tokens` is the most that a request may ask for."""
     router, tokenizer = APIRouter(), engine.tokenizer
 
     @router.post("/process", response_model=ProcessResponse)
     async def process(body: ProcessRequest, request: Request) -> Response:
         start = time.perf_counter()
-        job = await asyncio.to_thread(_job, engine, body, max_new_tokens)
-        (answer,) = await collect(request, ChunkStream(engine, [job]))
+        (job,), deadline = await preparation.jobs(len(body.prompt), lambda: [_job(engine, body, max_new_tokens)])
+        (answer,) = await collect(request, ChunkStream(engine, [job], deadline))
 
         def write() -> Response:
             text, tokens = answer.text, list(answer.tokens)
@@ -90,9 +100,7 @@ def challenge_routes(engine: Engine, max_new_tokens: int) -> APIRouter:
         return await asyncio.to_thread(write)
 
     def as_json(token: ScoredToken) -> dict[str, Any]:
-        top: dict[str, float] = {}
-        for text, log_prob in token.top(engine.token_text):
-            top.setdefault(text, max(log_prob, LOWEST))
+        top = {name: max(log_prob, LOWEST) for name, log_prob in by_name(names.top(token)).items()}
         return {"text": token.text, "logprob": max(token.score.log_prob, LOWEST), "top_logprob": top}
 
     @router.post("/tokenize")
@@ -113,6 +121,7 @@ def challenge_routes(engine: Engine, max_new_tokens: int) -> APIRouter:
 
 def _job(engine: Engine, body: ProcessRequest, max_new_tokens: int) -> Job:
     """Return the job of a request. Raises RequestError if the server's limits forbid it."""
+    check_n_characters(len(body.prompt), engine.max_length, "prompt")
     with blaming("prompt"):
         prompt = encode_prompt(engine.tokenizer, body.prompt)
     check_n_new(body.max_new_tokens, max_new_tokens, "max_new_tokens")

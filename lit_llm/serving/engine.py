@@ -1,6 +1,5 @@
 """Continuous batching: one thread runs the model for all requests, which join and leave the batch between steps."""
 
-import functools
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from lit_llm.generation.decode import Batch, Row, TokenScore, prompt_scores, sam
 from lit_llm.generation.sampling import NOT_FINITE, Sampling
 from lit_llm.model.gpt import GPT
 from lit_llm.text.ending import Ending
-from lit_llm.text.stream import TextStream, candidate_text
+from lit_llm.text.stream import TextStream
 from lit_llm.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "timeout", "closed", "error"]
@@ -47,10 +46,6 @@ class ScoredToken:
     id: int
     text: str
     score: TokenScore
-
-    def top(self, text_of: Callable[[int], str]) -> list[tuple[str, float]]:
-        """Return texts and log-probabilities of the most likely tokens at its position. Its own text is that in the answer."""
-        return [(self.text if i == self.id else text_of(i), log_prob) for i, log_prob in self.score.top.items()]
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,6 @@ class Engine:
         int8: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.token_text = functools.cache(candidate_text(tokenizer))  # text of a token that is not in an answer
         self.max_batch_size, self.max_length, self.timeout = max_batch_size, max_length, timeout
         self.capacity = max_batch_size + max_queue  # most jobs that run or wait
         self._batch = Batch[Task](model, max_batch_size, max_length, int8)  # only the engine's thread uses it
@@ -181,15 +175,18 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, jobs: Sequence[Job], emit: Callable[[int, Chunk], None]) -> list[Task]:
+    def submit(self, jobs: Sequence[Job], emit: Callable[[int, Chunk], None], deadline: float | None = None) -> list[Task]:
         """Accept all of these jobs. `emit` is called with the index of a job among them and each of its chunks.
+
+        Args:
+            deadline: When they are ended, as of `time.monotonic`. None: after `timeout`.
 
         Raises:
             QueueFullError: if there is no place for all of them; none is accepted then.
             ClosedError: if the engine was closed.
         """
         assert all(job.prompt and len(job.prompt) + job.max_new_tokens <= self.max_length for job in jobs)
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.timeout if deadline is None else deadline
         with self._changed:
             if self._ends_at is not None:
                 raise ClosedError

@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 from lit_llm.serving.engine import ClosedError, QueueFullError
 
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
+MAX_MISTAKES = 5
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}, 429: {"Retry-After": "1"}}
 
 
 class RequestError(Exception):
@@ -32,6 +33,8 @@ def as_request_error(error: Exception) -> RequestError:
     match error:
         case RequestError():
             return error
+        case RecursionError():
+            return RequestError(400, "the body is nested too deeply", code="invalid_value")
         case QueueFullError():
             return RequestError(429, str(error), code="queue_full")
         case ClosedError():
@@ -44,7 +47,12 @@ def as_request_error(error: Exception) -> RequestError:
 def openai_error(error: RequestError) -> dict[str, Any]:
     """Return the body of an error in OpenAI's API."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
+    return {"error": {"message": _valid(str(error)), "type": kind, "param": _valid(error.field), "code": error.code}}
+
+
+def _valid(text: str | None) -> str | None:
+    """Replace unpaired surrogates, which a request may contain, and shorten a long text."""
+    return text and text[:1000].encode(errors="replace").decode()
 
 
 def error_response(path: str, error: RequestError) -> JSONResponse:
@@ -52,7 +60,8 @@ def error_response(path: str, error: RequestError) -> JSONResponse:
     headers = HEADERS.get(error.status)
     if path.startswith("/v1/"):
         return JSONResponse(openai_error(error), error.status, headers)
-    detail = {"loc": ["body", *([error.field] if error.field else [])], "msg": str(error), "type": error.code or "value_error"}
+    where = ["body", *([error.field] if error.field else [])]
+    detail = {"loc": where, "msg": _valid(str(error)), "type": error.code or "value_error"}
     return JSONResponse({"detail": [detail]}, 422 if error.status == 400 else error.status, headers)
 
 
@@ -68,12 +77,14 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Without the value that was sent, which FastAPI would repeat: NaN, for example, is not valid JSON.
-        mistakes = [{name: e[name] for name in ("loc", "msg", "type")} for e in error.errors()]
+        mistakes = [
+            {"loc": [x if isinstance(x, int) else _valid(x) for x in e["loc"]], "msg": _valid(e["msg"]), "type": e["type"]}
+            for e in error.errors()[:MAX_MISTAKES]
+        ]
         if not request.url.path.startswith("/v1/"):
             return JSONResponse({"detail": mistakes}, 422)
         if mistakes[0]["type"] == "json_invalid":
             return error_response(request.url.path, RequestError(400, "the body is not JSON", code="invalid_value"))
         places = [".".join(map(str, e["loc"][1:])) for e in mistakes]  # without "body"
-        messages = [f"{place}: {e['msg']}" for place, e in zip(places, mistakes, strict=True)]
-        message = "; ".join(messages[:5])
+        message = "; ".join(f"{place}: {e['msg']}" for place, e in zip(places, mistakes, strict=True))
         return error_response(request.url.path, RequestError(400, message, places[0] or None, "invalid_value"))

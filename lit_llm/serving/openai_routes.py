@@ -4,34 +4,56 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from lit_llm.generation.generate import encode_prompt
+from lit_llm.serving.chat_prompt import chat_prompt
 from lit_llm.serving.engine import Chunk, Engine, Job, ScoredToken
 from lit_llm.serving.errors import RequestError, openai_error
-from lit_llm.serving.limits import blaming, check_context, check_n_log_probs, check_n_new
+from lit_llm.serving.limits import blaming, check_context, check_n_characters, check_n_log_probs, check_n_new
 from lit_llm.serving.openai_requests import ChatRequest, CommonRequest, CompletionRequest, Json
+from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.response import ChunkStream, EventStreamResponse, collect, json_response, prompt_tokens, to_json
-from lit_llm.text.conversation import check_messages, prompt_ids
-from lit_llm.text.ending import ending, raw_ending
+from lit_llm.serving.token_names import Name, TokenNames, by_name
+from lit_llm.text.ending import Ending, ending, raw_ending
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; the default of a chat is the server's limit
 LOWEST = -9999.0  # OpenAI's value for a log-probability of minus infinity, which JSON does not have
 INVALID, TOO_LONG = "invalid_value", "context_length_exceeded"  # OpenAI's codes
 
 
-def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) -> APIRouter:
-    """Return the routes, which answer with the engine.
+@dataclass(frozen=True)
+class Served:
+    """The model behind the routes.
 
     Args:
         name: Model name, which requests must contain.
         style: Prompt style of conversations.
+        finetuned: The model was finetuned in this style.
         max_new_tokens: Most tokens of an answer.
     """
-    router = APIRouter(prefix="/v1")
+
+    engine: Engine
+    preparation: Preparation
+    names: TokenNames
+    name: str
+    style: str
+    finetuned: bool
+    max_new_tokens: int
+
+    @cached_property
+    def ending(self) -> Ending:
+        return ending(self.style, self.engine.tokenizer)
+
+
+def openai_routes(served: Served) -> APIRouter:
+    """Return the routes."""
+    router, engine, name = APIRouter(prefix="/v1"), served.engine, served.name
     about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "lit_llm"}
 
     def check_model(requested: str) -> None:
@@ -58,24 +80,30 @@ def openai_routes(engine: Engine, name: str, style: str, max_new_tokens: int) ->
     @router.post("/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         check(body, 1)
-        jobs = await asyncio.to_thread(_chat_jobs, engine, body, style, max_new_tokens)
-        return await _respond(request, engine, body, jobs, ChatFormat(engine, body))
+        n_bytes = sum(len(message.content or "") for message in body.messages)
+        jobs, deadline = await served.preparation.jobs(n_bytes, lambda: _chat_jobs(served, body))
+        return await _respond(request, ChunkStream(engine, jobs, deadline), body, jobs, ChatFormat(served.names, body))
 
     @router.post("/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check(body, len(body.prompt))
-        jobs = await asyncio.to_thread(_completion_jobs, engine, body, max_new_tokens)
-        return await _respond(request, engine, body, jobs, CompletionFormat(engine, body, jobs))
+        n_bytes = sum(map(len, body.prompt))
+        jobs, deadline = await served.preparation.jobs(n_bytes, lambda: _completion_jobs(served, body))
+        return await _respond(request, ChunkStream(engine, jobs, deadline), body, jobs, CompletionFormat(served, body, jobs))
 
     return router
 
 
-def _chat_jobs(engine: Engine, body: ChatRequest, style: str, max_new_tokens: int) -> list[Job]:
-    messages, tokenizer = body.turns(), engine.tokenizer
+def _chat_jobs(served: Served, body: ChatRequest) -> list[Job]:
+    engine, max_new_tokens, continues = served.engine, served.max_new_tokens, bool(body.continue_final_message)
+    check_n_characters(sum(len(message.content or "") for message in body.messages), engine.max_length, "messages", TOO_LONG)
     with blaming("messages", INVALID):
-        check_messages([*messages, {"role": "assistant", "content": "an answer"}])
-        prompt = prompt_ids(style, tokenizer, messages)
-        until = ending(style, tokenizer).with_strings(body.stop)
+        prompt = chat_prompt(
+            served.style, engine.tokenizer, [message.turn() for message in body.messages], finetuned=served.finetuned,
+            opens=body.add_generation_prompt is not False, continues=continues, variables=body.chat_template_kwargs or {},
+            longest=engine.max_length,
+        )  # fmt: skip
+        until = served.ending.with_strings(body.stop)
     n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if n_new is None:
         n_new = max(1, min(max_new_tokens, engine.max_length - len(prompt)))
@@ -83,15 +111,18 @@ def _chat_jobs(engine: Engine, body: ChatRequest, style: str, max_new_tokens: in
     n_top = (body.top_logprobs or 0) if body.logprobs else None
     if n_top is not None:
         check_n_log_probs((body.n or 1) * n_new, n_top, "top_logprobs")
-    return [Job(prompt, n_new, sampling, until, n_top, continues=False) for sampling in body.samplings()]
+    return [Job(prompt, n_new, sampling, until, n_top, continues=continues) for sampling in body.samplings()]
 
 
-def _completion_jobs(engine: Engine, body: CompletionRequest, max_new_tokens: int) -> list[Job]:
+def _completion_jobs(served: Served, body: CompletionRequest) -> list[Job]:
+    engine, max_new_tokens = served.engine, served.max_new_tokens
     until = raw_ending(engine.tokenizer).with_strings(body.stop)
     n_new = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     score_prompt = bool(body.echo) and body.logprobs is not None
     jobs = []
     for prompt in body.prompt:
+        if isinstance(prompt, str):
+            check_n_characters(len(prompt), engine.max_length, "prompt", TOO_LONG)
         with blaming("prompt", INVALID):
             ids = encode_prompt(engine.tokenizer, prompt) if isinstance(prompt, str) else prompt
         if not ids or any(not 0 <= i < engine.model.config.vocab_size for i in ids):
@@ -118,8 +149,8 @@ class ChatFormat:
 
     chunk_object, object, id_prefix = "chat.completion.chunk", "chat.completion", "chatcmpl"
 
-    def __init__(self, engine: Engine, body: ChatRequest) -> None:
-        self._token_text, self._scored = engine.token_text, bool(body.logprobs)
+    def __init__(self, names: TokenNames, body: ChatRequest) -> None:
+        self._names, self._scored = names, bool(body.logprobs)
 
     def first_delta(self, i: int) -> Json | None:
         return {"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -135,9 +166,11 @@ class ChatFormat:
         return {"index": i, name: value, "logprobs": logprobs, "finish_reason": chunk.finish}
 
     def _logprob(self, token: ScoredToken) -> Json:
-        pairs = [(token.text, token.score.log_prob), *token.top(self._token_text)]
-        entry, *top = ({"token": t, "logprob": max(p, LOWEST), "bytes": list(t.encode())} for t, p in pairs)
-        return {**entry, "top_logprobs": top}
+        def entry(name: Name, log_prob: float) -> Json:
+            return {"token": name.text, "logprob": max(log_prob, LOWEST), "bytes": name.data and list(name.data)}
+
+        top = [entry(name, log_prob) for _, name, log_prob in self._names.top(token)]
+        return {**entry(self._names.of(token), token.score.log_prob), "top_logprobs": top}
 
 
 class CompletionFormat:
@@ -146,8 +179,8 @@ class CompletionFormat:
     chunk_object = object = "text_completion"
     id_prefix = "cmpl"
 
-    def __init__(self, engine: Engine, body: CompletionRequest, jobs: Sequence[Job]) -> None:
-        self._engine, self._body, self._jobs = engine, body, jobs
+    def __init__(self, served: Served, body: CompletionRequest, jobs: Sequence[Job]) -> None:
+        self._names, self._tokenizer, self._body, self._jobs = served.names, served.engine.tokenizer, body, jobs
         self._prompts: dict[int, tuple[str, list[ScoredToken]]] = {}  # text and tokens of each prompt, written once
         self._length = dict[int, int]()  # characters of each choice's tokens so far
 
@@ -169,11 +202,11 @@ class CompletionFormat:
 
     def _logprobs(self, tokens: Sequence[ScoredToken], start: int) -> Json:
         """Return parallel lists for tokens. The first begins at character `start` of the text."""
-        tops = [reversed(token.top(self._engine.token_text)) for token in tokens]
+        tops = [by_name(self._names.top(token)) for token in tokens]
         return {
-            "tokens": [token.text for token in tokens],
+            "tokens": [self._names.of(token).text for token in tokens],
             "token_logprobs": [max(token.score.log_prob, LOWEST) for token in tokens],
-            "top_logprobs": [{text: max(log_prob, LOWEST) for text, log_prob in top} for top in tops],
+            "top_logprobs": [{text: max(log_prob, LOWEST) for text, log_prob in top.items()} for top in tops],
             "text_offset": list(accumulate((len(token.text) for token in tokens), initial=start))[:-1],
         }
 
@@ -181,7 +214,7 @@ class CompletionFormat:
         """Return a choice's prompt, and its tokens if they are scored, which is done by the first choice of each prompt."""
         at = i // (self._body.n or 1)
         if at not in self._prompts:
-            prompt, tokenizer = self._body.prompt[at], self._engine.tokenizer
+            prompt, tokenizer = self._body.prompt[at], self._tokenizer
             text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
             scored = self._body.logprobs is not None
             tokens = prompt_tokens(tokenizer, self._jobs[i].prompt, text, chunk.prompt_scores) if scored else []
@@ -190,10 +223,9 @@ class CompletionFormat:
 
 
 async def _respond(
-    request: Request, engine: Engine, body: CommonRequest, jobs: Sequence[Job], form: ChatFormat | CompletionFormat
+    request: Request, stream: ChunkStream, body: CommonRequest, jobs: Sequence[Job], form: ChatFormat | CompletionFormat
 ) -> Response:
-    """Run the jobs, and return their answers as JSON or as an event stream."""
-    stream = ChunkStream(engine, jobs)
+    """Return the answers of the jobs as JSON or as an event stream."""
     head = {"id": f"{form.id_prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
     n_prompt = sum(len(job.prompt) for job in jobs[:: body.n or 1])
     if body.stream:

@@ -23,7 +23,7 @@ class ChunkStream:
     RequestError if a job ended because of the server.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+    def __init__(self, engine: Engine, jobs: Sequence[Job], deadline: float) -> None:
         self._engine, self._queue = engine, asyncio.Queue[tuple[int, Chunk]]()
         loop = asyncio.get_running_loop()
 
@@ -31,7 +31,7 @@ class ChunkStream:
             with suppress(RuntimeError):  # the event loop was closed: nothing reads the chunk
                 loop.call_soon_threadsafe(self._queue.put_nowait, (i, chunk))
 
-        self._tasks = engine.submit(jobs, emit)
+        self._tasks = engine.submit(jobs, emit, deadline)
 
     def cancel(self) -> None:
         self._engine.cancel(self._tasks)

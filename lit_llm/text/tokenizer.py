@@ -168,6 +168,10 @@ class Tokenizer:
             return bytes(_SPELLED[c] for c in token)
         return self.decode([*before, i])[len(self.decode(before)) :].encode()
 
+    def token_string(self, i: int) -> str:
+        """Return the string of a token in the vocabulary; it is empty beyond the vocabulary."""
+        return self._backend.token(i)
+
     def decode_visibly(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` with its special tokens, as it is encoded from, to show to a person."""
         text = ""
@@ -273,7 +277,7 @@ def _chat_templates(folder: Path, config: _Config) -> dict[str, str]:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return {"default": read_text(path)}
-    template = config.get("chat_template", {})
+    template = config.get("chat_template") or {}
     if isinstance(template, str):
         return {"default": template}
     return template if isinstance(template, dict) else {entry["name"]: entry["template"] for entry in template}

@@ -85,12 +85,12 @@ def test_memory_of_loading(tmp_path):
     assert isinstance(found["met"], bool)
 
 
-def test_answers_to_many_clients_equal_those_to_one(monkeypatch):
+def test_answers_to_many_clients_equal_those_to_one(monkeypatch, tmp_path):
     pytest.importorskip("fastapi")
     monkeypatch.setattr(serve_load, "N_QUESTIONS", 4)
-    with serve_load._server() as (port, process):
+    with serve_load.server(tmp_path / "log") as (port, process):
         found = asyncio.run(serve_load.send(port, serve_load.questions(), 8, 2, seed=0))
-        assert serve_load._resident_mb(process.pid) > 10
+        assert serve_load.resident_mb(process.pid) > 10
     assert found.seconds and found.n_tokens and not found.wrong
 
 

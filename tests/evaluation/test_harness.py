@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval")
 from harness import FAMILIES, make_adapter, make_model, write_gsm8k, write_mmlu, write_task, write_truthfulqa
 
 import lit_llm
+from lit_llm.errors import OptionError
 from lit_llm.evaluation.harness import HarnessModel
 from lit_llm.evaluation.score import Span, score
 
@@ -153,6 +154,9 @@ def test_tasks_sampling_at_tiny_temperature_are_greedy(shared_data):
     greedy = model._generate(prompt, {**how, "do_sample": False})
     assert model._generate(prompt, {**how, "do_sample": True, "temperature": 1e-7}) == greedy
     assert model._generate(prompt, {**how, "do_sample": True, "temperature": 5.0}) != greedy
+    assert model._generate(prompt, {**how, "num_beams": 1}) == greedy
+    with pytest.raises(OptionError, match="num_beams"):
+        model._generate(prompt, {**how, "num_beams": 2})
 
 
 def test_nothing_is_shared_where_keys_depend_on_the_length(tmp_path):

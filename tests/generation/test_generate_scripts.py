@@ -222,14 +222,15 @@ MISTAKES = {
     "bf16 packed": ({"prompt": "a", "cpu_weights": "fp16", "precision": "bf16-true"}, "for a CPU in 32-true"),
     "no file": ({"prompt_file": "none.jsonl"}, "none.jsonl does not exist"),
     "not utf-8": ({"prompt_file": b"\xff\xfe"}, "is not UTF-8"),
-    "no json": ({"prompt_file": b'"a"\nb\n'}, "p.jsonl:2:1: not JSON"),
-    "a number": ({"prompt_file": b"5\n"}, "p.jsonl:1: a prompt is a string or an object"),
+    "no json": ({"prompt_file": b'"a"\nb\n'}, "p.jsonl:2 is not valid JSON: Expecting value"),
+    "nested deeply": ({"prompt_file": b'"a"\n' + b"[" * 10**5}, "p.jsonl:2 is not valid JSON: it is nested too deeply"),
+    "a number": ({"prompt_file": b"5\n"}, "p.jsonl:1 must be a string or an object, found 5. Write each prompt"),
     "no prompts": ({"prompt_file": b"\n"}, "has no prompts"),
     "no text": (
         {"prompt_file": b'"a"\n{"instruction": "b"}\n'},
         "prompt 2: the record has no string as its 'prompt'",
     ),
-    "half a pair": ({"prompt_file": b'"\\ud800"\n'}, "prompt 1: .*surrogates not allowed"),
+    "half a pair": ({"prompt_file": b'"\\ud800"\n'}, "p.jsonl:1 is not valid JSON: it has an unpaired surrogate"),
     "one is long": ({"prompt_file": b'"a"\n"' + b"a b " * 300 + b'"\n'}, "prompt 2: .*exceed the context of 256"),
 }
 

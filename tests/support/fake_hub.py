@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -35,6 +36,7 @@ class FakeHub:
         ranges: whether the Range header is honoured.
         weak: whether plain files have a weak ETag, which stays the same when their content changes.
         length: whether answers tell their length; without it they end with the connection.
+        change_info: what becomes of the list of files before it is sent.
         login_page: every answer is a web page, as in a hotel's network.
     """
 
@@ -49,6 +51,7 @@ class FakeHub:
     weak: bool = False
     length: bool = True
     login_page: bool = False
+    change_info: Callable[[Any], Any] = lambda info: info
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> "FakeHub":
@@ -132,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             entries.append(entry)
         entries += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.state.listed.get(repo_id, [])]
         body: Any = {"id": repo_id, "sha": COMMIT, "siblings": entries, "private": False, "tags": [], "downloads": 0}
+        body = self.state.change_info(body)
         if tree:
             body = [{"type": "file", "path": e["rfilename"], "oid": e["blobId"], "size": e["size"]} for e in entries]
         self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -8,6 +8,7 @@ import time
 import uvicorn
 
 from lit_llm.generation.generate import generate
+from lit_llm.serving.connections import server_config
 
 
 def free_port() -> int:
@@ -20,7 +21,7 @@ def free_port() -> int:
 def serving(app):
     """The address of an application that answers."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    server = uvicorn.Server(server_config(app, port=port))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
