@@ -6,7 +6,6 @@ All of it is in plain parameters, which load strictly, move, shard along dim 0, 
 
 import logging
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -155,9 +154,6 @@ class Linear4bit(QuantizedLinear):
             groups = -(-out_features * self.blocks // NESTED_BLOCK_SIZE)
             self.nested_absmax = _empty(groups, dtype=torch.float32)
             self.nested_offset = _empty(1, dtype=torch.float32)
-            # A buffer and not a call: torch.compile traces what a cached function computes.
-            self.register_buffer("nested_code", _dynamic_code(torch.device("cpu")), persistent=False)
-            self.nested_code: Tensor
 
     def product(self, x: Tensor) -> Tensor:
         return super().product(x) if x.device.type == "cpu" else self.fused_product(x)
@@ -168,7 +164,7 @@ class Linear4bit(QuantizedLinear):
 
         nested: dict[str, Any] = {}
         if self.nested:
-            nested = {"offset": self.nested_offset[0], "state2": self._nested_state()}
+            nested = {"offset": self.nested_offset[0], "state2": _nested_state(self.nested_absmax)}
         state = self._state(self.absmax, x.dtype, **nested)
         return matmul_4bit(F.pad(x, (0, self.padding)), self.weight.view(1, -1), state)
 
@@ -185,12 +181,6 @@ class Linear4bit(QuantizedLinear):
             **nested,
         )
 
-    def _nested_state(self) -> Any:
-        """Describe to bitsandbytes the quantized scales."""
-        from bitsandbytes.functional import QuantState
-
-        return QuantState(absmax=self.nested_absmax, code=self.nested_code, blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32)
-
     def _store(self, chunks: Iterator[Tensor]) -> None:
         from bitsandbytes import functional
 
@@ -204,8 +194,9 @@ class Linear4bit(QuantizedLinear):
         if self.nested:
             absmax = self._whole(absmax)
             offset = absmax.mean()  # over the whole weight, so the scales are quantized after the last chunk
-            self.nested_code = _dynamic_code(absmax.device)
-            absmax, state = functional.quantize_blockwise(absmax - offset, self.nested_code, blocksize=NESTED_BLOCK_SIZE)
+            absmax, state = functional.quantize_blockwise(
+                absmax - offset, _dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
+            )
             self.nested_absmax, self.nested_offset = _frozen(state.absmax), _frozen(offset.view(1))
             absmax = absmax[own_rows(self.out_features)].clone() if self.in_parts else absmax
         self.absmax = _frozen(absmax)
@@ -215,7 +206,7 @@ class Linear4bit(QuantizedLinear):
 
         weights, absmax = self._whole(self.weight), self._whole(self.absmax)
         if self.nested:
-            absmax = functional.dequantize_blockwise(absmax, self._nested_state()) + self.nested_offset
+            absmax = functional.dequantize_blockwise(absmax, _nested_state(self.nested_absmax)) + self.nested_offset
         size, start = self._chunk_size(dim), 0
         per_byte, per_scale = (1, 1) if dim == 0 else (2, BLOCK_SIZE)
         for weight, scales in zip(weights.split(size // per_byte, dim), absmax.split(size // per_scale, dim), strict=True):
@@ -285,12 +276,24 @@ def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return _frozen(torch.empty(shape, dtype=dtype, device="meta"))
 
 
-@cache
+def _nested_state(absmax: Tensor) -> Any:
+    """Describe to bitsandbytes quantized scales whose own scales are `absmax`."""
+    from bitsandbytes.functional import QuantState
+
+    code = _dynamic_code(absmax.device)
+    return QuantState(absmax=absmax, code=code, blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32)
+
+
+_DYNAMIC_CODES: dict[torch.device, Tensor] = {}  # a plain dict: torch.compile ignores functools.cache and traces the function
+
+
 def _dynamic_code(device: torch.device) -> Tensor:
     """Return the 256 values of the 8-bit dynamic data type (https://arxiv.org/abs/2110.02861, section 2.1)."""
-    from bitsandbytes.functional import create_dynamic_map
+    if device not in _DYNAMIC_CODES:
+        from bitsandbytes.functional import create_dynamic_map
 
-    return create_dynamic_map().to(device)
+        _DYNAMIC_CODES[device] = create_dynamic_map().to(device)
+    return _DYNAMIC_CODES[device]
 
 
 def _import_bitsandbytes() -> None:

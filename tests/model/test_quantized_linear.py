@@ -238,6 +238,15 @@ def test_state_dict_loads_strictly_and_computes_the_same(quantization):
 
 
 @every_quantization
+@torch.no_grad()
+def test_compiles_as_one_graph(quantization):
+    """As `compile` of the generating scripts does, with `fullgraph`."""
+    linear, x = quantized(quantization, random_weight((10, 96))), torch.randn(3, 96)
+    compiled = torch.compile(linear, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(x), linear(x))
+
+
+@every_quantization
 def test_casting_the_module_casts_its_bias_alone(quantization):
     linear = quantized(quantization, random_weight((10, 96)), torch.randn(10))
     before = {name: value.clone() for name, value in linear.state_dict().items() if name != "bias"}
