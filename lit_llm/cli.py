@@ -10,6 +10,7 @@ import errno
 import inspect
 import json
 import re
+import signal
 import sys
 import traceback
 import types
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 
-from lit_llm.errors import OptionError, with_flags
+from lit_llm.errors import OptionError, is_out_of_memory, with_flags
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 DEMO = Path(__file__).parent / "demo"
+MAX_CONFIG_VALUES = 10_000
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -59,6 +62,37 @@ class _Parser(jsonargparse.ArgumentParser):
         return f"--{key} takes {', '.join(takes)}; found {value.strip()}"
 
 
+class _ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
+    """Option that reads a YAML file, which is checked first: jsonargparse explains less."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if os.path.isfile(values) and (mistake := _mistake_in_config(Path(values))):
+            parser.error(f"--config {values} {mistake}")
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _mistake_in_config(path: Path) -> str | None:
+    """Return why a file cannot hold options."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return f"is not a text file in UTF-8 ({error.reason} at byte {error.start})"
+    except (yaml.YAMLError, RecursionError) as error:
+        return f"is not valid YAML: {'it is nested too deeply' if isinstance(error, RecursionError) else error}"
+    if not isinstance(content, dict):
+        return f"must contain options, like `seed: 1`; found {type(content).__name__}"
+    left, n_values = [content], 0
+    while left:
+        value = left.pop()
+        n_values += 1
+        if n_values > MAX_CONFIG_VALUES:
+            return f"has more than {MAX_CONFIG_VALUES:,} values, or aliases that repeat them"
+        if isinstance(value, dict) and (wrong := [key for key in value if not isinstance(key, str)]):
+            return f"has the key {wrong[0]!r}, which is not the name of an option"
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return None
+
+
 def _not_a_group(name: str, found: object) -> str:
     return f"--{name} is a group of options, as --{name}.NAME, and has no value of its own; found {found}"
 
@@ -78,15 +112,51 @@ _EXPLANATIONS: list[tuple[str, Callable[..., str | None]]] = [
 def run(main: Callable[[Any], None]) -> None:
     """Parse the command line into the dataclass that `main` takes, call it, and exit.
 
-    Exit codes: 0 for success; 2 for an error that the user can fix (ValueError, OSError), without a traceback unless
-    LIT_LLM_DEBUG is set; 130 after Ctrl-C; 1, with a traceback, for a bug.
+    Exit codes: 0 for success; 2 for an error that the user can fix (ValueError, OSError, no memory), without a traceback
+    unless LIT_LLM_DEBUG is set; 130 after Ctrl-C; 141 if the reader of a pipe ended; 1, with a traceback, for a bug.
     """
-    if _rank():
+    _open_standard_streams()
+    try:
+        try:
+            _parse_and_call(main)
+        finally:
+            sys.stdout.flush()  # not at the end of the interpreter, where an error cannot be explained
+    except BrokenPipeError:
+        _discard(sys.stdout, sys.stderr)
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:  # of flush
+        _discard(sys.stdout)
+        _fail(_describe(error), error)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed: another file would get its number, and what C libraries print to it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _discard(*streams: typing.TextIO) -> None:
+    """Make the interpreter flush these streams into nothing at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(null, stream.fileno())
+
+
+def _parse_and_call(main: Callable[[Any], None]) -> None:
+    if environment_rank():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # rank 0 prints for all
     args_type = typing.get_type_hints(main)["args"]
     description = inspect.getdoc(sys.modules[main.__module__])
     parser = _Parser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with options; args.yaml of a run repeats it.")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with options; args.yaml of a run repeats it.")
     parser.add_class_arguments(args_type)
     options = {option[2:] for action in parser._actions for option in action.option_strings}
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {with_flags(str(message), options)}", file=sys.stderr)
@@ -99,26 +169,29 @@ def run(main: Callable[[Any], None]) -> None:
         values = parser.parse_args(argv)  # the command line overrides the recipe
     try:
         main(_build(args_type, values))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         _fail(with_flags(_describe(error), options), error)
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = " ".join(str(error).split()) or "MemoryError"
+            _fail(f"not enough memory ({reason}). Free some, raise the limit of ulimit, or use a smaller model", error)
         sys.stderr = sys.__stderr__
         raise
 
 
-def _rank() -> int:
+def environment_rank() -> int:
     """Return the rank of this process, as set by torchrun, SLURM or the process that started it."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _fail(message: str, error: Exception | None) -> NoReturn:
     """Print an error and exit. Every rank prints its own: the error may have happened on one of them only."""
-    own = sys.__stderr__ if _rank() else sys.stderr
+    own = sys.__stderr__ if environment_rank() else sys.stderr
     if error is not None and os.environ.get("LIT_LLM_DEBUG"):
         traceback.print_exception(error, file=own)
-    where = f"rank {_rank()}: " if _rank() else ""
+    where = f"rank {environment_rank()}: " if environment_rank() else ""
     for line in message.splitlines():
         print(f"error: {where}{line}", file=own)
     sys.exit(2)

@@ -1,10 +1,14 @@
 """Files and folders that are complete as soon as they have their final name."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,17 +20,88 @@ from lit_llm.schema import conform
 T = TypeVar("T")
 
 
+LOCK = ".lock"
+"""File that the process which writes a folder keeps locked: in it, or with its name appended next to what will be replaced."""
+
+_LEFTOVER = re.compile(r"\.(new|old|gone)-(.+)-[a-z0-9_]{8}")  # as `tempfile` names them, too
+
+
+@contextlib.contextmanager
+def claimed(path: Path, option: str, in_place: bool = False, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing `path` meanwhile, and remove what a killed one left of it.
+
+    The system drops the lock of a process that ends in any way. A file system without locks causes a warning.
+
+    Args:
+        option: Name of the argument that gave `path`, for messages.
+        in_place: The files in the folder `path` are written one by one; otherwise `new_folder` replaces it as a whole.
+        wait: Wait for the other process.
+
+    Raises:
+        OptionError: if another process has claimed `path`.
+    """
+    name, path = f"`{option}` {path}", path.resolve()
+    lock = path / LOCK if in_place else path.with_name(f"{LOCK}-{path.name}")
+    absent = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    try:
+        descriptor = _locked(lock, name, wait)
+        try:
+            if not in_place:
+                remove_leftovers(path.parent, path.name)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # before it is free
+            os.close(descriptor)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: no longer ours
+            for folder in absent:
+                folder.rmdir()
+
+
+def _locked(lock: Path, name: str, wait: bool) -> int:
+    """Return the descriptor of a new or forgotten file, locked."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what may be written
+        except FileNotFoundError:  # another process removed the empty folder
+            continue
+        try:
+            _lock(descriptor, name, wait)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):  # else its last owner removed it
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 100, 0).decode(errors="replace") or "another process"
+        if not wait:
+            raise OptionError(f"{name} is being written by {owner}. Wait until it ends, or choose another") from error
+        print(f"{name} is being written by {owner}: waiting until it ends", file=sys.stderr)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        print(f"warning: the file system of {name} has no locks ({error.strerror}): do not write it twice", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; afterwards sync it to disk and rename it to `target`, replacing an existing one.
 
-    If writing fails, the old `target` stays unchanged and the new folder is removed. Check a folder that a user names first,
-    with `unused_folder`.
+    If writing fails, the old `target` stays unchanged and the new folder is removed. Claim `target` or its folder first; check
+    a folder that a user names with `unused_folder`, which does both.
     """
     target = target.resolve()  # `.` has no name; a link stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    new, old = (target.with_name(f".{kind}-{target.name}-{token}") for kind in ("new", "old"))
+    new, old = _temporary(target, "new"), _temporary(target, "old")
     new.mkdir()
     try:
         yield new
@@ -37,20 +112,24 @@ def new_folder(target: Path) -> Iterator[Path]:
         new.rename(target)
         _sync(target.parent)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        remove_folder(old)
 
 
-def unused_folder(target: Path, option: str, sources: Iterable[Path] = ()) -> Path:
-    """Return `target`, resolved.
+@contextlib.contextmanager
+def unused_folder(target: Path, option: str, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """Claim `target`, and yield a `new_folder` for it.
 
     Args:
         option: Name of the argument that gave it, for messages.
         sources: Folders that are read.
 
     Raises:
-        OptionError: if `target` holds files, or if it is or holds one of the sources.
+        OptionError: if `target` holds files, if it is or holds one of the sources, or if another process writes it.
     """
     folder = target.resolve()
     for source in (source.resolve() for source in sources):
@@ -58,9 +137,11 @@ def unused_folder(target: Path, option: str, sources: Iterable[Path] = ()) -> Pa
             relation = "is" if folder == source else "holds"
             raise OptionError(f"`{option}` {target} {relation} {source}, which is read. Choose another `{option}`")
     check_replaceable(target, option)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OptionError(f"`{option}` {target} already holds files. Choose another `{option}`, or remove it")
-    return folder
+    with claimed(folder, option):
+        if holds_files(folder):
+            raise OptionError(f"`{option}` {target} already holds files. Choose another `{option}`, or remove it")
+        with new_folder(folder) as new:
+            yield new
 
 
 def check_replaceable(target: Path, option: str) -> None:
@@ -72,17 +153,51 @@ def check_replaceable(target: Path, option: str) -> None:
         raise OptionError(f"`{option}` {target} is a file. Choose another `{option}`")
 
 
+def holds_files(folder: Path) -> bool:
+    """Return True if a folder exists and has other files than those of a killed program, or of one that has claimed it."""
+    return folder.exists() and not all(path.name == LOCK or _LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder. It is renamed first, so that its name never refers to a part of it."""
-    doomed = folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex[:8]}")
+    match = _LEFTOVER.fullmatch(folder.name)
+    doomed = _temporary(folder.with_name(match[2]) if match else folder, "gone")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove temporary folders that a killed program left in `parent`."""
-    for path in [*parent.glob(".new-*"), *parent.glob(".old-*")]:
-        shutil.rmtree(path)
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders that a killed program left in a folder, or only those of `name` there.
+
+    One that was killed while it replaced a folder gets the old one back. Call it only in a folder that is claimed.
+    """
+    for path in folder.glob(".*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or name not in (None, match[2]):
+            continue
+        if match[1] == "old" and not (folder / match[2]).exists():
+            path.rename(folder / match[2])
+        elif path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, that is complete as soon as it has its name."""
+    new = _temporary(path, "new")
+    try:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(new)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    """Return a new name next to `path` for what is not complete yet (new), replaced (old) or being removed (gone)."""
+    return path.with_name(f".{kind}-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def _sync(path: Path) -> None:
@@ -109,7 +224,7 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_text(path: Path, error: type[LitError] = CheckpointError) -> str:

@@ -7,15 +7,6 @@ from pathlib import Path
 
 import torch
 
-# PyTorch has an error class of its own for CUDA; on a CPU it raises a RuntimeError with one of these texts.
-_NO_MEMORY = ("can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
-
 
 def peak_memory_gb(device: torch.device) -> float:
     """Return the peak in GB (10^9 bytes) of memory allocated on the CUDA device, or resident memory of this process."""

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_llm.files import new_folder
+from lit_llm.cli import environment_rank
+from lit_llm.files import claimed, new_folder
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """By device type. Ranks make joint decisions with numbers on the CPU, so that they need not wait for a GPU."""
@@ -151,6 +152,16 @@ def of_all(value: Tensor) -> list[Tensor]:
     found = [torch.empty_like(value) for _ in range(n_ranks())]
     dist.all_gather(found, value)
     return found
+
+
+@contextmanager
+def claimed_for_all(path: Path | None, option: str, in_place: bool = False) -> Iterator[None]:
+    """Claim `path`, if there is one, on rank 0, before the ranks are connected: see `lit_llm.files.claimed`."""
+    if path is None or environment_rank() > 0:
+        yield
+    else:
+        with claimed(path, option, in_place):
+            yield
 
 
 @contextmanager

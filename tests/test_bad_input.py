@@ -221,6 +221,16 @@ CONFIGS = {
     "number as group": ("lora: 3", "--lora is a group of options, as --lora.NAME, and has no value of its own; found 3"),
     "text as group": ("train: fast", "--train is a group of options, as --train.NAME, and has no value of its own; found fast"),
     "no file": (None, "args.yaml does not exist"),
+    "binary": (bytes(range(128, 256)), "--config args.yaml is not a text file in UTF-8 (invalid start byte at byte 0)"),
+    "UTF-16": ("seed: 1".encode("utf-16"), "--config args.yaml is not a text file in UTF-8"),
+    "null characters": ("seed: \0", "--config args.yaml is not valid YAML"),
+    "not YAML": ("seed: [1", "--config args.yaml is not valid YAML"),
+    "nested deeply": ("seed: " + "[" * 5000 + "]" * 5000, "--config args.yaml is not valid YAML: it is nested too deeply"),
+    "a list": ("- seed", "--config args.yaml must contain options, like `seed: 1`; found list"),
+    "empty": ("", "--config args.yaml must contain options"),
+    "a number as key": ("train: {3: 4}", "--config args.yaml has the key 3, which is not the name of an option"),
+    "itself": ("train: &a [*a]", "--config args.yaml has more than 10,000 values, or aliases that repeat them"),
+    "an object of Python": ("seed: !!python/object/apply:os.getpid []", "--config args.yaml is not valid YAML"),
 }
 
 
@@ -228,9 +238,59 @@ CONFIGS = {
 def test_a_mistake_in_a_config_file_is_told_in_one_line(run_script, tmp_path, mistake):
     content, message = CONFIGS[mistake]
     if content is not None:
-        (tmp_path / "args.yaml").write_text(content)
+        (tmp_path / "args.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     code, stderr = run_script("finetune/lora.py", "--config=args.yaml", "--checkpoint_dir=x", "--data_dir=y")
     assert_told(code, stderr, message)
+
+
+def test_a_config_file_may_begin_with_a_bom(run_script, tmp_path):
+    (tmp_path / "args.yaml").write_text("train: {epochs: 0}", encoding="utf-8-sig")
+    code, stderr = run_script("finetune/lora.py", "--config=args.yaml", "--checkpoint_dir=x", "--data_dir=y")
+    assert_told(code, stderr, "--train.epochs must be above 0")
+
+
+LINKED = {
+    "checkpoint_dir": ("finetune/lora.py", "--checkpoint_dir=loop", "--data_dir=y"),
+    "data_dir": ("finetune/lora.py", "--checkpoint_dir=x", "--data_dir=loop"),
+    "out_dir": ("finetune/lora.py", "--out_dir=loop/run"),
+    "adapter_dir": ("scripts/merge_lora.py", "--checkpoint_dir=x", "--adapter_dir=[x,loop]", "--output_dir=y"),
+    "output_file": ("generate/base.py", "--prompt=x", "--output_file=loop"),
+    "csv_path": ("scripts/prepare_csv.py", "--csv_path=loop"),
+}
+
+
+@pytest.mark.parametrize("option", LINKED)
+def test_a_loop_of_symbolic_links_is_no_path(run_script, tmp_path, option):
+    (tmp_path / "loop").symlink_to("loop")
+    code, stderr = run_script(*LINKED[option])
+    path = "loop/run" if option == "out_dir" else "loop"
+    assert_told(code, stderr, f"--{option} {path} is not a path: Too many levels of symbolic links")
+
+
+DEVICES = {
+    "finetune": ("finetune/lora.py", "--out_dir=run"),
+    "generate": ("generate/base.py", "--prompt=x"),
+    "chat": ("generate/chat.py",),
+    "serve": ("generate/serve.py",),
+    "perplexity": ("eval/perplexity.py", "--data_file=rows.txt"),
+    "harness": ("eval/lm_eval_harness.py", "--tasks=hellaswag"),
+    "compare": ("eval/compare.py", "--models=[base,base]", "--tasks=hellaswag"),
+}
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "mps"])
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_that_is_not_there_is_told(run_script, tmp_path, base, name, accelerator, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    (tmp_path / "rows.txt").write_text("A text.")
+    script, *options = DEVICES[name]
+    if name not in ("finetune", "compare"):
+        options.append("--checkpoint_dir=base")
+    code, stderr = run_script(script, *options, f"--accelerator={accelerator}")
+    assert_told(code, stderr, f"the device {accelerator} is not available here: PyTorch {torch.__version__} finds no")
+    assert "--accelerator auto or cpu" in stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_benchmark_options_without_effect_are_refused(run_script):

@@ -86,3 +86,41 @@ def test_messages_name_the_flags_that_the_script_has(monkeypatch, capsys):
         "error: --quantize and --train.optimizer exclude each other.",
         "error: Use `adamw` without --lora or `top_k`.",
     ]
+
+
+def run_list(shell, **environment):
+    """`scripts/download.py`, which prints a list, within a command of the shell. Returns its exit code and stderr."""
+    command = shell.replace("LIST", f"{sys.executable} {REPOSITORY / 'scripts' / 'download.py'}")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_quietly(unbuffered):
+    code, out, err = run_list("set -o pipefail; LIST | true", PYTHONUNBUFFERED=unbuffered)
+    assert (code, out, err) == (141, "", "")
+
+
+def test_a_full_disk_behind_stdout_is_reported_once():
+    code, _, err = run_list("LIST > /dev/full")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: no space left on the disk. Free some, or write elsewhere; earlier checkpoints are intact"
+    ]
+
+
+def test_streams_that_the_caller_closed_are_opened(tmp_path):
+    """Otherwise a file that the program opens would have the number 1 or 2, and get what is printed."""
+    code, out, err = run_list("LIST <&- >&- 2>&-")
+    assert (code, out, err) == (0, "", "")
+    code, out, err = run_list("LIST --repo_id=x --checkpoint_dir= --bogus 2>&-")
+    assert (code, out, err) == (2, "", "")  # stdout holds results only
+
+
+def test_too_little_memory_is_said_in_words():
+    script = REPOSITORY / "generate" / "base.py"
+    code, _, err = run_list(f"ulimit -v 300000; {sys.executable} {script} --prompt x")
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: not enough memory (")

@@ -1,7 +1,9 @@
 """Types that options share, and rules that are checked together."""
 
+import errno
 import math
 import operator
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -71,7 +73,7 @@ class Checked:
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.type is Path or Path in get_args(f.type):
-                object.__setattr__(self, f.name, _as_path(getattr(self, f.name)))
+                object.__setattr__(self, f.name, _as_path(f.name, getattr(self, f.name)))
         if mistakes := [message for wrong, message in self.rules() if wrong]:
             raise OptionError("\n".join(mistakes))
 
@@ -96,7 +98,16 @@ class Checked:
         return [(self.changed(name) and bool(clashing), message)]
 
 
-def _as_path(value: Any) -> Any:
+def _as_path(name: str, value: Any) -> Any:
     if isinstance(value, list):
-        return [_as_path(item) for item in value]
-    return Path(value) if isinstance(value, str) else value
+        return [_as_path(name, item) for item in value]
+    if not isinstance(value, (str, Path)):
+        return value
+    try:
+        os.stat(value)
+    except ValueError as error:  # a null character
+        raise OptionError(f"`{name}` {str(value)!r} is not a path: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise OptionError(f"`{name}` {str(value)[:100]} is not a path: {os.strerror(error.errno)}") from error
+    return Path(value)

@@ -129,8 +129,8 @@ class ExampleArgs(Checked):
     checkpoint_dir: Path | None = None
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
-    """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .json, .jsonl or
-    .parquet file, which is prepared first."""
+    """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .tsv, .json, .jsonl
+    or .parquet file, which is prepared first."""
     prompt_style: str | None = None
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
     mask_prompt: bool = True
@@ -151,7 +151,7 @@ class InspectDataArgs(ExampleArgs):
     checkpoint_dir: Path = field(kw_only=True)
     """Folder of the model whose tokenizer and chat template are used."""
     data_dir: Path = field(kw_only=True)
-    """Folder with train.jsonl; or a .csv, .json, .jsonl or .parquet file, which is prepared first."""
+    """Folder with train.jsonl; or a .csv, .tsv, .json, .jsonl or .parquet file, which is prepared first."""
     num_examples: int = 3
     """Number of examples to show."""
     split: Literal["train", "val"] = "train"

@@ -1,6 +1,5 @@
 """Convert Hugging Face's layout, and Lit-GPT's, to ours."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lit_llm.checkpoint.read import (
 )  # fmt: skip
 from lit_llm.checkpoint.tensor_names import Names, Reader, hf_names
 from lit_llm.checkpoint.write import write_shards
-from lit_llm.files import new_folder, write_json
+from lit_llm.files import claimed, new_folder, remove_leftovers, write_json, write_whole
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 
 
@@ -41,17 +40,19 @@ def convert(checkpoint_dir: Path | str, dtype: str | None = None) -> None:
     tensors = checked(names, stored, expected_shapes(names.config), checkpoint_dir)
     if dtype is not None:
         tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in tensors)
-    with new_folder(checkpoint_dir / ".converted") as folder:
-        write_shards(tensors, folder, LIT_WEIGHTS)
-        write_json(folder / LIT_CONFIG, names.config.to_dict())
-    if theirs is not None and theirs.name == LIT_CONFIG:
-        shutil.copyfile(theirs, checkpoint_dir / KEPT_CONFIG)
-    for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*.safetensors*")]:
-        old.unlink(missing_ok=True)
-    # The config is last: with it the folder becomes one of ours.
-    for new in sorted((checkpoint_dir / ".converted").iterdir(), key=lambda path: path.name == LIT_CONFIG):
-        new.rename(checkpoint_dir / new.name)
-    (checkpoint_dir / ".converted").rmdir()
+    with claimed(checkpoint_dir, "checkpoint_dir", in_place=True):
+        remove_leftovers(checkpoint_dir)
+        with new_folder(checkpoint_dir / ".converted") as folder:
+            write_shards(tensors, folder, LIT_WEIGHTS)
+            write_json(folder / LIT_CONFIG, names.config.to_dict())
+        if theirs is not None and theirs.name == LIT_CONFIG:
+            write_whole(checkpoint_dir / KEPT_CONFIG, theirs.read_bytes())
+        for old in [checkpoint_dir / LIT_CONFIG, *checkpoint_dir.glob("lit_model*.safetensors*")]:
+            old.unlink(missing_ok=True)
+        # The config is last: with it the folder becomes one of ours.
+        for new in sorted((checkpoint_dir / ".converted").iterdir(), key=lambda path: path.name == LIT_CONFIG):
+            new.rename(checkpoint_dir / new.name)
+        (checkpoint_dir / ".converted").rmdir()
     source = "" if theirs is None else f" {LIT_GPT_WEIGHTS} of Lit-GPT"
     print(f"Converted{source}. Try it: python generate/base.py --checkpoint_dir {checkpoint_dir} --prompt 'Hello'")
 

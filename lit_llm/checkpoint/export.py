@@ -17,7 +17,7 @@ from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_
 from lit_llm.checkpoint.tensor_names import TABLES, Fused, names_of, to_hf
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
-from lit_llm.files import new_folder, read_json_object, unused_folder, write_json
+from lit_llm.files import read_json_object, unused_folder, write_json
 from lit_llm.methods.lora import Update, base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.gpt import GPT
@@ -33,7 +33,6 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
-    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir])
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise CheckpointError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -53,7 +52,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
     hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
     # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
     hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
-    with new_folder(output_dir) as folder:
+    with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir]) as folder:
         lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")
         copy_companions(checkpoint_dir, folder)
@@ -68,20 +67,19 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir, adapter_dir = Path(checkpoint_dir), Path(adapter_dir)
-    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir])
     about = read_adapter(adapter_dir)
     if about["method"] != "lora":
         raise CheckpointError(f"{adapter_dir} is an {about['method']} adapter, which PEFT's format cannot hold. Only LoRA can")
-    model = load_model(checkpoint_dir, dtype=torch.float32)
-    attach_adapter(model, adapter_dir)
-    linears = _peft_linears(model)
-    tensors: dict[str, Tensor] = {}
-    for target, linear in linears.items():
-        prefix = f"base_model.model.{target}.lora_"
-        tensors |= {f"{prefix}A.weight": linear.A, f"{prefix}B.weight": linear.B}
-        if linear.magnitude is not None:
-            tensors[f"{prefix}magnitude_vector"] = linear.magnitude
-    with new_folder(output_dir) as folder:
+    with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
+        model = load_model(checkpoint_dir, dtype=torch.float32)
+        attach_adapter(model, adapter_dir)
+        linears = _peft_linears(model)
+        tensors: dict[str, Tensor] = {}
+        for target, linear in linears.items():
+            prefix = f"base_model.model.{target}.lora_"
+            tensors |= {f"{prefix}A.weight": linear.A, f"{prefix}B.weight": linear.B}
+            if linear.magnitude is not None:
+                tensors[f"{prefix}magnitude_vector"] = linear.magnitude
         save_safetensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         config = _peft_config(model, checkpoint_dir, about["arguments"], linears)
         # ASCII: PEFT reads it in the locale's encoding.

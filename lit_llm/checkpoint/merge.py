@@ -12,7 +12,7 @@ from lit_llm.checkpoint.adapters import attach_adapter, read_adapter, write_merg
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.errors import CheckpointError
-from lit_llm.files import new_folder, unused_folder
+from lit_llm.files import unused_folder
 from lit_llm.methods.inject import eject, inject
 from lit_llm.methods.lora import UNMERGED, Update, apply_update, merge
 from lit_llm.model.gpt import GPT
@@ -39,21 +39,20 @@ def merge_adapters(
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir, adapters = Path(checkpoint_dir), [Path(adapter) for adapter in adapters]
-    output_dir = unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, *adapters])
-    model = load_model(checkpoint_dir, dtype=torch.float32)
-    _attach_sum(model, adapters, weights)
-    model.eval()  # the updates too: their dropout would change the logits
-    expected = _logits(model)
-    merge(model)
-    merged = _logits(model)
-    share = _share(merged, expected)
-    if not share <= TOLERANCE:  # NaN fails too
-        raise CheckpointError(
-            f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
-            f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
-        )
-    rounds = set(model.stored_dtypes.values()) != {torch.float32}
-    with new_folder(output_dir) as folder:
+    with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, *adapters]) as folder:
+        model = load_model(checkpoint_dir, dtype=torch.float32)
+        _attach_sum(model, adapters, weights)
+        model.eval()  # the updates too: their dropout would change the logits
+        expected = _logits(model)
+        merge(model)
+        merged = _logits(model)
+        share = _share(merged, expected)
+        if not share <= TOLERANCE:  # NaN fails too
+            raise CheckpointError(
+                f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
+                f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
+            )
+        rounds = set(model.stored_dtypes.values()) != {torch.float32}
         write_checkpoint(folder, model, checkpoint_dir)
         style = write_merged(folder, model, checkpoint_dir, adapters, weights)
         written = _logits(load_model(folder, dtype=torch.float32).eval())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import MEANT, TrainOn, conversation, encode, prompt_style, unrendered
+from lit_llm.text.conversation import TrainOn, check_rendered, conversation, encode, prompt_style, unrendered
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -81,11 +81,7 @@ def tokenize(
         return _example(start + ids, [not mask_prompt] * len(start) + [True] * len(ids), True)
     if tokenizer.eos_id is None:
         raise DataError("the tokenizer has no EOS token, which must end every answer")
-    if lost := MEANT.intersection(unrendered_fields(record, style, tokenizer)):
-        raise DataError(
-            f"the prompt style does not render {', '.join(map(repr, sorted(lost)))}, which would be ignored. Use a "
-            "`prompt_style` that does, name the field as the chat template does, or remove it"
-        )
+    check_rendered(style, turns_of(record), tokenizer.special_tokens, variables_of(record))
     tokens = {**variables_of(record), **tokenizer.special_tokens}
     if "chosen" in record:
         history = asked(record)

@@ -1,5 +1,6 @@
 """Readers that stream the rows of JSON, CSV, parquet and text files."""
 
+import codecs
 import csv
 import json
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_llm.errors import DataError
+from lit_llm.schema import shown
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
 COMPRESSED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz",
 }  # fmt: skip
+BLANK = codecs.BOM_UTF8 + b" \t\r\n"
 DELIMITERS = ",;\t|"
 
 
@@ -60,12 +63,14 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 def json_rows(path: Path) -> Iterator[Any]:
     """Yield the rows of a JSON list, or of JSON lines."""
-    with open_text(path) as file:
-        if next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "") == "[":
-            file.seek(0)
-            yield from _list_items(path, file)
-            return
-    yield from (value for _, value in json_lines(path))
+    _check_readable(path)
+    with path.open("rb") as file:
+        first = next((byte for byte in iter(lambda: file.read(1), b"") if byte not in BLANK), b"")
+    if first == b"[":
+        with open_text(path) as text:
+            yield from _list_items(path, text)
+    else:
+        yield from (value for _, value in json_lines(path))
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -100,7 +105,7 @@ class _Decoder(json.JSONDecoder):
 
     def usable(self, value: Any) -> Any:
         """Return the value, or a DataError if a name occurs twice in one of its objects: which is meant cannot be known."""
-        return DataError(f"the name {self._twice[0]!r} occurs twice in one object") if self._twice else value
+        return DataError(f"the name {shown(self._twice[0])} occurs twice in one object") if self._twice else value
 
 
 def parse_json(text: str) -> Any:
@@ -225,9 +230,9 @@ def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
 
 def _check_unique(path: Path, columns: list[str]) -> None:
     """Raise DataError for a name that two columns have, unless it is empty."""
-    twice = [repr(name) for i, name in enumerate(columns) if name.strip() and name in columns[:i]]
+    twice = [name for i, name in enumerate(columns) if name.strip() and name in columns[:i]]
     if twice:
-        raise DataError(f"{path} has two columns with the same name: {', '.join(dict.fromkeys(twice))}. Rename one of them")
+        raise DataError(f"{path} has two columns with the same name: {shown(twice[0])}. Rename one of them")
 
 
 def _csv_lines(path: Path) -> Iterator[list[str]]:

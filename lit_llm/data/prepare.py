@@ -14,30 +14,44 @@ from typing import Any
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.data.curate import Curation, share
 from lit_llm.data.file_readers import csv_columns, csv_rows, is_csv, rows_of
-from lit_llm.data.rows import COLUMNS, ignored_fields, to_record
+from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields, shown_names, to_record
 from lit_llm.data.token_cache import token_counts
 from lit_llm.errors import DataError
-from lit_llm.files import check_replaceable, digest_of, new_folder, read_json_object, write_json
+from lit_llm.files import check_replaceable, claimed, digest_of, holds_files, new_folder, read_json_object, write_json
 from lit_llm.progress import Progress
 from lit_llm.text.tokenizer import Tokenizer
 
 
-def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str] = COLUMNS) -> None:
+def prepare(
+    args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str] = COLUMNS, wait: bool = False
+) -> None:
     """Write the data folder, and print how many rows were kept and dropped, and why. Rows are read as a stream.
 
     Args:
         source: Origin of the data, for `meta.json`.
         path: The file that is read.
         columns: See `to_record`.
+        wait: Wait for another process that writes the folder.
 
     Raises:
         DataError: if no row is left, or if the folder holds files that would be lost.
+        OptionError: if another process writes the folder.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
     check_replaceable(destination, "destination_path")
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / "meta.json").is_file():
+    with claimed(destination, "destination_path", wait=wait):
+        _update(args, source, path, rows, columns)
+    if args.checkpoint_dir is not None:
+        print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
+    print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
+
+
+def _update(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str]) -> None:
+    """Write the data folder unless it is up to date."""
+    destination = args.destination_path
+    if holds_files(destination) and not (destination / "meta.json").is_file():
         raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
     options = json.loads(json.dumps(options, default=str))
@@ -53,9 +67,6 @@ def prepare(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], col
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
             print(f"{destination} replaces the existing folder: {why}", file=sys.stderr)
-    if args.checkpoint_dir is not None:
-        print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
-    print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
 def _sorted(
@@ -99,7 +110,7 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], rows: Iterable[
             paths["val"].touch()
             kept = Counter(train=kept["val"], val=0)
         if not kept["train"]:
-            reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.items()) or "it has no rows"
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.most_common(SHOWN)) or "it has no rows"
             raise DataError(f"{path}: nothing to train on is left: {reasons}")
         for file in paths.values():
             if not file.stat().st_size:
@@ -117,7 +128,7 @@ def _write(args: PrepareArgs, path: Path, about: dict[str, Any], rows: Iterable[
 
 def _check_unchanged(folder: Path, digests: dict[str, str]) -> None:
     """Raise DataError for files that a user added or changed. Token caches and files of file managers do not count."""
-    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(train|val)-\w+|\.DS_Store")
+    made = re.compile(r"meta\.json|(train|val)-tokens-\w+\.safetensors|\.(new|lock)-(train|val)-.+|\.DS_Store")
     contents = [file for file in sorted(folder.glob("*")) if not made.fullmatch(file.name)]
     if by_hand := [file.name for file in contents if not _is_as_written(file, digests)]:
         raise DataError(
@@ -131,7 +142,7 @@ def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
     return file.is_file() and digest_of(file, "0" * 64) == digests.get(file.name)
 
 
-def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path) -> None:
+def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path, wait: bool = False) -> None:
     """Prepare a file of rows whose columns have the names given as options."""
     columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
     from_csv = isinstance(args, PrepareCsvArgs) or is_csv(path)
@@ -141,11 +152,11 @@ def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Pat
         missing = [columns[name] for name in ("instruction", "output") if columns[name].strip().lower() not in plain]
         if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations")):
             raise DataError(
-                f"{path}: the columns {', '.join(missing)} are missing; found {', '.join(found) or 'none'}. Is the delimiter a "
+                f"{path}: the columns {', '.join(missing)} are missing; found {shown_names(found)}. Is the delimiter a "
                 "comma, semicolon, tab or vertical bar? Name other columns: python scripts/prepare_csv.py --csv_path "
                 f"{path} --instruction_column NAME --output_column NAME"
             )
-    prepare(args, source, path, csv_rows(path) if from_csv else rows_of(path), columns)
+    prepare(args, source, path, csv_rows(path) if from_csv else rows_of(path), columns, wait)
 
 
 def prepared(path: Path) -> Path:
@@ -158,7 +169,7 @@ def prepared(path: Path) -> Path:
         raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
     folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if is_csv(path):
-        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path)
+        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path, wait=True)
     else:
-        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path)
+        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path, wait=True)
     return folder

@@ -27,8 +27,6 @@ def check_record(record: Record) -> None:
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
     for name in required:
-        if name not in record:
-            raise DataError(f"the record has no {name!r}; found {', '.join(map(repr, record)) or 'nothing'}")
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
             check_trained(record[name])

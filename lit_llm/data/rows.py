@@ -1,14 +1,17 @@
 """Map rows in the formats that people publish to records."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lit_llm.data.file_readers import Row, json_lines, parse_json
 from lit_llm.data.records import VARIABLES, Record, check_record, check_trained, is_variable
 from lit_llm.errors import DataError
+from lit_llm.schema import shown
 from lit_llm.text.conversation import MEANT
 from lit_llm.text.styles import split_system
 
@@ -67,7 +70,7 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
     if isinstance(row, DataError):
         raise row
     if not isinstance(row, dict):
-        raise DataError(f"a row must be a JSON object, found {type(row).__name__}")
+        raise DataError(f"a row must be a JSON object, found {json.dumps(row)[:40]}")
     if None in row:
         raise DataError("the row has more cells than there are columns")
     row = _with_known_names(row, (*KNOWN, *columns.values()))
@@ -99,9 +102,14 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
     return record
 
 
+def shown_names(names: Collection[str]) -> str:
+    """Return the first of the names, to show to a person."""
+    return ", ".join(map(shown, islice(names, SHOWN))) + (" and others" if len(names) > SHOWN else "") or "nothing"
+
+
 def ignored_fields(ignored: Counter[str], unit: str = "rows") -> str:
     """Return a line that names the most frequent of the fields that are ignored."""
-    named = ", ".join(f"{name!r} ({n:,} {unit})" for name, n in ignored.most_common(SHOWN))
+    named = ", ".join(f"{shown(name)} ({n:,} {unit})" for name, n in ignored.most_common(SHOWN))
     more = f" and {len(ignored) - SHOWN:,} others" if len(ignored) > SHOWN else ""
     return f"ignored fields: {named}{more}"
 
@@ -117,7 +125,7 @@ def _with_known_names(row: Row, names: Collection[str]) -> Row:
         meant = known.get(name.strip().lower(), name)
         meant = name if meant in row else meant
         if meant in found:
-            raise DataError(f"the row has the field {meant!r} twice, written differently")
+            raise DataError(f"the row has the field {shown(meant)} twice, written differently")
         found[meant] = value
     return found
 
@@ -144,7 +152,7 @@ def _instruction(row: Row, columns: Mapping[str, str]) -> Record:
     """Return an instruction record, or a conversation if the row has a history."""
     for name in ("instruction", "output"):
         if columns[name] not in row:
-            raise DataError(f"the record has no {columns[name]!r}; found {', '.join(map(repr, row)) or 'nothing'}")
+            raise DataError(f"the record has no {columns[name]!r}; found {shown_names(row)}")
     record = {name: row[column] for name, column in columns.items() if column in row}
     for name in ("input", "system"):
         if record.get(name) is None:

@@ -17,7 +17,7 @@ from lit_llm.data.examples import Example, Pair, tokenize
 from lit_llm.data.records import Record
 from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
-from lit_llm.files import digest_of, safetensors_header
+from lit_llm.files import claimed, digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -46,11 +46,12 @@ def examples_of(
     about = (VERSION, digest_of(path, "0" * 64), tokenizer.fingerprint, mask_prompt, train_on)
     key = hashlib.sha256(repr((*about, fingerprint(prompt_style(style, tokenizer), tokenizer))).encode()).hexdigest()
     cache = path.parent / f"{path.stem}-tokens-{key[:16]}.safetensors"
-    if cache.is_file():
-        print(f"tokens of {path}: from {cache.name}", file=sys.stderr)
-    else:
-        _write(cache, _tokenized(path, style, tokenizer, mask_prompt, train_on, records))
-        print(f"tokens of {path}: written to {cache.name}", file=sys.stderr)
+    with claimed(cache, "data_dir", wait=True):
+        if cache.is_file():
+            print(f"tokens of {path}: from {cache.name}", file=sys.stderr)
+        else:
+            _write(cache, _tokenized(path, style, tokenizer, mask_prompt, train_on, records))
+            print(f"tokens of {path}: written to {cache.name}", file=sys.stderr)
     return CachedExamples(cache)
 
 
@@ -74,7 +75,7 @@ def _tokenized(
 def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
     """Write a safetensors file of all tokens end to end. Tokens are streamed; only the lengths are in memory."""
     lengths, documents = array("q"), array("q")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".new-{path.name}-") as place:
         folder = Path(place)
         with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
             for example in examples:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import build_hf_headers, get_token
 
 from lit_llm.download.resumable import TIMEOUT, explained, fetch, part_path, size_text
 from lit_llm.errors import CheckpointError, DataError
-from lit_llm.files import digest_of, read_json_object
+from lit_llm.files import claimed, digest_of, read_json_object
 
 # Files to fetch of a repository: all companions, and the weights in the first of these forms that it has.
 _COMPANIONS = re.compile(
@@ -119,13 +119,14 @@ def download_checkpoint(
             raise CheckpointError(
                 f"{repo_id} is not a checkpoint: it has no config.json, but {_some(files)}. Choose another `repo_id`"
             )
-        wanted = [file for name, file in files.items() if _COMPANIONS.fullmatch(name)]
-        weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
-        missing = [file for file in wanted + weights if not file.is_in(folder)]
-        _refuse_other_weights(folder, weights, replaced=any(file in weights for file in missing))
-        _check_space(folder, sum(file.left(folder) for file in missing))
-        for file in missing:
-            file.fetch(folder)
+        with claimed(folder, "checkpoint_dir", in_place=True):
+            wanted = [file for name, file in files.items() if _COMPANIONS.fullmatch(name)]
+            weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
+            missing = [file for file in wanted + weights if not file.is_in(folder)]
+            _refuse_other_weights(folder, weights, replaced=any(file in weights for file in missing))
+            _check_space(folder, sum(file.left(folder) for file in missing))
+            for file in missing:
+                file.fetch(folder)
     return folder
 
 
@@ -277,7 +278,8 @@ def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else None
     name = Path(urlsplit(source).path).name or "file"
     target = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"  # other addresses end in the same name
-    if target.is_file():
-        print(f"{target} is there already; remove it to fetch {source} again", file=sys.stderr)
-        return target
-    return download_url(source, target, headers=headers)
+    with claimed(target, "data_file", wait=True):
+        if target.is_file():
+            print(f"{target} is there already; remove it to fetch {source} again", file=sys.stderr)
+            return target
+        return download_url(source, target, headers=headers)

@@ -17,11 +17,12 @@ from lit_llm.args.evaluate import HarnessArgs
 from lit_llm.checkpoint.adapters import trained_style
 from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.evaluation.score import Span, score
+from lit_llm.files import write_whole
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling, usable
 from lit_llm.model.gpt import GPT
-from lit_llm.ranks import naming_lost_ranks
+from lit_llm.ranks import claimed_for_all, naming_lost_ranks
 from lit_llm.text.conversation import default_style, prompt_style
 from lit_llm.text.ending import raw_ending
 from lit_llm.text.tokenizer import Tokenizer
@@ -135,6 +136,11 @@ class HarnessModel(TemplateLM):
 @naming_lost_ranks("Start again")
 def evaluate(args: HarnessArgs) -> dict[str, Any]:
     """Run the tasks, print the harness's table, and write its results."""
+    with claimed_for_all(args.output_file, "output_file"):
+        return _evaluate(args)
+
+
+def _evaluate(args: HarnessArgs) -> dict[str, Any]:
     tasks = task_names(args.tasks)
     manager = task_manager(tasks, args.include_path)
     model, tokenizer, checkpoint_dir = load_args(args)
@@ -176,7 +182,7 @@ def task_names(tasks: str | list[str]) -> list[str]:
 
 def _write_json(path: Path, values: Sequence[Any], indent: int | None = None) -> None:
     lines = [json.dumps(value, default=handle_non_serializable, ensure_ascii=False, indent=indent) for value in values]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def task_manager(tasks: list[str], include_path: Path | None) -> TaskManager:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
 from lit_llm.checkpoint.adapters import read_adapter, trained_style
 from lit_llm.cli import DEMO
+from lit_llm.data.records import variables_of
 from lit_llm.errors import OptionError
 from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.generate import check_context, encode_prompt
@@ -21,13 +23,23 @@ from lit_llm.generation.speculative import check_draft, continue_drafted
 from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
-from lit_llm.ranks import naming_lost_ranks
-from lit_llm.text.conversation import prompt_ids
+from lit_llm.ranks import claimed_for_all, naming_lost_ranks
+from lit_llm.text.conversation import check_rendered, prompt_ids, prompt_style
 from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
 
 
+def _claiming_the_output(script: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(script)
+    def claims(args: GenerateArgs) -> None:
+        with claimed_for_all(args.output_file, "output_file"):
+            script(args)
+
+    return claims
+
+
+@_claiming_the_output
 def continue_prompts(args: GenerateArgs) -> None:
     """Print each prompt and its continuation, once per sample."""
     prompts = _read_prompts(args)
@@ -35,6 +47,7 @@ def continue_prompts(args: GenerateArgs) -> None:
     _Generation(args, prompts, model, tokenizer, None).run()
 
 
+@_claiming_the_output
 def answer(args: AdapterGenerateArgs) -> None:
     """Print the answer to each instruction, asked in the prompt style of the adapter, once per sample."""
     prompts = _read_prompts(args)
@@ -43,6 +56,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     _Generation(args, prompts, model, tokenizer, about["prompt_style"]).run()
 
 
+@_claiming_the_output
 def answer_finetuned(args: FullGenerateArgs) -> None:
     """Print the answer of a fully finetuned or merged model to each instruction, asked in the style of its finetuning."""
     prompts = _read_prompts(args)
@@ -101,7 +115,9 @@ class _Generation:
                 ids = encode_prompt(self.tokenizer, as_text(prompt))
             else:
                 messages = as_messages(prompt, getattr(self.args, "input", ""))
-                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True)
+                variables = variables_of(prompt) if isinstance(prompt, dict) else {}
+                check_rendered(prompt_style(self.style, self.tokenizer), messages, self.tokenizer.special_tokens, variables)
+                ids = prompt_ids(self.style, self.tokenizer, messages, finetuned=True, variables=variables)
             check_context(self.model, len(ids), self.args.max_new_tokens)
         except ValueError as error:
             where = f"{self.args.prompt_file}, prompt {number}: " if self.args.has_many_prompts() else ""

@@ -20,7 +20,7 @@ from lit_llm.memory import available_bytes
 from lit_llm.methods.lora import merge
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, lay_out
-from lit_llm.model.device import resolve_device, weights_dtype
+from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -39,6 +39,8 @@ def load_args(args: ModelArgs) -> tuple[GPT, Tokenizer, Path]:
 def load_for_inference(args: Options, checkpoint_dir: Path, adapter_dir: Path | None) -> tuple[GPT, Tokenizer]:
     """Load a model, lay its weights out for decoding on its devices, and return it with its tokenizer."""
     start, config = time.perf_counter(), read_config(checkpoint_dir)
+    if getattr(args, "compile", False):
+        check_compiler(resolve_device(args.accelerator), "compile")
     merging = adapter_dir is not None and getattr(args, "merge", False)
     if adapter_dir is not None and merging and (method := read_adapter(adapter_dir)["method"]) != "lora":
         raise OptionError(f"`merge` is for LoRA; {adapter_dir} holds {method}, which cannot be part of the weights. Omit it")

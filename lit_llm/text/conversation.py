@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
+from lit_llm.schema import shown
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
 from lit_llm.text.tokenizer import Tokenizer
@@ -80,7 +81,7 @@ def check_messages(messages: Any) -> None:
         if not isinstance(message.get("content"), str):
             raise DataError("the 'content' of a turn must be a string")
         if message["role"] not in ("system", "user", "assistant"):
-            raise DataError(f"the role {message['role']!r} is not system, user or assistant")
+            raise DataError(f"the role {shown(message['role'])} is not system, user or assistant")
         if message["role"] != "system" and not message["content"].strip():
             raise DataError(f"a turn of the {message['role']} is empty")
     roles = [message["role"] for message in split_system(messages)[1]]
@@ -115,7 +116,7 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any])
     return [*segments, Segment(after + whole[len(seen) :], False)]
 
 
-def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[tuple[Message, str, Any]]:
+def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[tuple[Message, str, str]]:
     """Yield each answer with the conversation before it and up to its end, as rendered."""
     before = list(accumulate(style.parts(messages, tokens))) if isinstance(style, Turns) else None
     n_opening = len(messages) - len(split_system(messages)[1])
@@ -172,6 +173,15 @@ def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, A
         names = [name for name in message if name not in READ]
         found += [name for name in names if _is_same_without(style, messages[: i + 1], tokens, variables, None, name)]
     return found
+
+
+def check_rendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    """Raise DataError for a field of `MEANT` that the style does not render."""
+    if lost := MEANT.intersection(unrendered(style, messages, tokens, variables)):
+        raise DataError(
+            f"the prompt style does not render {', '.join(map(repr, sorted(lost)))}, which would be ignored. Use a "
+            "`prompt_style` that does, name the field as the chat template does, or remove it"
+        )
 
 
 def _is_same_without(

@@ -21,9 +21,9 @@ from lit_llm.methods.method import Method
 from lit_llm.methods.registry import build_method
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.config import Config
-from lit_llm.model.device import resolve_device, weights_dtype
+from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
-from lit_llm.ranks import naming_lost_ranks, rank, shared_folder
+from lit_llm.ranks import claimed_for_all, naming_lost_ranks, rank, shared_folder
 from lit_llm.text.conversation import prompt_style
 from lit_llm.training.before_and_after import HeldOut, outcome_lines, print_result
 from lit_llm.training.fabric import Strategy, check_devices, choose_strategy, launch, resolve_precision
@@ -56,9 +56,16 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
         ValueError, FileNotFoundError: for unusable options, data or checkpoints; see `lit_llm.errors`.
         KeyboardInterrupt: after SIGINT or SIGTERM, when the step is saved.
     """
-    method = method or build_method(args)
     device = resolve_device(args.accelerator)
+    if args.train.compile and not args.dry_run:
+        check_compiler(device, "train.compile")
     args = _resolve(args, device)
+    method = method or build_method(args)
+    with claimed_for_all(None if args.dry_run else args.out_dir, "out_dir", in_place=True):
+        return _finetune(args, method, device)
+
+
+def _finetune(args: FinetuneArgs, method: Method, device: torch.device) -> Run:
     model_dir, data_dir = args.checkpoint_dir, args.data_dir
     assert model_dir and data_dir
     config = read_config(model_dir)

@@ -79,7 +79,7 @@ def fit(
     if rank() == 0:
         folder.set_aside_later(state)
     path = folder.metrics if rank() == 0 else None
-    metrics = Metrics(path, job.method.columns, state.step if resumes else None, fabric.loggers)
+    metrics = Metrics(path, job.method.columns, folder.rows_so_far(), fabric.loggers)
     if not resumes and eval_args.initial and data.validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, data.validation, eval_args.max_batches)
         if not math.isfinite(state.val_loss):
@@ -135,7 +135,7 @@ def fit(
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
             if (due_save and not has_ended()) or stop:
                 save = folder.path / f"step-{state.step:06d}"
-                save_state(save, state, objective.gpt, optimizer, write_result, scaler, data.identity)
+                save_state(save, state, objective.gpt, optimizer, write_result, scaler, data.identity, folder.metrics)
                 if args.keep_last is not None and rank() == 0:
                     folder.remove_old_saves(args.keep_last)
             if stop:

@@ -21,20 +21,21 @@ class Metrics:
     """Rows of `metrics.csv`, and of the loggers; a cell without a measurement is empty."""
 
     def __init__(
-        self, path: Path | None, more_columns: Sequence[str], resume_step: int | None, loggers: "Sequence[Logger]" = ()
+        self,
+        path: Path | None,
+        more_columns: Sequence[str],
+        rows: Sequence[dict[str, str]] = (),
+        loggers: "Sequence[Logger]" = (),
     ) -> None:
-        """Start the file, or keep the rows up to `resume_step`, since later steps will be repeated.
+        """Start the file.
 
         Args:
             path: None on all ranks except one: nothing is written then.
+            rows: The first rows, of a run that is resumed.
         """
         self._file: IO[str] | None = None
         if path is None:
             return
-        rows: list[dict[str, str]] = []
-        if resume_step is not None and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
         unfinished = path.with_name(f".{path.name}")  # a run that is killed here keeps its rows
         self._file = unfinished.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, (*COLUMNS, *more_columns))
@@ -60,6 +61,14 @@ class Metrics:
         self._file.close()
         for logger in self._loggers:
             logger.finalize("success")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a `metrics.csv` that are complete: the last one may be torn after the machine went down."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].replace("\0", "").splitlines()
+    rows = csv.DictReader(lines, strict=False)
+    return [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdecimal()]
 
 
 def check_logger(name: str) -> None:

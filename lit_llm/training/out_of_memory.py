@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lit_llm.data.batches import MicroBatch
-from lit_llm.memory import is_out_of_memory
+from lit_llm.errors import is_out_of_memory
 
 
 class OutOfMemoryError(MemoryError):

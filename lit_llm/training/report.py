@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_llm.files import read_json_object
+from lit_llm.files import read_json_object, write_whole
 
 CURVES = {
     "loss": ("train_loss", "val_loss"),
@@ -48,7 +48,7 @@ def write_report(
     """
     with (out_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    (out_dir / "loss.png").write_bytes(_plot(rows, "loss", "png"))
+    write_whole(out_dir / "loss.png", _plot(rows, "loss", "png"))
     curves = "".join(f"<figure>{_svg(rows, name)}</figure>" for name in CURVES)
     environment = read_json_object(out_dir / "environment.json")
     parts = [
@@ -64,7 +64,7 @@ def write_report(
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    (out_dir / "report.html").write_text(page, encoding="utf-8")
+    write_whole(out_dir / "report.html", page)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

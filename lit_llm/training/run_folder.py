@@ -1,9 +1,9 @@
 """The folder of a run: what is in it, and from which save the run in it can be resumed."""
 
-import csv
 import dataclasses
 import json
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.errors import DataError, OptionError
-from lit_llm.files import read_json_object, remove_folder, remove_leftovers, write_json
+from lit_llm.errors import CheckpointError, DataError, OptionError
+from lit_llm.files import holds_files, remove_folder, remove_leftovers, write_json, write_whole
 from lit_llm.ranks import n_ranks, rank
+from lit_llm.training.metrics import read_rows
 from lit_llm.training.run import Run
-from lit_llm.training.saves import State, machine
+from lit_llm.training.saves import State, machine, read_save
 
 if TYPE_CHECKING:
     from lightning.fabric.loggers.logger import Logger
@@ -29,6 +30,8 @@ _FREE = (
     "out_dir", "resume", "dry_run", "logger", "devices", "num_nodes", "strategy", "cpu_offload", "train.max_time",
     "train.save_interval", "train.log_interval", "train.keep_last", "train.probe",
 )  # fmt: skip
+
+_SAVE = re.compile(r"step-\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,8 @@ class RunFolder:
         if status != "fresh" and args.resume is None:
             raise OptionError(f"{path} already holds a run. Use `resume` auto to resume it, or choose another `out_dir`")
         given = None if args.resume in (None, "auto") else Path(args.resume)
-        if given is not None and not (given / "state.json").is_file():
-            raise FileNotFoundError(f"`resume` {given} is not a save of a run: it has no state.json. Try `resume` auto")
+        if given is not None and not (given.is_dir() and _SAVE.fullmatch(given.resolve().name)):
+            raise FileNotFoundError(f"`resume` {given} is not a save of a run, a folder like step-000100. Try `resume` auto")
         if given is not None and (status == "fresh" or given.resolve().parent != path.resolve()):
             raise FileNotFoundError(f"`resume` {given} must be a save of the run in `out_dir`, which is {path}")
         if status == "fresh":
@@ -69,7 +72,10 @@ class RunFolder:
         if status == "finished" and given is None:
             return folder
         resume_dir = given or folder.saves[-1]
-        _warn_of_another_machine(resume_dir, args.devices * args.num_nodes)
+        saved, now = folder.read_save(resume_dir), machine(args.devices * args.num_nodes)
+        if different := [name for name, value in now.items() if saved.get(name) != value]:
+            names = " and ".join(different)
+            print(f"warning: {names} differ from the run that saved: the result will not be bit-identical", file=sys.stderr)
         print(f"resuming from {resume_dir}", file=sys.stderr)
         return cls(path, resume_dir)
 
@@ -77,8 +83,7 @@ class RunFolder:
     def status(self) -> Literal["foreign", "fresh", "started", "saved", "finished"]:
         """Contents of the folder: something else, nothing, a run without a save, with saves, or with its result and report."""
         if not (self.path / "args.yaml").is_file():
-            is_empty = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
-            return "fresh" if is_empty else "foreign"
+            return "foreign" if self.path.is_file() or holds_files(self.path) else "fresh"
         # The report is written last. Without it the end of a run is repeated, if there is a save to resume from.
         if self.final.is_dir() and ((self.path / "report.html").is_file() or not self.saves):
             return "finished"
@@ -99,7 +104,7 @@ class RunFolder:
     @property
     def saves(self) -> list[Path]:
         """Complete saves, oldest first."""
-        return sorted(self.path.glob("step-*"), key=_step_of)
+        return sorted((path for path in self.path.glob("step-*") if _SAVE.fullmatch(path.name)), key=_step_of)
 
     @property
     def resume_step(self) -> int | None:
@@ -115,7 +120,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         options = yaml.safe_dump({**as_yaml(args), "resume": None}, sort_keys=False, allow_unicode=True)
-        (self.path / "args.yaml").write_text(options, encoding="utf-8")
+        write_whole(self.path / "args.yaml", options)
         if self.resume_dir is None:
             names = ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")
             system = {"python": platform.python_version(), "platform": platform.platform()}
@@ -159,8 +164,8 @@ class RunFolder:
         """Raise ValueError if the examples differ from those that the save was trained on, or validated on."""
         if self.resume_dir is None:
             return
-        before = read_json_object(self.resume_dir / "state.json").get("data") or {}  # saves of older versions say less
-        changed = [name for name, value in before.items() if value != data[name]]
+        before = self.read_save(self.resume_dir)["data"] or {}  # saves of older versions say less
+        changed = [name for name, value in before.items() if value != data.get(name)]
         if not changed:
             return
         difference = (
@@ -173,14 +178,38 @@ class RunFolder:
             "`out_dir`"
         )
 
+    def read_save(self, save: Path) -> dict[str, Any]:
+        """Return what `read_save` does. Its message names the save to resume from instead."""
+        earlier = [other for other in self.saves if _step_of(other) < _step_of(save)]
+        advice = "It is the first save. Remove it, and use `resume` auto to start again"
+        if earlier:
+            advice = f"The same command with `resume` {earlier[-1]} resumes from the save before it"
+        saved = read_save(save, advice)
+        if saved["step"] != _step_of(save):
+            raise CheckpointError(f"{save} holds step {saved['step']}. {advice}")
+        return saved
+
+    def rows_so_far(self) -> list[dict[str, str]]:
+        """Return the rows of `metrics.csv` up to the save that the run resumes from, which has a copy."""
+        if self.resume_dir is None or self.resume_step is None:
+            return []
+        copy = self.resume_dir / self.metrics.name
+        rows = read_rows(copy if copy.is_file() else self.metrics)  # saves of older versions have none
+        rows = [row for row in rows if int(row["step"]) <= self.resume_step]
+        if not rows or int(rows[-1]["step"]) < self.resume_step:
+            last = f"end at step {rows[-1]['step']}" if rows else "are missing"
+            print(f"warning: the rows of {self.metrics} {last}, before step {self.resume_step}", file=sys.stderr)
+        return rows
+
     def set_aside_later(self, state: State) -> None:
         """Move what the run wrote after `state` to `abandoned-1`, or the first number that is free.
 
         The newest save moves first, so that at every moment the rest is a run up to some step. Nothing moves for a run that
         resumes from its newest save.
         """
-        later = [self.final] if self.final.is_dir() else []
-        later += [save for save in reversed(self.saves) if _step_of(save) > state.step]
+        later = [save for save in reversed(self.saves) if _step_of(save) > state.step]
+        if self.final.is_dir() and (later or (self.path / "report.html").is_file()):  # else killed, and replaced by its equal
+            later.insert(0, self.final)
         about = [path for path in (self.path / "report.html", self.path / "loss.png") if path.is_file()]
         if self.best.is_dir() and self._best_is_later(state):
             about.append(self.best)
@@ -199,8 +228,7 @@ class RunFolder:
         """Return True if the model in `best` was found after `state`."""
         if state.held_loss is None or not self.metrics.is_file():
             return state.held_loss is None
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["val_loss"] and int(row["step"]) > state.step]
+        rows = [row for row in read_rows(self.metrics) if row["val_loss"] and int(row["step"]) > state.step]
         return min((float(row["val_loss"]) for row in rows), default=state.held_loss) < state.held_loss
 
     def remove_old_saves(self, n_kept: int) -> None:
@@ -223,12 +251,3 @@ def _by_flag(options: dict[str, Any]) -> dict[str, Any]:
 
 def _step_of(save: Path) -> int:
     return int(save.name.removeprefix("step-"))
-
-
-def _warn_of_another_machine(resume_dir: Path, n_devices: int) -> None:
-    before = read_json_object(resume_dir / "state.json")
-    if different := [name for name, value in machine(n_devices).items() if before.get(name) != value]:
-        print(
-            f"warning: {' and '.join(different)} differ from the run that saved: the result will not be bit-identical",
-            file=sys.stderr,
-        )

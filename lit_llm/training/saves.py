@@ -1,10 +1,11 @@
 """Saves from which a run resumes as if it had never stopped."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from lit_llm.devices.fsdp import part_like, part_of, reshard, write_whole
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, write_json
 from lit_llm.ranks import largest, n_ranks, of_all, rank, shared_folder
+from lit_llm.schema import conform
 from lit_llm.training.optimizers import load_state_tensors, state_tensors
 
 
@@ -67,12 +69,14 @@ def save_state(
     write_result: Callable[[Path | None], None],
     scaler: torch.amp.GradScaler | None = None,
     data: dict[str, Any] | None = None,
+    metrics: Path | None = None,
 ) -> None:
     """Write the state of a run and the trained model into `folder`, whole or not at all. All ranks take part.
 
     Args:
         write_result: Writes the trained model into a folder; called with None on ranks that only take part.
         data: Identity of the examples, compared on resume.
+        metrics: File with the rows up to this step, which is copied.
     """
     reshard(model)
     tensors = {f"parameter/{name}": p.detach() for name, p in trained_parameters(model).items()}
@@ -86,6 +90,8 @@ def save_state(
         if new is not None:
             scale = {} if scaler is None else {"scaler": scaler.state_dict()}
             write_json(new / "state.json", {**asdict(state), **machine(n_ranks()), **scale, "data": data})
+            if metrics is not None:
+                shutil.copyfile(metrics, new / metrics.name)
 
 
 def load_state(
@@ -94,33 +100,49 @@ def load_state(
     """Restore everything that `save_state` wrote. A rank that the saved run did not have keeps its own random numbers.
 
     Raises:
-        ValueError: if the save is of another model, or incomplete.
+        CheckpointError: if the save is of another model, or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        tensors = load_file(folder / "state.safetensors")
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder} is damaged ({error}). Resume from an earlier step, or start a new run") from error
-    saved = read_json_object(folder / "state.json")
+    saved, tensors = read_save(folder), load_file(folder / "state.safetensors")
     parameters = trained_parameters(model)
-    names = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
-    if names != parameters.keys():
+    shapes = {name.removeprefix("parameter/"): t.shape for name, t in tensors.items() if name.startswith("parameter/")}
+    if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
         raise CheckpointError(f"{folder} has other parameters than this run trains. Resume with the options in args.yaml")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(part_like(tensors[f"parameter/{name}"], parameter))
     own = ((name.removeprefix("optimizer/"), t) for name, t in tensors.items() if name.startswith("optimizer/"))
     load_state_tensors(optimizer, own)
-    if scaler is not None and "scaler" in saved:
+    if scaler is not None and saved["scaler"] is not None:
         scaler.load_state_dict(saved["scaler"])
     if f"random/{rank()}/cpu" in tensors:
         torch.set_rng_state(tensors[f"random/{rank()}/cpu"])
     if f"random/{rank()}/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors[f"random/{rank()}/cuda"])
-    saved.setdefault("held_loss", saved["best_val_loss"])  # saves of older versions
     return State(**{name: saved[name] for name in asdict(State())})
+
+
+_MORE = {"data": dict[str, Any] | None, "scaler": dict[str, Any] | None}
+_STATE_FILE = TypedDict("_STATE_FILE", {**get_type_hints(State), **_MORE})  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def read_save(folder: Path, advice: str = "Resume from an earlier one") -> dict[str, Any]:
+    """Return the contents of `state.json`; of `state.safetensors`, only the header is checked.
+
+    Raises:
+        CheckpointError: if the save is damaged. Its message ends in `advice`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "state.json"
+    try:
+        saved = {"data": None, "scaler": None, **read_json_object(path, advice=advice)}
+        saved.setdefault("held_loss", saved.get("best_val_loss"))  # saves of older versions lack it, and `data`
+        with safe_open(folder / "state.safetensors", "pt"):
+            return conform(saved, _STATE_FILE, path, advice)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error}). {advice}") from error
 
 
 def machine(n_devices: int) -> dict[str, Any]:

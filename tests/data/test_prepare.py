@@ -343,7 +343,8 @@ BAD_FILES = {
     "deep item": ("json", b'[{"a": 1},\n {"a": ' + b"[" * 5000, ":2:2: not read (nested too deeply)"),
     "long number in a line": ("json", b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", ":2: not read (Exceeds the limit"),
     "long number in an item": ("json", b'[{"a": 1},\n {"a": ' + b"1" * 5000 + b"}]", ":2:2: not read (Exceeds the limit"),
-    "not UTF-8": ("json", b'{"instruction": "\xff"}\n', "is not UTF-8"),
+    "not UTF-8": ("json", b'{"instruction": "\xff"}\n', ":1: not UTF-8"),
+    "not UTF-8 in a list": ("json", b'[{"instruction": "\xff"}]\n', "is not UTF-8"),
     "gzip": ("json", gzip.compress(b"[]"), "is compressed (gzip)"),
     "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
     "empty": ("json", b"", "it has no rows"),
@@ -503,7 +504,7 @@ def test_caches_of_tokens_are_replaced(prepare, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(5)))
     _, _, folder = prepare("json", "--json_path", "rows.jsonl")
     change(folder, "train-tokens-0123456789abcdef.safetensors")
-    (folder / ".train-x1_y").mkdir()
+    (folder / ".new-train-tokens-0123456789abcdef.safetensors-x1_y2345").mkdir()
     (folder / ".DS_Store").touch()
     code, told, _ = prepare("json", "--json_path", "rows.jsonl", "--seed=1")
     assert code == 0, told

@@ -9,13 +9,16 @@ from safetensors.torch import load_file
 from tiny import make_checkpoint
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.args.generate import GenerateArgs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.data.examples import Example
+from lit_llm.generation.answer_prompts import continue_prompts
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
+from lit_llm.model.device import check_compiler
 from lit_llm.training.finetune import finetune
 from lit_llm.training.probe import _plain
 
@@ -104,8 +107,19 @@ def test_the_probe_tells_the_time_without_that_of_compiling(checkpoint, data_dir
     assert _plain(150.4) == "150" and _plain(1234.5) == "1,234" and _plain(0.0321) == "0.032"
 
 
-def test_without_a_compiler_the_run_is_refused_in_words(monkeypatch, checkpoint):
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=needs_compiler)])
+def test_without_a_compiler_nothing_is_started(monkeypatch, tmp_path, checkpoint, data_dir, cached):
+    """Not even if an earlier run left compiled code."""
+    device = torch.device("cpu")
+    if cached:
+        check_compiler(device, "compile")
     torch._dynamo.reset()
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    options = {"checkpoint_dir": checkpoint, "accelerator": "cpu"}
+    args = LoRAFinetuneArgs(data_dir=data_dir, out_dir=tmp_path / "run", train=TrainArgs(compile=True), **options)
     with pytest.raises(ValueError, match=r"`train\.compile`: .*no-such-compiler.*Install a C\+\+ compiler"):
-        compile_blocks(load_model(checkpoint))
+        finetune(args)
+    assert not (tmp_path / "run").exists()
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match=r"`compile`: .*no-such-compiler.*Install a C\+\+ compiler"):
+        continue_prompts(GenerateArgs(prompt="x", compile=True, **options))

@@ -31,7 +31,7 @@ from lit_llm.methods.dpo import DPO
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
 from lit_llm.training.finetune import finetune
-from lit_llm.training.metrics import Metrics
+from lit_llm.training.metrics import Metrics, read_rows
 from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.saves import State
 
@@ -124,7 +124,7 @@ def test_metrics_survive_a_resume_that_fails_while_writing(tmp_path):
     path, rows_ = tmp_path / "metrics.csv", "step,train_loss,of another run\n1,2.5,3\n"
     path.write_text(rows_)
     with pytest.raises(ValueError, match="of another run"):
-        Metrics(path, (), resume_step=1)
+        Metrics(path, (), read_rows(path))
     assert path.read_text() == rows_
 
 
@@ -243,7 +243,7 @@ def test_a_run_killed_before_its_first_save_restarts(go, capsys):
     out_dir = go()
     expected, rows_ = result(out_dir), metrics(out_dir)
     shutil.rmtree(out_dir / "final")
-    (out_dir / ".new-final-0").mkdir()
+    (out_dir / ".new-final-0123abcd").mkdir()
     go("auto", r=2)
     assert "starts again from its first step" in capsys.readouterr().err
     assert yaml.safe_load((out_dir / "args.yaml").read_text())["lora"]["r"] == 2
@@ -354,3 +354,128 @@ def test_options_that_cannot_be_read_are_refused(go, text):
     (out_dir / "args.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"args\.yaml does not hold the options of a run"):
         go("auto", save_interval=2)
+
+
+# What may have happened to the files of a run
+
+
+def edit_state(save, change):
+    path = save / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def keep(path, n_bytes):
+    path.write_bytes(path.read_bytes()[:n_bytes])
+
+
+DAMAGES = {
+    "no state.json": (lambda s: (s / "state.json").unlink(), "is damaged"),
+    "state.json torn": (lambda s: keep(s / "state.json", 40), "is not valid JSON"),
+    "state.json empty": (lambda s: keep(s / "state.json", 0), "is not valid JSON"),
+    "state.json a list": (lambda s: (s / "state.json").write_text("[1]"), "must be an object"),
+    "no seconds": (lambda s: edit_state(s, lambda state: state.pop("seconds")), "seconds is missing"),
+    "step a string": (lambda s: edit_state(s, lambda state: state.update(step="4")), "step must be an integer"),
+    "data a list": (lambda s: edit_state(s, lambda state: state.update(data=[1])), "data must be an object or null"),
+    "loss infinite": (
+        lambda s: edit_state(s, lambda state: state.update(mean_loss=float("inf"))),
+        "must be a finite",
+    ),
+    "other step": (lambda s: edit_state(s, lambda state: state.update(step=2)), "holds step 2"),
+    "no state.safetensors": (lambda s: (s / "state.safetensors").unlink(), "is damaged"),
+    "state.safetensors torn": (lambda s: keep(s / "state.safetensors", 1000), "is damaged"),
+    "state.safetensors empty": (lambda s: keep(s / "state.safetensors", 0), "is damaged"),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, checkpoint, data_dir):
+    """A run that was killed after its save of step 4, with another of step 2; and the options that resume it."""
+    from types import SimpleNamespace
+
+    out_dir = tmp_path_factory.mktemp("killed") / "run"
+    train = TrainArgs(max_steps=5, global_batch_size=4, micro_batch_size=4, learning_rate=1e-2, probe=False, save_interval=2)
+    options = {"checkpoint_dir": checkpoint, "data_dir": data_dir, "train": train, "accelerator": "cpu"}
+
+    def go(out_dir, resume=None):
+        finetune(LoRAFinetuneArgs(out_dir=out_dir, resume=resume, eval=EvalArgs(interval=2, samples=0), **options), LoRA())
+
+    go(out_dir)
+    expected = result(out_dir), metrics(out_dir)
+    shutil.rmtree(out_dir / "final")
+    (out_dir / "report.html").unlink()
+    return SimpleNamespace(out_dir=out_dir, expected=expected, go=go)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_save_names_the_one_before(killed, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    out_dir = shutil.copytree(killed.out_dir, tmp_path / "run")
+    change(out_dir / "step-000004")
+    before = content(out_dir)
+    with pytest.raises(ValueError, match=message) as refused:
+        killed.go(out_dir, "auto")
+    assert str(refused.value).endswith(f"The same command with `resume` {out_dir}/step-000002 resumes from the save before it")
+    assert content(out_dir) == before
+
+
+def test_the_named_save_resumes_and_the_first_has_none_before(killed, tmp_path):
+    out_dir = shutil.copytree(killed.out_dir, tmp_path / "run")
+    keep(out_dir / "step-000004" / "state.json", 40)
+    killed.go(out_dir, str(out_dir / "step-000002"))
+    assert same(result(out_dir), killed.expected[0])
+    assert metrics(out_dir) == killed.expected[1]
+    shutil.rmtree(out_dir / "step-000004")
+    shutil.rmtree(out_dir / "final")
+    keep(out_dir / "step-000002" / "state.json", 40)
+    with pytest.raises(ValueError, match=r"It is the first save\. Remove it, and use `resume` auto to start again"):
+        killed.go(out_dir, "auto")
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn in a row", "torn in a number", "zeros", "bytes"])
+def test_rows_of_metrics_come_from_the_save(killed, tmp_path, damage):
+    out_dir = shutil.copytree(killed.out_dir, tmp_path / "run")
+    path = out_dir / "metrics.csv"
+    text = path.read_bytes()
+    fourth = text.index(b"\n4,") + 1
+    path.write_bytes(
+        {"empty": b"", "torn in a row": text[: fourth + 12], "torn in a number": text[: text.index(b"\r\n", fourth) - 1],
+         "zeros": text[:fourth] + bytes(200), "bytes": b"\xff\xfe\x00" + text}.get(damage, text)
+    )  # fmt: skip
+    if damage == "missing":
+        path.unlink()
+    killed.go(out_dir, "auto")
+    assert metrics(out_dir) == killed.expected[1]
+
+
+def test_rows_that_are_lost_are_named(killed, tmp_path, capsys):
+    """A save of an older version has no copy of them."""
+    out_dir = shutil.copytree(killed.out_dir, tmp_path / "run")
+    (out_dir / "step-000004" / "metrics.csv").unlink()
+    text = (out_dir / "metrics.csv").read_bytes()
+    (out_dir / "metrics.csv").write_bytes(text[: text.index(b"\n3,") + 9])
+    killed.go(out_dir, "auto")
+    assert f"warning: the rows of {out_dir}/metrics.csv end at step 2, before step 4" in capsys.readouterr().err
+    assert [row["step"] for row in metrics(out_dir)] == ["0", "1", "2", "5"]
+
+
+@pytest.mark.parametrize("name", ["step-000004 (copy)", "step-000004.bak", "step-last"])
+def test_a_folder_that_only_looks_like_a_save_is_ignored(killed, tmp_path, name):
+    out_dir = shutil.copytree(killed.out_dir, tmp_path / "run")
+    shutil.copytree(out_dir / "step-000002", out_dir / name)
+    killed.go(out_dir, "auto")
+    assert same(result(out_dir), killed.expected[0])
+    with pytest.raises(FileNotFoundError, match="is not a save of a run, a folder like step-000100"):
+        killed.go(out_dir, str(out_dir / name))
+
+
+def test_a_run_killed_before_its_first_file_starts(killed, tmp_path):
+    """Only what a killed program leaves is in its folder."""
+    out_dir = tmp_path / "run"
+    out_dir.mkdir()
+    (out_dir / ".lock").write_text("process 1 on nowhere")
+    (out_dir / ".new-args.yaml-0123abcd").write_text("checkp")
+    killed.go(out_dir)
+    assert same(result(out_dir), killed.expected[0])
+    assert not list(out_dir.glob(".*"))
