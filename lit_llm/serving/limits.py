@@ -40,7 +40,10 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 
 def check_unicode(text: str) -> str:
-    text.encode()  # JSON can contain an unpaired surrogate (invalid Unicode): a ValueError
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the text has an unpaired surrogate (invalid Unicode)") from error
     return text
 
 
