@@ -136,7 +136,9 @@ class Config:
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
         if n_weights > MAX_WEIGHTS:
             raise CheckpointError(
-                f"these sizes make a model of about {n_weights:.1e} weights; more than {MAX_WEIGHTS:.0e} is refused"
+                f"vocab_size {self.vocab_size}, n_embd {self.n_embd}, n_layer {self.n_layer}, intermediate_size "
+                f"{self.intermediate_size} and the other sizes make a model of about {n_weights:.1e} weights; more than "
+                f"{MAX_WEIGHTS:.0e} is refused"
             )
 
     def is_sliding(self, layer: int) -> bool:
