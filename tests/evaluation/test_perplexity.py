@@ -7,6 +7,7 @@ import torch
 
 import lit_llm
 from lit_llm.evaluation.perplexity import perplexity, windows
+from lit_llm.files import json_text
 
 
 @pytest.mark.parametrize(("n", "context", "stride"), [(23, 8, 8), (23, 8, 3), (8, 8, 8), (9, 8, 1), (5, 8, 8)])
@@ -79,3 +80,8 @@ def test_the_script_prints_json(script, checkpoint, tmp_path):
     done = script("eval/perplexity.py", "--checkpoint_dir", checkpoint, "--data_file", "absent.txt", check=False)
     assert done.returncode == 2
     assert "absent.txt" in done.stderr
+
+
+def test_json_has_null_for_numbers_that_it_lacks():
+    values = {"a": [math.nan, {"b": math.inf}], "c": 1.5, "d": "NaN"}
+    assert json.loads(json_text(values), parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5, "d": "NaN"}
