@@ -70,14 +70,14 @@ MISTAKES = {
     "no config": (lambda b, d: (b / "config.json").unlink(), "not a checkpoint folder"),
     "config is not JSON": (lambda b, d: (b / "config.json").write_text("{"), "config.json is not valid JSON"),
     "unknown model_type": (lambda b, d: edit_json(b / "config.json", model_type="bert"), "'bert' is not supported"),
-    "unknown activation": (lambda b, d: edit_json(b / "config.json", hidden_act="snake"), "activation 'snake'"),
+    "unknown activation": (lambda b, d: edit_json(b / "config.json", hidden_act="snake"), "hidden_act = 'snake' is not supported"),
     "unknown rope type": (
         lambda b, d: edit_json(b / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
         "rope_scaling type 'spiral' is not supported",
     ),
     "no weights": (lambda b, d: (b / "model.safetensors").unlink(), "has no weights. Download them first"),
     "truncated weights": (lambda b, d: truncate(b / "model.safetensors"), "is damaged or incomplete"),
-    "tensor missing": (lambda b, d: edit_weights(b, lambda t: t.pop("model.norm.weight")), "among them norm.weight"),
+    "tensor missing": (lambda b, d: edit_weights(b, lambda t: t.pop("model.norm.weight")), "among them model.norm.weight"),
     "tensor of wrong shape": (
         lambda b, d: edit_weights(b, lambda t: t.update({"model.norm.weight": torch.ones(7)})),
         "norm.weight has shape [7], its config says [32]",
@@ -299,11 +299,11 @@ def test_benchmark_options_without_effect_are_refused(run_script):
 
 
 CSV = {
-    "missing columns": (b"question,answer\na,b\n", "the columns instruction, output are missing; found question, answer"),
+    "missing columns": (b"question,answer\na,b\n", "the columns instruction, output are missing; found 'question', 'answer'"),
     "other names": (b"question,answer\na,b\n", "python scripts/prepare_csv.py --csv_path"),
-    "wrong delimiter": (b"instruction;output\na;b\n", "Is the delimiter a comma?"),
+    "wrong delimiter": (b"instruction:output\na:b\n", "Is the delimiter a comma, semicolon, tab or vertical bar?"),
     "not UTF-8": (b"instruction,output\na,\xff\n", "is not UTF-8"),
-    "empty": (b"", "columns instruction, output are missing; found none"),
+    "empty": (b"", "the columns of a header are missing; found none"),
     "only empty answers": (b"instruction,output\na,\nb,\n", "nothing to train on is left: 'output' is empty (2)"),
 }
 

@@ -212,7 +212,9 @@ def _pair(row: Row, columns: Mapping[str, str], ignored: Counter[str]) -> Record
 
 def _answer(row: Row, name: str, ignored: Counter[str]) -> tuple[Any, list[dict[str, Any]]]:
     """Return an answer of a pair, and the turns before it."""
-    turns = row.get(name)
+    if name not in row:
+        raise DataError(f"the record has no {name!r}")
+    turns = row[name]
     if isinstance(turns, dict):
         turns = [turns]
     if not isinstance(turns, list) or not turns:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
-from lit_llm.data import batches, records
+from lit_llm.data import batches, rows
 from lit_llm.model.gpt import GPT
 from lit_llm.training.finetune import finetune
 from lit_llm.training.preflight import COMPARED, Records
@@ -50,7 +50,7 @@ def test_nothing_is_read_laid_out_or_built_twice(args, monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    counted(records, "check_record", "records")
+    counted(rows, "check_record", "records")
     counted(batches, "pack", "layouts of a step")
     counted(GPT, "__init__", "models")
     finetune(args)

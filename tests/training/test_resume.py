@@ -333,6 +333,7 @@ def test_best_is_known_by_what_it_holds(tmp_path, held_loss, moves):
     """After a resume from before the best model a worse one may have taken its place."""
     for name in ("final", "best"):
         (tmp_path / name).mkdir()
+    (tmp_path / "report.html").touch()
     (tmp_path / "metrics.csv").write_text("step,val_loss\n2,1.0\n4,\n6,2.0\n")
     RunFolder(tmp_path).set_aside_later(State(step=4, best_val_loss=1.0, held_loss=held_loss))
     assert (tmp_path / "abandoned-1" / "final").is_dir()
