@@ -70,7 +70,10 @@ MISTAKES = {
     "no config": (lambda b, d: (b / "config.json").unlink(), "not a checkpoint folder"),
     "config is not JSON": (lambda b, d: (b / "config.json").write_text("{"), "config.json is not valid JSON"),
     "unknown model_type": (lambda b, d: edit_json(b / "config.json", model_type="bert"), "'bert' is not supported"),
-    "unknown activation": (lambda b, d: edit_json(b / "config.json", hidden_act="snake"), "hidden_act = 'snake' is not supported"),
+    "unknown activation": (
+        lambda b, d: edit_json(b / "config.json", hidden_act="snake"),
+        "hidden_act = 'snake' is not supported",
+    ),
     "unknown rope type": (
         lambda b, d: edit_json(b / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
         "rope_scaling type 'spiral' is not supported",
