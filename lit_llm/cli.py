@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import dataclasses
 import difflib
 import errno
+import functools
 import inspect
 import json
 import re
@@ -159,7 +160,12 @@ def _parse_and_call(main: Callable[[Any], None]) -> None:
     parser.add_argument("--config", action=_ConfigFile, help="YAML file with options; args.yaml of a run repeats it.")
     parser.add_class_arguments(args_type)
     options = {option[2:] for action in parser._actions for option in action.option_strings}
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {with_flags(str(message), options)}", file=sys.stderr)
+
+    @functools.cache  # Python forgets what it has shown whenever a library changes its filters
+    def show(message: str) -> None:
+        print(f"warning: {with_flags(message, options)}", file=sys.stderr)
+
+    warnings.showwarning = lambda message, *_, **__: show(str(message))
     argv = _join_strings(parser, _complete_switches(parser, sys.argv[1:]))
     values = parser.parse_args(argv)
     if hasattr(args_type, "method") and values.checkpoint_dir is None and values.data_dir is None:

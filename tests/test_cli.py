@@ -75,7 +75,9 @@ def test_messages_name_the_flags_that_the_script_has(monkeypatch, capsys):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def main(args: LoRAFinetuneArgs) -> None:
-        warnings.warn("`lora.r` is high", stacklevel=1)
+        for _ in range(2):
+            with warnings.catch_warnings():  # after which Python no longer knows what it has shown
+                warnings.warn("`lora.r` is high", stacklevel=1)
         raise OptionError("`quantize` and `train.optimizer` exclude each other.\nUse `adamw` without `lora` or `top_k`.")
 
     with pytest.raises(SystemExit) as stopped:
