@@ -1,6 +1,8 @@
 """Read the tensors of a checkpoint folder lazily, and check them against its config."""
 
 import math
+import os
+import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +27,7 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # nothing refers to the mapping: one mapping for all tensors would hold the file next to what is cast or quantized from it.
 MAPPED_ELEMENTS = 2**24
 
+LONGEST_NAME = 500
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -185,7 +188,7 @@ def _shards(index: Path) -> tuple[list[Path], dict[str, str]]:
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {shown(name)}, which is outside of the folder. Do not trust this checkpoint")
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):  # False for a name that no file can have, too
             raise FileNotFoundError(f"{index.parent} lacks the shard {shown(name)}. Download the checkpoint again")
         paths.append(index.parent / name)
     return paths, weight_map
@@ -199,6 +202,8 @@ def read_tensors(files: Iterable[Path], weight_map: Mapping[str, str] | None = N
     """
     for path in files:
         for name, read in _read_file(path):
+            if len(name) > LONGEST_NAME:
+                raise CheckpointError(f"{path} is damaged: a tensor has a name of {len(name)} characters. Download it again")
             if weight_map is None or weight_map.get(name, path.name) == path.name:
                 yield name, read
 
@@ -229,9 +234,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         is_zip = file.read(2) == b"PK"  # the format before torch 1.6 is not, and cannot be memory-mapped
     try:
         tensors = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # damaged bytes may cause any
+        reason = brief(error) if isinstance(error, pickle.UnpicklingError | RuntimeError) else type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({brief(error)}). "
+            f"{path} is damaged, or a pickle that holds more than tensors; it was not executed ({reason}). "
             "Use a checkpoint with safetensors"
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
