@@ -292,7 +292,7 @@ BAD_ROWS = {
     "duplicate": (GOOD, "duplicate"),
     "mixed kinds": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pairs and other rows do not mix"),
     "no question": ({"output": "a", "text": "b"}, "the record has no 'instruction'"),
-    "rejected missing": ({"prompt": "a", "chosen": "b"}, "'rejected' must be a string"),
+    "rejected missing": ({"prompt": "a", "chosen": "b"}, "the record has no 'rejected'"),
     "another system text": ({"system": "t", "messages": [SYSTEM, *CHAT]}, "the row has a system prompt, but its turns begin"),
     "weight 0": ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has weight 0"),
     "rejected answer of weight 0": (
