@@ -126,7 +126,7 @@ async def attack(port: int, seconds: float, n_idle: int = N_IDLE, n_slow: int = 
         *until_end("a long prompt", 4, sending(_post({"prompt": "a " * 400_000}, path="/v1/completions"))),
         *until_end("another host", 2, sending(_post(short, host="attacker.example"))),
         *until_end("two lengths", 2, sending(_post({"messages": []}, both))),
-        *until_end("no HTTP", 2, sending(b"\x16\x03\x01 this is no HTTP\r\n\r\n")),
+        *until_end("not HTTP", 2, sending(b"\x16\x03\x01 this is not HTTP\r\n\r\n")),
         *until_end("idle connections", n_idle, lambda: _drip(port, b"")),
         *until_end("slow heads", n_slow, lambda: _drip(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 999)),
         *until_end("slow bodies", n_slow, lambda: _drip(port, _post(short)[:999], 200)),

@@ -320,7 +320,7 @@ def why_unexpected(name: str, folder: Path) -> str:
 
 
 def to_hf(config: Config, lit: dict[str, Reader]) -> Iterator[tuple[str, Tensor]]:
-    """Yield upstream names and tensors from ours, one at a time; the inverse of `to_lit`. A tied head is omitted.
+    """Yield upstream names and tensors from ours, one at a time; the inverse of `Names.ours`. A tied head is omitted.
 
     Readers are removed from `lit` once used, so that a file is closed after its last tensor.
     """

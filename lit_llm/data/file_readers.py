@@ -108,7 +108,7 @@ class _Decoder(json.JSONDecoder):
         return DataError(f"the name {shown(self._twice[0])} occurs twice in one object") if self._twice else value
 
 
-def parse_json(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Parse one JSON value; see `_Decoder.usable`. Raises ValueError or RecursionError."""
     decoder = _Decoder()
     return decoder.usable(decoder.decode(text))
@@ -116,7 +116,7 @@ def parse_json(text: str) -> Any:
 
 def _parse_line(place: str, line: str) -> Any:
     try:
-        return parse_json(line.rstrip())
+        return parse_value(line.rstrip())
     except json.JSONDecodeError as error:
         raise DataError(f"{place}:{error.colno}: not JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:

@@ -83,11 +83,16 @@ def answer_of(record: Record) -> str:
 
 def variables_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables that a record has for the chat template: `VARIABLES` of the expected type, if not empty."""
-    found = {name: record[name] for name in VARIABLES if record.get(name) and is_variable(name, record[name])}
+    found = stored_variables(record)
     options = found.pop("chat_template_kwargs", {})
     return {name: value for name, value in options.items() if name not in RENDERED_ELSEWHERE} | found
 
 
-def is_variable(name: str, value: Any) -> bool:
+def stored_variables(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `VARIABLES` that a row has, if they are of the expected type and not empty."""
+    return {name: row[name] for name in VARIABLES if row.get(name) and _is_variable(name, row[name])}
+
+
+def _is_variable(name: str, value: Any) -> bool:
     kind = VARIABLES[name]
     return isinstance(value, kind) and (kind is dict or all(isinstance(item, dict) for item in value))

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lit_llm.data.file_readers import Row, json_lines, parse_json
-from lit_llm.data.records import VARIABLES, Record, check_record, check_trained, is_variable
+from lit_llm.data.file_readers import Row, json_lines, parse_value
+from lit_llm.data.records import VARIABLES, Record, check_record, check_trained, stored_variables
 from lit_llm.errors import DataError
 from lit_llm.schema import shown
 from lit_llm.text.conversation import MEANT
@@ -75,7 +75,7 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
         raise DataError("the row has more cells than there are columns")
     row = _with_known_names(row, (*KNOWN, *columns.values()))
     row |= {name: _from_json(row[name]) for name in AS_JSON if isinstance(row.get(name), str)}
-    variables = {name: row[name] for name in VARIABLES if row.get(name) and is_variable(name, row[name])}
+    variables = stored_variables(row)
     turns = next((name for name in ("messages", "conversations") if row.get(name) not in (None, "")), None)
     own = {columns["instruction"], columns["output"], "messages", "conversations"}
     if turns is None and columns["instruction"] not in row:
@@ -140,7 +140,7 @@ def _from_json(value: str) -> Any:
     if value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
-        found = parse_json(value)
+        found = parse_value(value)
     except (ValueError, RecursionError):
         return value
     if isinstance(found, DataError):

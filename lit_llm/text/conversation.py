@@ -52,7 +52,7 @@ def default_style(tokenizer: Tokenizer, is_text: bool) -> str:
 
 
 def _no_default(tokenizer: Tokenizer) -> str:
-    """Return an error for a checkpoint with chat templates of which none is the default, else an empty string."""
+    """Return an error for a checkpoint that has chat templates but no default one, else an empty string."""
     names = ", ".join(map(repr, tokenizer.other_templates))
     return names and (
         f"the chat templates of the checkpoint are called {names}, and none of them is called 'default'. Save the one to use "

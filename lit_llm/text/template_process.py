@@ -58,7 +58,7 @@ def _answer(line: str) -> dict[str, str]:
     try:
         request = json.loads(line)
         text = _compile(request["source"]).render(**request["variables"])
-        text.encode()  # half of a surrogate pair is no text
+        text.encode()  # raises for an unpaired surrogate
         if len(text) > CHARACTERS:
             return {"error": f"it renders {len(text)} characters"}
         return {"text": text}

@@ -272,7 +272,7 @@ def _content(token: Any) -> Any:
 def _chat_templates(folder: Path, config: _Config) -> dict[str, str]:
     """Return the chat templates by name: `chat_template.jinja`, else `chat_template` of the config, is the default one.
 
-    The config may have a list of templates with names, of which one may be called default.
+    The config may have a list of templates with names; one may be called default.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
