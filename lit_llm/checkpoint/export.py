@@ -14,7 +14,9 @@ from lit_llm.checkpoint.adapters import attach_adapter, read_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
-from lit_llm.checkpoint.tensor_names import TABLES, Fused, names_of, to_hf
+from lit_llm.checkpoint.tables import TABLES
+from lit_llm.checkpoint.tables.rows import Fused, names_of
+from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from lit_llm.checkpoint.read import read_tensors, same_values
-from lit_llm.checkpoint.tensor_names import TABLES, Names, Reader, lit_gpt_names, parts_of_family, parts_of_model
+from lit_llm.checkpoint.tables import TABLES
+from lit_llm.checkpoint.tensor_names import Names, Reader, lit_gpt_names, parts_of_family, parts_of_model
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config

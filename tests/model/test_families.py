@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.read import read_tensors, weight_files
-from lit_llm.checkpoint.tensor_names import TABLES, names_of, to_hf
+from lit_llm.checkpoint.tables import TABLES
+from lit_llm.checkpoint.tables.rows import names_of
+from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import write_checkpoint
 from lit_llm.model.families import FAMILIES
 from lit_llm.model.kv_cache import KVCache

@@ -1,0 +1,73 @@
+"""Names in families with plain MLPs."""
+
+from collections.abc import Callable
+
+from lit_llm.checkpoint.tables.rows import (
+    ATTENTION,
+    PRE_NORMS,
+    QKV,
+    Table,
+    fused,
+    in_layers,
+    model_table,
+)
+from lit_llm.model.config import Config
+
+_NEOX_MLP: Table = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}
+_NEOX_ATTENTION: Table = {
+    "attention.query_key_value": fused(*QKV, grouped=True),
+    "attention.dense": "attn.o",
+}
+_GPT_NEOX: Table = {
+    "gpt_neox.embed_in": "wte", "gpt_neox.final_layer_norm": "norm", "embed_out": "lm_head",
+} | in_layers("gpt_neox.layers", PRE_NORMS | _NEOX_ATTENTION | _NEOX_MLP)  # fmt: skip
+
+
+def _gpt2(rows: Table) -> Table:
+    ends: Table = {
+        "transformer.wte": "wte", "transformer.wpe": "wpe", "transformer.ln_f": "norm", "lm_head": "lm_head",
+    }  # fmt: skip
+    return ends | in_layers("transformer.h", {"ln_1": "norm_1", "ln_2": "norm_2", **rows})
+
+
+_GPT2 = _gpt2({
+    "attn.c_attn": fused(*QKV, transposed=True),
+    "attn.c_proj": fused("attn.o", transposed=True),
+    "mlp.c_fc": fused("mlp.up", transposed=True),
+    "mlp.c_proj": fused("mlp.down", transposed=True),
+})  # fmt: skip
+_GPT_BIGCODE = _gpt2({
+    "attn.c_attn": fused(*QKV, grouped=True), "attn.c_proj": "attn.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
+})  # fmt: skip
+
+
+def _phi(config: Config) -> Table:
+    rows: Table = {f"self_attn.{part}_proj": f"attn.{part}" for part in "qkv"}
+    rows |= {"self_attn.dense": "attn.o", "input_layernorm": "norm_1", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
+    if config.qk_norm:
+        rows |= {f"self_attn.{x}_layernorm": f"attn.{x}_norm" for x in "qk"}
+    return model_table(rows, norm="final_layernorm")
+
+
+def _falcon(config: Config) -> Table:
+    if not config.parallel_residual:
+        norms = PRE_NORMS
+    elif config.shared_attention_norm:
+        norms: Table = {"input_layernorm": "norm_1"}
+    else:
+        norms = {"ln_attn": "norm_1", "ln_mlp": "norm_2"}
+    attention = {f"self_{theirs}": ours for theirs, ours in _NEOX_ATTENTION.items()}
+    ends: Table = {"transformer.word_embeddings": "wte", "transformer.ln_f": "norm", "lm_head": "lm_head"}
+    return ends | in_layers("transformer.h", norms | attention | _NEOX_MLP)
+
+
+OLDER: dict[str, Callable[[Config], Table]] = {
+    "phi": _phi,
+    "gpt_neox": lambda config: _GPT_NEOX,
+    "falcon": _falcon,
+    "RefinedWebModel": _falcon,
+    "RefinedWeb": _falcon,
+    "gpt2": lambda config: _GPT2,
+    "gpt_bigcode": lambda config: _GPT_BIGCODE,
+    "starcoder2": lambda config: model_table(PRE_NORMS | ATTENTION | {"mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}),
+}

@@ -1,0 +1,8 @@
+"""The families of models: a row of `FAMILIES` per `model_type` of `config.json`."""
+
+from lit_llm.model.families.dense import DENSE
+from lit_llm.model.families.experts import EXPERTS
+from lit_llm.model.families.gemma import GEMMA
+from lit_llm.model.families.older import OLDER
+
+FAMILIES = DENSE | GEMMA | EXPERTS | OLDER
