@@ -88,6 +88,8 @@ class Config:
     """A trained vector for each of block_size positions is added to the embedding."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
+    rope_interleaved: bool = False
+    """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
