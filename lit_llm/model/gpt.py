@@ -146,8 +146,8 @@ def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
 class Block(nn.Module):
     """One layer. With n1 .. n4 its norms, each of which a family may lack:
 
-    x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1. What is
-    added to x may have a constant factor.
+    x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1. Both
+    results may have a constant factor before they are added to x.
     """
 
     def __init__(self, config: Config, layer: int) -> None:
