@@ -108,6 +108,9 @@ _REFERENCE = [
     ("biogpt", {}),
     ("openai-gpt", {}),
     ("gpt_neo", {}),
+    ("gptj", {}),
+    ("codegen", {}),
+    ("persimmon", {}),
 ]
 
 
