@@ -17,7 +17,7 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 _CHOICES = {
     "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
-    "qk_norm": (None, "head", "each_head", "row"),
+    "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
 }
@@ -50,7 +50,8 @@ class Config:
     post_norm: bool = False
     """The outputs of attention and MLP are normalised before they are added to the residual stream."""
     qk_norm: str | None = None
-    """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
+    """Norm of q and k: `head` (all heads share its weight), `heads` (each has its row of one weight), `each_head` (each has a
+    weight of its own) or `row` (all heads at once)."""
     qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""

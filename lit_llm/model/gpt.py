@@ -332,11 +332,24 @@ class HeadNorms(nn.ModuleList):
         return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
 
 
+class RowNorms(Norm):
+    """Norm of each head of (B, heads, T, hs) with its row of a weight (heads, hs): as `HeadNorms`, with one tensor upstream."""
+
+    def __init__(self, config: Config, n_heads: int) -> None:
+        super().__init__(config, config.head_size, bias=False)
+        self.weight = nn.Parameter(torch.ones(n_heads, config.head_size))
+
+    def normalized(self, x: Tensor, weight: Tensor, bias: None) -> Tensor:
+        return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
+
+
 def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
     if config.qk_norm is None:
         return None
     if config.qk_norm == "row":
         return Norm(config, n_heads * config.head_size)
+    if config.qk_norm == "heads":
+        return RowNorms(config, n_heads)
     if config.qk_norm == "each_head":
         return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
     return Norm(config, config.head_size)

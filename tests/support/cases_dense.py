@@ -36,6 +36,7 @@ DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("hyperclovax-no-post-norm", "hyperclovax", {"use_post_norm": False, "head_dim": 16}),
     ("cohere", "cohere", {"logit_scale": 0.3}),
     ("cohere-bias-untied", "cohere", {"attention_bias": True, "tie_word_embeddings": False, "vocab_size": 128}),
+    ("command-r-plus", "cohere", {"use_qk_norm": True}),
     ("cohere2", "cohere2", _WINDOWS),
     ("cohere2-layer-types", "cohere2", {
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "sliding_window": 5, "logit_scale": 0.5}),

@@ -60,7 +60,7 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "ministral3": lambda config: model_table(LLAMA),
     "granite": lambda config: model_table(LLAMA),
     "hyperclovax": _hyperclovax,
-    "cohere": lambda config: model_table(_COHERE),
+    "cohere": lambda config: model_table(_COHERE | (QK_NORMS if config.qk_norm else {})),
     "cohere2": lambda config: model_table(_COHERE),
     "glm": lambda config: model_table(PRE_NORMS | ATTENTION | _GATE_UP),
     "glm4": lambda config: model_table(PRE_NORMS | _GLM4_POST_NORMS | ATTENTION | _GATE_UP),

@@ -224,7 +224,7 @@ DENSE: dict[str, Family] = {
     ),
     "ministral": Family("Ministral 8B", MISTRAL, more=_ministral),
     "ministral3": Family(
-        "Ministral 3 3B, 8B and 14B, the language model alone",
+        "language models of Ministral 3 3B, 8B and 14B",
         MISTRAL
         | {"vocab_size": 131072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262144,
            "rms_norm_eps": 1e-5, "sliding_window": None},
@@ -232,7 +232,7 @@ DENSE: dict[str, Family] = {
         more=_ministral3,
     ),
     "granite": Family(
-        "Granite 3.0 to 3.3 2B and 8B, Granite 4 Micro without state-space layers",
+        "Granite 3.0 to 3.3 2B and 8B",
         _GRANITE | {"attention_multiplier": 1.0},
         more=lambda k, fields: {"logit_scale": 1 / positive("logits_scaling", k.get("logits_scaling", 1.0))},
     ),
@@ -243,14 +243,14 @@ DENSE: dict[str, Family] = {
         more=_hyperclovax,
     ),
     "cohere": Family(
-        "Command R 35B, Aya 23 8B and 35B",
+        "Command R 35B, Command R+ 104B, Aya 23 8B and 35B",
         _COHERE | {"rope_theta": 5e5},
         spelled=LAYER_NORM_EPS,
         fixed=_COHERE_FIXED,
-        only={"use_qk_norm": False},
+        more=lambda k, fields: {"qk_norm": "heads" if k.flag("use_qk_norm", False) else None},
     ),
     "cohere2": Family(
-        "Command R7B, Command A, Aya Expanse successors",
+        "Command R7B, Command A",
         _COHERE,
         spelled=LAYER_NORM_EPS,
         fixed=_COHERE_FIXED,
