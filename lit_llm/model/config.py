@@ -16,7 +16,7 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
-    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
     "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
@@ -42,7 +42,7 @@ class Config:
     intermediate_size: int
     norm: str = "rms"
     """`rms` (https://arxiv.org/abs/1910.07467), `layer` (https://arxiv.org/abs/1607.06450), either with `_plus_one` (the weight
-    is stored minus one), or `layer_fixed` (without weight)."""
+    is stored minus one) or `_fixed` (there is no weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pre_norm: bool = True
@@ -105,6 +105,8 @@ class Config:
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_interleaved: bool = False
     """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
+    rope_reversed: bool = False
+    """RoPE rotates in the other direction."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""

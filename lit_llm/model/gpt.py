@@ -51,9 +51,11 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
         if config.rotary_size:
-            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, *layout)
         if config.local_rope_theta is not None:
-            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, *layout)
         self.alibi = None
         if config.alibi is not None:
             self.alibi = Alibi(config.n_head, config.alibi, config.score_factor, config.alibi_rounded)
@@ -334,7 +336,7 @@ class Norm(nn.Module):
     def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
-        self.weight = None if self.kind == "layer_fixed" else nn.Parameter(torch.ones(self.size))
+        self.weight = None if self.kind.endswith("_fixed") else nn.Parameter(torch.ones(self.size))
         self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,8 +62,11 @@ DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("nemotron-bias", "nemotron", {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "tie_word_embeddings": True}),
     ("arcee", "arcee", {}),
     ("arcee-yarn", "arcee", {"rope_parameters": _YARN, "mlp_bias": True, "attention_bias": True}),
+    ("nanochat", "nanochat", {"final_logit_softcapping": 1.5}),
+    ("nanochat-bias", "nanochat", {"attention_bias": True, "final_logit_softcapping": None, "tie_word_embeddings": True}),
     ("jais2", "jais2", {}),
     ("cwm", "cwm", {**_WINDOWS, "head_dim": 8}),
+    ("internlm3", "internlm3", {"head_dim": 16}),
     ("iquestcoder", "iquestcoder", {"head_dim": 16}),
     ("vaultgemma", "vaultgemma", {
         "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 0.7,

@@ -70,7 +70,9 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "hunyuan_v1_dense": lambda config: model_table(LLAMA | _HUNYUAN_QK_NORMS),
     "nemotron": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "arcee": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
+    "nanochat": lambda config: model_table(ATTENTION | {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}, norm=None),
     "jais2": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "cwm": lambda config: model_table(LLAMA),
+    "internlm3": lambda config: model_table(LLAMA),
     "iquestcoder": lambda config: model_table(LLAMA),
 }

@@ -142,6 +142,12 @@ def _hunyuan(k: Keys, fields: Fields) -> Fields:
     return {"rope_theta": fields["rope_theta"] * alpha ** (size / (size - 2))} if alpha else {}
 
 
+def _internlm3(k: Keys, fields: Fields) -> Fields:
+    if fields["attn_bias"] != fields["mlp_bias"]:
+        raise CheckpointError("qkv_bias and bias differ, which is not supported; transformers has one value for all linears")
+    return {}
+
+
 _OLMO: Fields = {"vocab_size": 50304, "attention_bias": False}
 _GLM: Fields = {
     "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
@@ -301,6 +307,13 @@ DENSE: dict[str, Family] = {
          "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False},
         fixed={"mlp": "plain"},
     ),
+    "nanochat": Family(
+        "nanochat d20 and d32, as transformers writes them",
+        {"vocab_size": 50304, "hidden_size": 768, "intermediate_size": 8192, "num_hidden_layers": 12,
+         "num_attention_heads": 6, "hidden_act": "relu2", "final_logit_softcapping": 15.0, "attention_bias": False},
+        fixed={"norm": "rms_fixed", "embedding_norm": True, "mlp": "plain", "qk_norm": "head", "qk_norm_after_rope": True,
+               "rope_reversed": True},
+    ),
     "jais2": Family(
         "Jais 2 8B and 70B",
         {"vocab_size": 150272, "hidden_size": 3328, "intermediate_size": 26624, "num_attention_heads": 26,
@@ -317,6 +330,14 @@ DENSE: dict[str, Family] = {
         rope=rope_or({"rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "high_freq_factor": 4.0,
                       "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
         more=_cwm,
+    ),
+    "internlm3": Family(
+        "InternLM3 8B",
+        {"vocab_size": 128512, "intermediate_size": 10240, "num_hidden_layers": 48, "num_key_value_heads": 2,
+         "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "attention_bias": False,
+         "mlp_bias": False},
+        aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+        more=_internlm3,
     ),
     "iquestcoder": Family(
         "IQuest-Coder-V1 40B",
