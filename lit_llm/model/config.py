@@ -60,6 +60,7 @@ class Config:
     n_expert_per_token: int = 0
     expert_size: int = 0
     """intermediate_size of each expert."""
+    expert_bias: bool = False
     normalize_expert_weights: bool = True
     """The weights of the chosen experts sum to 1."""
     routed_scale: float = 1.0
@@ -108,6 +109,8 @@ class Config:
     """A trained vector for each of block_size positions is added to the embedding."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
+    rope_interleaved: bool = False
+    """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""

@@ -21,14 +21,14 @@ class MoE(nn.Module):
     Tokens are sorted by expert, so that each expert runs once, on its own tokens.
 
     Args:
-        make_mlp: Returns an MLP with that many hidden features.
+        make_mlp: Returns an MLP with that many hidden features, and with biases or without.
     """
 
-    def __init__(self, config: Config, make_mlp: Callable[[int], nn.Module]) -> None:
+    def __init__(self, config: Config, make_mlp: Callable[[int, bool], nn.Module]) -> None:
         super().__init__()
         self.router = Router(config)
-        self.experts = nn.ModuleList(make_mlp(config.expert_size) for _ in range(config.n_expert))
-        self.shared = make_mlp(config.shared_expert_size) if config.shared_expert_size else None
+        self.experts = nn.ModuleList(make_mlp(config.expert_size, config.expert_bias) for _ in range(config.n_expert))
+        self.shared = make_mlp(config.shared_expert_size, config.mlp_bias) if config.shared_expert_size else None
         self.shared_router = nn.Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
 
     def forward(self, x: Tensor) -> Tensor:

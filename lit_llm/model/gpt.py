@@ -44,9 +44,9 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
         if config.rotary_size:
-            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling)
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
         if config.local_rope_theta is not None:
-            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
         self.fingerprint: str | None = None  # of the loaded weights
         self.stored_dtypes: dict[str, torch.dtype] = {}  # of each weight in the files that it was loaded from
         self.activation_checkpointing = False
@@ -174,6 +174,7 @@ class CausalSelfAttention(nn.Module):
         self.scale = config.attention_scale
         self.softcap = config.attention_softcap
         self.window = config.sliding_window if config.is_sliding(layer) else None
+        self.interleaved = config.rope_interleaved
         self.normalizes_rows = config.qk_norm == "row"
         self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
         self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
@@ -195,7 +196,7 @@ class CausalSelfAttention(nn.Module):
         B, T, _ = x.shape
         q, (k, v) = self.heads(self.q(x), self.q_norm), self.keys_and_values(x)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = (rotate(x, *rope, self.interleaved) for x in (q, k))
         if store is not None:
             k, v = store(k, v)
         y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
@@ -225,13 +226,14 @@ class CausalSelfAttention(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), https://arxiv.org/abs/2002.05202. The product is recomputed in the backward pass."""
 
-    def __init__(self, config: Config, size: int | None = None) -> None:
+    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         size = config.intermediate_size if size is None else size
+        bias = config.mlp_bias if bias is None else bias
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.n_embd, size, bias=bias)
+        self.up = nn.Linear(config.n_embd, size, bias=bias)
+        self.down = nn.Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(recomputed(self.gated, self.gate(x), self.up(x)))

@@ -33,3 +33,9 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
         **_ERNIE, "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,
         "num_hidden_layers": 4, "tie_word_embeddings": False}),
 ]  # fmt: skip
+
+# Keys without which upstream cannot build a model.
+SIZES_WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    "glm4_moe": {"head_dim": 128},
+}

@@ -47,4 +47,5 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "olmo2": lambda config: model_table(ATTENTION | QK_NORMS | GATED_MLP | POST_NORMS),
     "smollm3": lambda config: model_table(LLAMA),
     "stablelm": _stablelm,
+    "helium": lambda config: model_table(LLAMA),
 }

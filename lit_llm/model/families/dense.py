@@ -110,4 +110,11 @@ DENSE: dict[str, Family] = {
         fixed=LAYER_NORM,
         more=_stablelm,
     ),
+    "helium": Family(
+        "Helium 1 2B",
+        {"vocab_size": 48000, "hidden_size": 2560, "intermediate_size": 7040, "num_hidden_layers": 24,
+         "num_attention_heads": 20, "num_key_value_heads": 20, "head_dim": 128, "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-8, "rope_theta": 1e5, "attention_bias": False, "mlp_bias": False},
+        fixed={"rope_interleaved": True, "attn_out_bias": False},
+    ),
 }  # fmt: skip
