@@ -21,6 +21,13 @@ _COMPUTED = re.compile(
 # The first GPT-2 checkpoints hold only the decoder: its tensors lack this prefix.
 _BASE_PREFIX = {"gpt2": "transformer."}
 
+# Layers after the last one, or modules of their own, predict the tokens after the next for speculative decoding; transformers
+# ignores them too.
+_PREDICT_LATER_TOKENS = {
+    "glm4_moe": r"^model\.layers\.(\d+)\.",
+    "ernie4_5_moe": r"^model\.mtp_",
+}
+
 QUANTIZED = (
     "the weights are quantized, which cannot be trained or converted. "
     "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
@@ -73,10 +80,12 @@ class Names:
                 continue
             found = _find(self.table, name) or _find(self.table, self.prefix + name)
             if found is None:
-                if not _COMPUTED.search(name):
+                if not _COMPUTED.search(name) and not self._predicts_later_tokens(name):
                     yield Stored(None, name, read)
                 continue
             entry, kind, indices = found
+            if indices and self._predicts_later_tokens(name):
+                continue
             if entry in ("wte", "lm_head") and kind == ".weight" and self.config.tie_embeddings:
                 if not has_embedding:
                     yield Stored("wte.weight", name, read)
@@ -87,6 +96,11 @@ class Names:
                 parts = entry.parts(self.config, indices)
                 for part_name, part in zip(parts, self._split(entry, name, read), strict=True):
                     yield Stored(part_name + kind, name, lambda part=part: part.contiguous())
+
+    def _predicts_later_tokens(self, name: str) -> bool:
+        pattern = _PREDICT_LATER_TOKENS.get(self.config.model_type)
+        found = None if pattern is None else re.search(pattern, name)
+        return found is not None and all(int(layer) >= self.config.n_layer for layer in found.groups())
 
     def _split(self, entry: Fused | Stacked | Row, name: str, read: Reader) -> Sequence[Tensor]:
         try:

@@ -162,6 +162,17 @@ def _rewrite(folder, change) -> None:
         ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64)}),
         ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1)}),
         ("llama", lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+        (
+            "glm4_moe",
+            lambda tensors: (
+                tensors
+                | {
+                    "model.layers.3.eh_proj.weight": torch.ones(1, 1),
+                    "model.layers.3.mlp.gate.e_score_correction_bias": torch.ones(1),
+                }
+            ),
+        ),
+        ("ernie4_5_moe", lambda tensors: tensors | {"model.mtp_block.0.mlp.up_proj.weight": torch.ones(1, 1)}),
         ("falcon-7b", lambda tensors: tensors | {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}),
     ],
 )

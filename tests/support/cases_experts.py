@@ -28,6 +28,9 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
     ("dots1-groups-window", "dots1", {**_DEEPSEEK, **_GROUPS, "sliding_window": 6, "max_window_layers": 1, "vocab_size": 128}),
     ("glm4_moe", "glm4_moe", {**_DEEPSEEK, "attention_bias": True, "use_qk_norm": True}),
     ("glm4_moe-groups", "glm4_moe", {**_DEEPSEEK, **_GROUPS, "partial_rotary_factor": 1.0}),
+    ("solar_open", "solar_open", {k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"} | {"head_dim": 8}),
+    ("solar_open-groups", "solar_open", {**_DEEPSEEK, **_GROUPS, "n_shared_experts": 2, "attention_bias": True}),
+    ("minimax_m2", "minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8}),
     ("ernie4_5_moe", "ernie4_5_moe", _ERNIE),
     ("ernie4_5_moe-untied", "ernie4_5_moe", {
         **_ERNIE, "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,

@@ -78,5 +78,9 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "flex_olmo": lambda config: model_table(POST_NORMS | ATTENTION | QK_NORMS | _QWEN),
     "dots1": lambda config: _layers(config, PRE_NORMS | ATTENTION | QK_NORMS, _deepseek(config)),
     "glm4_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION | (QK_NORMS if config.qk_norm else {}), _deepseek(config)),
+    "solar_open": lambda config: model_table(PRE_NORMS | ATTENTION | _deepseek(config)),
+    "minimax_m2": lambda config: model_table(
+        PRE_NORMS | ATTENTION | QK_NORMS | _MIXTRAL | {"block_sparse_moe.e_score_correction_bias": "mlp.router.choice_bias"}
+    ),
     "ernie4_5_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -42,6 +42,10 @@ def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
     }
 
 
+def _solar_open(k: Keys, fields: Fields) -> Fields:
+    return {**_deepseek(k, fields, 0), "dense_layers": None}
+
+
 def _dots1(k: Keys, fields: Fields) -> Fields:
     n_layer, window, full = fields["n_layer"], k.optional_size("sliding_window", 4096), k.count("max_window_layers", 62)
     slides = [window is not None and i >= full for i in range(n_layer)]
@@ -76,6 +80,12 @@ def _phimoe_rope(k: Keys) -> Fields:
     if scales[0] != scales[1]:
         raise CheckpointError(f"rope_scaling's short_mscale and long_mscale must be equal, found {shown(scales)}")
     return parameters if scales[0] is None else parameters | {"attention_factor": scales[0]}
+
+
+def _minimax_m2_rope(k: Keys) -> Fields:
+    """Published files have the number of dimensions that RoPE rotates, not their fraction."""
+    rotary_dim = k.optional_size("rotary_dim", None)
+    return rope_parameters(k) | ({} if rotary_dim is None else {"partial_rotary_factor": rotary_dim / k.size("head_dim", 128)})
 
 
 _MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
@@ -154,6 +164,29 @@ EXPERTS: dict[str, Family] = {
         spelled=_DEEPSEEK,
         unused=("num_nextn_predict_layers",),
         more=_glm4_moe,
+    ),
+    "solar_open": Family(
+        "Solar Open 100B",
+        {"vocab_size": 196608, "num_hidden_layers": 48, "num_attention_heads": 64, "num_key_value_heads": 8,
+         "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+         "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1280,
+         "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
+        spelled=_DEEPSEEK,
+        fixed={"attn_out_bias": False},
+        unused=("first_k_dense_replace",),
+        more=_solar_open,
+    ),
+    "minimax_m2": Family(
+        "MiniMax-M2 and M2.1",
+        {"vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62,
+         "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 196608,
+         "rope_theta": 5e6, "num_local_experts": 256, "num_experts_per_tok": 8},
+        fixed={"qk_norm": "row", "router_score": "sigmoid", "choice_bias": True},
+        only={"router_jitter_noise": 0.0, "scoring_func": "sigmoid", "use_qk_norm": True, "use_routing_bias": True,
+              "qk_norm_type": "per_layer", "shared_intermediate_size": 0},
+        unused=("attn_type_list", "mtp_transformer_layers", "num_mtp_modules", "use_mtp"),
+        rope=_minimax_m2_rope,
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
     ),
     "ernie4_5_moe": Family(
         "ERNIE-4.5 21B-A3B and 300B-A47B",
