@@ -109,6 +109,7 @@ def _peft_linears(model: GPT) -> dict[str, _PeftLinear]:
                 continue
             if ".experts." in parts[0]:
                 raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
+            assert isinstance(entry, str | Fused)  # others hold experts, or no linear
             target = "lm_head" if names == ("lm_head",) else module.format(layer)
             found[target] = _peft_linear(model, entry, parts, updates)
     return found

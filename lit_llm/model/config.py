@@ -19,6 +19,7 @@ _CHOICES = {
     "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
     "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
+    "router_score": ("softmax", "sigmoid", "sparsemixer"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
 }
 
@@ -66,8 +67,28 @@ class Config:
     n_expert_per_token: int = 0
     expert_size: int = 0
     """intermediate_size of each expert."""
+    expert_bias: bool = False
     normalize_expert_weights: bool = True
     """The weights of the chosen experts sum to 1."""
+    routed_scale: float = 1.0
+    """Factor of the weights of the chosen experts."""
+    router_score: str = "softmax"
+    """`softmax` over all experts, `sigmoid` of each, or `sparsemixer` (https://arxiv.org/abs/2409.12136)."""
+    router_bias: bool = False
+    router_jitter: float = 0.0
+    """`sparsemixer`: scores that differ by at most twice this fraction share the weight."""
+    choice_bias: bool = False
+    """A bias that is added to the scores for the choice of the experts, but not for their weights
+    (https://arxiv.org/abs/2408.15664)."""
+    n_expert_group: int = 1
+    """Groups of experts, of which `n_chosen_group` are chosen first (https://arxiv.org/abs/2405.04434, section 2.2.2)."""
+    n_chosen_group: int = 1
+    n_in_group_score: int = 2
+    """Largest scores in a group whose sum is the score of the group."""
+    shared_expert_size: int = 0
+    """intermediate_size of an expert that sees every token. 0: none."""
+    shared_expert_gate: bool = False
+    """The output of the shared expert is multiplied by sigmoid(w x)."""
     dense_layers: list[int] | None = None
     """Layers with one MLP of intermediate_size in a model with experts. None: no layer."""
     attn_bias: bool = False
@@ -177,8 +198,9 @@ class Config:
             check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
             check_size("expert_size", self.expert_size)
+            self._check_routing()
         attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
-        mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size)
+        mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
         if n_weights > MAX_WEIGHTS:
@@ -192,6 +214,24 @@ class Config:
     def score_factor(self) -> float:
         """Factor of q k^T."""
         return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def _check_routing(self) -> None:
+        positive("routed_scale", self.routed_scale)
+        if self.shared_expert_size:
+            check_size("shared_expert_size", self.shared_expert_size)
+        elif self.shared_expert_gate:
+            raise CheckpointError("shared_expert_gate needs a shared expert, but shared_expert_size is 0")
+        if self.n_expert % self.n_expert_group:
+            raise CheckpointError(f"{self.n_expert} experts cannot form {self.n_expert_group} groups of equal size")
+        if self.n_expert_group > 1:
+            in_group = self.n_expert // self.n_expert_group
+            check_size("n_chosen_group (topk_group in config.json)", self.n_chosen_group, self.n_expert_group)
+            check_size("n_in_group_score", self.n_in_group_score, in_group)
+            check_size(
+                "n_expert_per_token (num_experts_per_tok in config.json)",
+                self.n_expert_per_token,
+                in_group * self.n_chosen_group,
+            )
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_llm.model.alibi import EXTRA, Alibi, with_biases
 from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
 from lit_llm.model.config import Config
+from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.recompute import recipes_for_results, recomputed
 from lit_llm.model.rope import Rope, rotate
@@ -178,7 +179,7 @@ class Block(nn.Module):
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
         self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
-        self.mlp = MoE(config) if config.has_experts(layer) else MLPS[config.mlp](config)
+        self.mlp = MoE(config, partial(GatedMLP, config)) if config.has_experts(layer) else MLPS[config.mlp](config)
         self.post_mlp_norm = Norm(config) if config.post_norm else nn.Identity()
 
     def forward(self, x: Tensor, *attn_args) -> Tensor:
@@ -247,11 +248,11 @@ class CausalSelfAttention(nn.Module):
         return self.heads(self.k(x), self.k_norm, rope), self.heads(self.v(x), None, None)
 
     def heads(self, y: Tensor, norm: nn.Module | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A projection (B, T, heads * hs), clipped, normalised and rotated as the family does, as (B, heads, T, hs)."""
-        if self.clip is not None:
-            y = y.clamp(-self.clip, self.clip)
+        """A projection (B, T, heads * hs), normalised, clipped and rotated as the family does, as (B, heads, T, hs)."""
         if norm is not None and self.normalizes_rows:
             y, norm = norm(y), None
+        if self.clip is not None:
+            y = y.clamp(-self.clip, self.clip)
         y = y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         if norm is not None and not self.normalizes_last:
             y, norm = norm(y), None
@@ -268,13 +269,14 @@ class CausalSelfAttention(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), https://arxiv.org/abs/2002.05202. The product is recomputed in the backward pass."""
 
-    def __init__(self, config: Config, size: int | None = None) -> None:
+    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         size = config.intermediate_size if size is None else size
+        bias = config.mlp_bias if bias is None else bias
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.n_embd, size, bias=bias)
+        self.up = nn.Linear(config.n_embd, size, bias=bias)
+        self.down = nn.Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(recomputed(self.gated, self.gate(x), self.up(x)))
@@ -297,34 +299,6 @@ class PlainMLP(nn.Module):
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
-
-
-class MoE(nn.Module):
-    """Mixture of experts (https://arxiv.org/abs/2401.04088): y = sum of w_e expert_e(x) over the `n_expert_per_token` experts
-    with the largest w = softmax(router(x)). Tokens are sorted by expert, so that each expert runs once, on its own tokens."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.n_chosen = config.n_expert_per_token
-        self.normalize = config.normalize_expert_weights
-        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
-        self.experts = nn.ModuleList(GatedMLP(config, config.expert_size) for _ in range(config.n_expert))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)  # (N, C)
-        weights, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
-        if self.normalize:
-            weights = weights / weights.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)  # token-expert pairs, those of one expert together
-        tokens, weights = order // self.n_chosen, weights.flatten()[order, None].to(x.dtype)
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()  # waits for the GPU, once per layer
-        outputs = [
-            expert(rows)
-            for expert, rows in zip(self.experts, flat[tokens].split(counts), strict=True)
-            # In training an expert without tokens runs too: every rank needs a gradient, even if it is zero.
-            if self.training or len(rows)
-        ]
-        return torch.zeros_like(flat).index_add(0, tokens, torch.cat(outputs) * weights).view_as(x)
 
 
 class Norm(nn.Module):
