@@ -123,7 +123,7 @@ def checked(
                 f"{folder}: tensor {upstream} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
                 "Weights and config do not belong together. Download the checkpoint again"
             )
-        check_finite(tensor[own_rows(len(tensor))] if in_parts else tensor, f"{folder}: tensor {upstream}")
+        check_finite(tensor[own_rows(len(tensor))] if in_parts and tensor.dim() else tensor, f"{folder}: tensor {upstream}")
         yield name, tensor
     if missing:
         absent = sorted({names.upstream(name) for name in missing})

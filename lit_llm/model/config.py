@@ -20,7 +20,7 @@ _CHOICES = {
     "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"),
 }
 
 
@@ -61,7 +61,8 @@ class Config:
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
-    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
+    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668), and `xielu`, which has parameters of its own in each
+    plain MLP (https://arxiv.org/abs/2411.13010)."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
@@ -160,6 +161,8 @@ class Config:
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
+        if self.activation == "xielu" and self.mlp != "plain":
+            raise CheckpointError("activation xielu is not supported in gated MLPs")
         if self.n_head % self.n_query_groups:
             raise CheckpointError(
                 f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads (n_query_groups) evenly"

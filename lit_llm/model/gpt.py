@@ -290,12 +290,34 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        is_trained = config.activation == "xielu"
+        self.activation = XIELU() if is_trained else partial(recomputed, ACTIVATIONS[config.activation])
         self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(recomputed(self.activation, self.up(x)))
+        return self.down(self.activation(self.up(x)))
+
+
+class XIELU(nn.Module):
+    """a x^2 + beta x above 0, b (exp(min(x, eps)) - 1 - x) + beta x below, with a = softplus(alpha_p) and
+    b = beta + softplus(alpha_n), which train (https://arxiv.org/abs/2411.13010). Upstream stores the constants as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+        self.beta: Tensor
+        self.eps: Tensor
+        self.register_buffer("beta", torch.tensor(0.5))
+        self.register_buffer("eps", torch.tensor(-1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self.curve, x, self.alpha_p, self.alpha_n)
+
+    def curve(self, x: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> Tensor:
+        beta, eps = self.beta.to(x), self.eps.to(x)
+        below = (torch.expm1(x.minimum(eps)) - x) * (beta + F.softplus(alpha_n))
+        return torch.where(x > 0, F.softplus(alpha_p) * x * x, below) + beta * x
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}

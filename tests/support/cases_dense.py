@@ -62,6 +62,8 @@ DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("nemotron-bias", "nemotron", {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "tie_word_embeddings": True}),
     ("arcee", "arcee", {}),
     ("arcee-yarn", "arcee", {"rope_parameters": _YARN, "mlp_bias": True, "attention_bias": True}),
+    ("apertus", "apertus", {}),
+    ("apertus-silu-bias", "apertus", {"hidden_act": "silu", "attention_bias": True, "tie_word_embeddings": True}),
     ("nanochat", "nanochat", {"final_logit_softcapping": 1.5}),
     ("nanochat-bias", "nanochat", {"attention_bias": True, "final_logit_softcapping": None, "tie_word_embeddings": True}),
     ("jais2", "jais2", {}),

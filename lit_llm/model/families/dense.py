@@ -307,6 +307,14 @@ DENSE: dict[str, Family] = {
          "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False},
         fixed={"mlp": "plain"},
     ),
+    "apertus": Family(
+        "Apertus 8B and 70B",
+        {"vocab_size": 131072, "intermediate_size": 14336, "max_position_embeddings": 65536, "hidden_act": "xielu",
+         "rms_norm_eps": 1e-5, "rope_theta": 1.2e7, "attention_bias": False},
+        fixed={"mlp": "plain", "qk_norm": "head"},
+        rope=rope_or({"rope_type": "llama3", "rope_theta": 1.2e7, "factor": 8.0, "high_freq_factor": 4.0,
+                      "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
+    ),
     "nanochat": Family(
         "nanochat d20 and d32, as transformers writes them",
         {"vocab_size": 50304, "hidden_size": 768, "intermediate_size": 8192, "num_hidden_layers": 12,
