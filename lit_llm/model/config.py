@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
-from lit_llm.model.families import FAMILIES
+from lit_llm.model.families import FAMILIES, TEXT_PARTS, text_part
 from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
@@ -246,20 +246,22 @@ class Config:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Build from the dict of a Hugging Face `config.json`.
+        """Build from the dict of a Hugging Face `config.json`; of a multimodal model, for its text part.
 
         Raises:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
-        model_type = hf.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES))
-            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         if hf.get("quantization_config") is not None:
             raise CheckpointError(
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
                 "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
             )
+        if (part := text_part(hf)) is not None:
+            hf = part.config_json(hf)
+        model_type = hf.get("model_type")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:
