@@ -115,6 +115,7 @@ def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, _PeftLinear]:
                 continue
             if ".experts." in parts[0]:
                 raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
+            assert isinstance(entry, str | Fused)  # others hold experts, or no linear
             target = "lm_head" if module == "embed_out" else module.format(layer)  # GPT-NeoX's head has two names
             if part is not None:  # PEFT finds the linears of the multimodal model
                 target = part.stored_names(target)[0]

@@ -104,6 +104,9 @@ def _fill(
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, place_of, dtype)  # type: ignore[operator]
             continue
+        if leaf in module._buffers:  # float32, whatever the weights are held in
+            module.register_buffer(leaf, tensor.to("cpu" if in_parts else place_of, torch.float32, copy=True))
+            continue
         held = by_columns(tensor) if name in columns else tensor
         copy = held is tensor and (tensor.dim() < 2 or tensor.numel() < small)
         held = held.to("cpu" if in_parts else place_of, plain_dtype or tensor.dtype, copy=copy)

@@ -123,11 +123,12 @@ def checked(
                 f"{folder}: tensor {upstream} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
                 "Weights and config do not belong together. Download the checkpoint again"
             )
-        check_finite(tensor[own_rows(len(tensor))] if in_parts else tensor, f"{folder}: tensor {upstream}")
+        check_finite(tensor[own_rows(len(tensor))] if in_parts and tensor.dim() else tensor, f"{folder}: tensor {upstream}")
         yield name, tensor
     if missing:
-        some = ", ".join(sorted(names.upstream(name) for name in missing)[:3])
-        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, among them {some}. Download the checkpoint again")
+        absent = sorted({names.upstream(name) for name in missing})
+        some = ", ".join(absent[:3])
+        raise CheckpointError(f"{folder}: {len(absent)} tensors are missing, among them {some}. Download the checkpoint again")
 
 
 def check_finite(tensor: Tensor, source: str) -> None:
