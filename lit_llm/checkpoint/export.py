@@ -29,8 +29,8 @@ from lit_llm.model.gpt import GPT
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. Of a multimodal
-    model it holds the text part alone.
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. If the
+    checkpoint is of a multimodal model, the folder holds its text model alone.
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.

@@ -69,7 +69,7 @@ class Names:
     prefix: str = ""
     """Prefix of the names in `table` that files may lack."""
     part: TextPart | None = None
-    """Of a multimodal model, whose other tensors are omitted."""
+    """The row of a multimodal model, whose other tensors are omitted."""
 
     def ours(self, tensors: Iterable[tuple[str, Reader]]) -> Iterator[Stored]:
         """Yield our tensors for those in files. Only fused ones are read here, to be split.

@@ -106,7 +106,7 @@ def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, Upst
             continue
         parts = tuple(part.format(*indices) for part in names_of(entry))
         rows = tuple(_features(linears[part], "out_features") for part in parts)
-        module = "lm_head" if name == "lm_head" else module  # files name some heads otherwise than transformers
+        module = "lm_head" if module == "embed_out" else module  # GPT-NeoX's head has two names
         module = module if part is None else part.stored_names(module)[0]
         found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows)
     return found
