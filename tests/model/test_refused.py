@@ -45,7 +45,7 @@ _EVIDENCE = {
     "an index selects": r"Indexer",
     "attention with sinks": r"sink",
     "output has a gate": r"gate",
-    "rule by which its router": r"[Ee]xpert",
+    "choosing or weighting experts": r"[Ee]xpert",
     "for each layer, or keys that layers share": r"per_layer_input|kv_shared|shared_kv",
     "sinusoidal positions": r"[Ss]inusoidal|pos_encoding",
 }  # fmt: skip

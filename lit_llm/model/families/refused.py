@@ -69,7 +69,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal("attention to hashed buckets of positions is not implemented", "reformer"),
     _refusal("the mixture of experts also has experts of attention", "jetmoe"),
     _refusal(
-        "the rule by which its router chooses or weights experts is not implemented",
+        "its way of choosing or weighting experts is not implemented",
         "aria_text cohere2_moe dbrx exaone_moe hunyuan_v1_moe hy_v3 kolibri1 mellum",
     ),
     _refusal(
