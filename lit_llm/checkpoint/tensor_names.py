@@ -1,6 +1,8 @@
 """Names of the tensors in files, and of ours, by the table of the family."""
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ from torch import Tensor
 from lit_llm.checkpoint.tables import TABLES, lit_gpt_table
 from lit_llm.checkpoint.tables.rows import Fused, Row, Stacked, Table, names_of
 from lit_llm.errors import CheckpointError
+from lit_llm.files import read_json_object
 from lit_llm.model.config import Config
+from lit_llm.model.families import TextPart, text_part
 
 # Tensors of old checkpoints that the model computes itself: tables of RoPE and causal masks.
 _COMPUTED = re.compile(
@@ -64,21 +68,28 @@ class Names:
     """None: as we do."""
     prefix: str = ""
     """Prefix of the names in `table` that files may lack."""
+    part: TextPart | None = None
+    """Of a multimodal model, whose other tensors are omitted."""
 
     def ours(self, tensors: Iterable[tuple[str, Reader]]) -> Iterator[Stored]:
         """Yield our tensors for those in files. Only fused ones are read here, to be split.
 
-        If embedding and head are tied, the first of them is used: `tied_as_stored` has compared them.
+        If embedding and head are tied, the first of them is used: `tied_as_stored` has compared them. Warn of tensors that are
+        omitted.
 
         Raises:
             CheckpointError: for a fused tensor of the wrong size.
         """
-        has_embedding = False
+        has_embedding, omitted = False, Counter[str]()
         for name, read in tensors:
             if self.table is None:
                 yield Stored(name, name, read)
                 continue
-            found = _find(self.table, name) or _find(self.table, self.prefix + name)
+            of_family = name if self.part is None else self.part.name(name)
+            if of_family is None:
+                omitted[".".join(name.split(".")[: 2 if name.startswith("model.") else 1])] += 1
+                continue
+            found = _find(self.table, of_family) or _find(self.table, self.prefix + of_family)
             if found is None:
                 if not _COMPUTED.search(name) and not self._predicts_later_tokens(name):
                     yield Stored(None, name, read)
@@ -96,6 +107,9 @@ class Names:
                 parts = entry.parts(self.config, indices)
                 for part_name, part in zip(parts, self._split(entry, name, read), strict=True):
                     yield Stored(part_name + kind, name, lambda part=part: part.contiguous())
+        if omitted:
+            parts = ", ".join(f"{prefix} ({n})" for prefix, n in sorted(omitted.items()))
+            warnings.warn(f"the text model is opened alone; {omitted.total()} tensors are omitted: {parts}", stacklevel=2)
 
     def _predicts_later_tokens(self, name: str) -> bool:
         pattern = _PREDICT_LATER_TOKENS.get(self.config.model_type)
@@ -114,7 +128,8 @@ class Names:
             return name
         rows = {ours: theirs for theirs, entry in self.table.items() for ours in names_of(entry)}
         theirs, kind, indices = _find(rows, name) or (name, "", [])
-        return theirs.format(*indices) + kind
+        found = theirs.format(*indices) + kind
+        return found if self.part is None else self.part.stored_names(found)[0]
 
     def ends(self) -> dict[str, str]:
         """Return `wte` or `lm_head` for every name of the weight of embedding or head in files."""
@@ -122,11 +137,16 @@ class Names:
         ends = {
             f"{theirs}.weight": ours for theirs, ours in rows.items() if isinstance(ours, str) and ours in ("wte", "lm_head")
         }
+        if self.part is not None:
+            return {stored: ours for name, ours in ends.items() for stored in self.part.stored_names(name)}
         return ends | {name.removeprefix(self.prefix): ours for name, ours in ends.items()}
 
 
-def hf_names(config: Config) -> Names:
-    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""))
+def hf_names(config: Config, checkpoint_dir: Path) -> Names:
+    """Return the names in a folder in Hugging Face's layout. Its `config.json` says if it is of a multimodal model."""
+    path = checkpoint_dir / "config.json"
+    part = text_part(read_json_object(path)) if path.is_file() else None
+    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), part)
 
 
 def lit_gpt_names(config: Config) -> Names:

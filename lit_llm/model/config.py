@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
-from lit_llm.model.families import FAMILIES
+from lit_llm.model.families import FAMILIES, TEXT_PARTS, text_part
 from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
@@ -16,11 +16,11 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
-    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
-    "qk_norm": (None, "head", "each_head", "row"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
+    "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
 }
 
 
@@ -43,7 +43,7 @@ class Config:
     intermediate_size: int
     norm: str = "rms"
     """`rms` (https://arxiv.org/abs/1910.07467), `layer` (https://arxiv.org/abs/1607.06450), either with `_plus_one` (the weight
-    is stored minus one), or `layer_fixed` (without weight)."""
+    is stored minus one) or `_fixed` (there is no weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pre_norm: bool = True
@@ -55,12 +55,14 @@ class Config:
     final_norm: bool = True
     """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
-    """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
+    """Norm of q and k: `head` (all heads share its weight), `heads` (each has its row of one weight), `each_head` (each has a
+    weight of its own) or `row` (all heads at once)."""
     qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
-    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
+    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668), and `xielu`, which has parameters of its own in each
+    plain MLP (https://arxiv.org/abs/2411.13010)."""
     swiglu_limit: float | None = None
     """Gated MLPs compute down(act(min(gate, limit)) * (clamp(up, -limit, limit) + 1)), as in gpt-oss."""
     n_expert: int = 0
@@ -129,6 +131,8 @@ class Config:
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_interleaved: bool = False
     """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
+    rope_reversed: bool = False
+    """RoPE rotates in the other direction."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
@@ -161,6 +165,8 @@ class Config:
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
+        if self.activation == "xielu" and self.mlp != "plain":
+            raise CheckpointError("activation xielu is not supported in gated MLPs")
         if self.n_head % self.n_query_groups:
             raise CheckpointError(
                 f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads (n_query_groups) evenly"
@@ -245,20 +251,22 @@ class Config:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Build from the dict of a Hugging Face `config.json`.
+        """Build from the dict of a Hugging Face `config.json`; of a multimodal model, for its text part.
 
         Raises:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
-        model_type = hf.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES))
-            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         if hf.get("quantization_config") is not None:
             raise CheckpointError(
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
                 "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
             )
+        if (part := text_part(hf)) is not None:
+            hf = part.config_json(hf)
+        model_type = hf.get("model_type")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:

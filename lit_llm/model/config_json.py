@@ -162,6 +162,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "xielu": "xielu",
 }
 
 # Each key by its common name: how it is read, and the fields of Config that it sets.

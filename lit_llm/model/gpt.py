@@ -53,9 +53,11 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
         if config.rotary_size:
-            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, *layout)
         if config.local_rope_theta is not None:
-            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, *layout)
         self.alibi = None
         if config.alibi is not None:
             self.alibi = Alibi(config.n_head, config.alibi, config.score_factor, config.alibi_rounded)
@@ -292,12 +294,34 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        is_trained = config.activation == "xielu"
+        self.activation = XIELU() if is_trained else partial(recomputed, ACTIVATIONS[config.activation])
         self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(recomputed(self.activation, self.up(x)))
+        return self.down(self.activation(self.up(x)))
+
+
+class XIELU(nn.Module):
+    """a x^2 + beta x above 0, b (exp(min(x, eps)) - 1 - x) + beta x below, with a = softplus(alpha_p) and
+    b = beta + softplus(alpha_n), which train (https://arxiv.org/abs/2411.13010). Upstream stores the constants as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+        self.beta: Tensor
+        self.eps: Tensor
+        self.register_buffer("beta", torch.tensor(0.5))
+        self.register_buffer("eps", torch.tensor(-1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self.curve, x, self.alpha_p, self.alpha_n)
+
+    def curve(self, x: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> Tensor:
+        beta, eps = self.beta.to(x), self.eps.to(x)
+        below = (torch.expm1(x.minimum(eps)) - x) * (beta + F.softplus(alpha_n))
+        return torch.where(x > 0, F.softplus(alpha_p) * x * x, below) + beta * x
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
@@ -312,7 +336,7 @@ class Norm(nn.Module):
     def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
-        self.weight = None if self.kind == "layer_fixed" else nn.Parameter(torch.ones(self.size))
+        self.weight = None if self.kind.endswith("_fixed") else nn.Parameter(torch.ones(self.size))
         self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -335,11 +359,24 @@ class HeadNorms(nn.ModuleList):
         return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
 
 
+class RowNorms(Norm):
+    """Norm of each head of (B, heads, T, hs) with its row of a weight (heads, hs): as `HeadNorms`, with one tensor upstream."""
+
+    def __init__(self, config: Config, n_heads: int) -> None:
+        super().__init__(config, config.head_size, bias=False)
+        self.weight = nn.Parameter(torch.ones(n_heads, config.head_size))
+
+    def normalized(self, x: Tensor, weight: Tensor, bias: None) -> Tensor:
+        return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
+
+
 def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
     if config.qk_norm is None:
         return None
     if config.qk_norm == "row":
         return Norm(config, n_heads * config.head_size)
+    if config.qk_norm == "heads":
+        return RowNorms(config, n_heads)
     if config.qk_norm == "each_head":
         return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
     return Norm(config, config.head_size)

@@ -174,8 +174,10 @@ CASES = [
     _case("starcoder2", "starcoder2", vocab_size=128),
     _case("starcoder2-15b", "starcoder2", sliding_window=6, use_bias=False, tie_word_embeddings=False),
     *(_case(name, family, **sizes) for name, family, sizes in DENSE),
-    *(_case(name, family, **sizes) for name, family, sizes in EXPERTS),
+    _with_old_keys(_case("", "internlm3", head_dim=8, attention_bias=True, mlp_bias=True), "internlm3-first-release",
+                   ("attention_bias", "mlp_bias"), qkv_bias=True, bias=True),
     *(Case(*case) for case in OLDER),
+    *(_case(name, family, **sizes) for name, family, sizes in EXPERTS),
 ]  # fmt: skip
 
 
