@@ -21,7 +21,7 @@ _CHOICES = {
     "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
 }
 
 
@@ -64,6 +64,8 @@ class Config:
     activation: str = "silu"
     """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668), and `xielu`, which has parameters of its own in each
     plain MLP (https://arxiv.org/abs/2411.13010)."""
+    swiglu_limit: float | None = None
+    """Gated MLPs compute down(act(min(gate, limit)) * (clamp(up, -limit, limit) + 1)), as in gpt-oss."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
@@ -102,6 +104,8 @@ class Config:
     """q, k and v are clamped to plus and minus this."""
     attention_scale: float | None = None
     """Factor of q k^T. None: 1 / sqrt(head_size)."""
+    attention_sinks: bool = False
+    """Each head has a trained score that takes part in the softmax and belongs to no key (https://arxiv.org/abs/2309.17453)."""
     attention_softcap: float | None = None
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
@@ -176,6 +180,7 @@ class Config:
             "clip_qkv",
             "attention_scale",
             "attention_softcap",
+            "swiglu_limit",
             "query_growth",
             "logit_scale",
             "logit_softcap",
