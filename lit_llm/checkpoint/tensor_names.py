@@ -22,9 +22,11 @@ _COMPUTED = re.compile(
 _BASE_PREFIX = {"gpt2": "transformer."}
 
 QUANTIZED = (
-    "the weights are quantized, which cannot be trained or converted. "
-    "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
+    "the weights are quantized, but quantization_config in config.json is missing or of another format. Copy config.json from "
+    "the checkpoint that they belong to, or use the original one and quantize it while loading: `quantize` bnb.nf4"
 )
+LEAVES = ("weight", "bias", "absmax", "nested_absmax", "nested_offset")
+"""Parameters of linears, of those in stored bits included."""
 # Tensors of other tools.
 _FOREIGN = {
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|W_q|weight_(scale\w*|packed|zero_point))$": QUANTIZED,
@@ -72,7 +74,7 @@ class Names:
                 yield Stored(name, name, read)
                 continue
             module, kind, indices = _pattern(name)
-            entry = (self.table.get(module) or self.table.get(self.prefix + module)) if kind in ("weight", "bias") else None
+            entry = self._entry(module) if kind in LEAVES else None
             if entry is None:
                 if not _COMPUTED.search(name):
                     yield Stored(None, name, read)
@@ -85,6 +87,17 @@ class Names:
             else:
                 for part_name, part in zip(entry.names, self._split(entry, name, read), strict=True):
                     yield Stored(f"{part_name.format(*indices)}.{kind}", name, lambda part=part: part)
+
+    def _entry(self, module: str) -> str | Fused | None:
+        """Return the entry of an upstream module, `{}` for each index."""
+        return None if self.table is None else self.table.get(module) or self.table.get(self.prefix + module)
+
+    def modules(self, upstream: str) -> tuple[list[str], bool]:
+        """Return our modules in an upstream one, and whether upstream stores its weight transposed."""
+        module, _, indices = _pattern(f"{upstream}.weight")
+        entry = self._entry(module)
+        names = [] if entry is None else [name.format(*indices) for name in names_of(entry)]
+        return names, isinstance(entry, Fused) and entry.transposed
 
     def _split(self, entry: Fused, name: str, read: Reader) -> Sequence[Tensor]:
         try:

@@ -160,11 +160,6 @@ class Config:
         if not isinstance(model_type, str) or model_type not in FAMILIES:
             known = ", ".join(sorted(FAMILIES))
             raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
-        if hf.get("quantization_config") is not None:
-            raise CheckpointError(
-                "the weights are quantized (quantization_config), which cannot be trained or converted. "
-                "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
-            )
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:
