@@ -16,10 +16,10 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
-    "norm": ("rms", "rms_plus_one", "layer", "layer_fixed"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
     "qk_norm": (None, "head", "each_head", "row"),
     "mlp": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
 }
 
 
@@ -41,19 +41,25 @@ class Config:
     head_size: int
     intermediate_size: int
     norm: str = "rms"
-    """`rms` (https://arxiv.org/abs/1910.07467), `rms_plus_one` (its weight is stored minus one), `layer`
-    (https://arxiv.org/abs/1607.06450) or `layer_fixed` (without weight)."""
+    """`rms` (https://arxiv.org/abs/1910.07467), `layer` (https://arxiv.org/abs/1607.06450), either with `_plus_one` (the weight
+    is stored minus one), or `layer_fixed` (without weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pre_norm: bool = True
     """Attention and MLP read the normalised residual stream."""
     post_norm: bool = False
     """The outputs of attention and MLP are normalised before they are added to the residual stream."""
+    residual_norm: bool = False
+    """The residual stream is normalised after the outputs of attention and MLP are added to it; without pre_norm."""
+    final_norm: bool = True
+    """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
+    qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
+    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
@@ -76,6 +82,12 @@ class Config:
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
     """The same for logits."""
+    query_growth: float | None = None
+    """Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_growth_length)): attention over
+    long contexts stays sharp (https://arxiv.org/abs/2501.19399). None: they are not."""
+    query_growth_length: int | None = None
+    logit_scale: float = 1.0
+    """Factor of the logits, before the softcap."""
     sliding_window: int | None = None
     """Number of positions that each one attends to, itself included. None: all before it."""
     sliding_layers: list[int] | None = None
@@ -86,8 +98,12 @@ class Config:
     """Parallel residual with one norm for both branches."""
     learned_positions: bool = False
     """A trained vector for each of block_size positions is added to the embedding."""
+    position_offset: int = 0
+    """Rows of the table of learned positions before that of position 0."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
+    rope_interleaved: bool = False
+    """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
@@ -95,8 +111,21 @@ class Config:
     """theta, without scaling, of layers with a sliding window. None: the same RoPE in all layers."""
     no_rope_layers: list[int] | None = None
     """Layers without RoPE. None: no layer."""
+    alibi: float | None = None
+    """Scores decrease with the distance of the key, for head i of n by 2^(-alibi * i / n) per position
+    (https://arxiv.org/abs/2108.12409). None: they do not."""
+    alibi_rounded: bool = False
+    """These biases are rounded to bfloat16 and multiplied by the attention scale, as in Falcon."""
     scale_embeddings: bool = False
     """Embeddings are multiplied by sqrt(n_embd)."""
+    embedding_scale: float = 1.0
+    """Factor of the embeddings."""
+    residual_scale: float = 1.0
+    """Factor of the outputs of attention and MLP, before they are added to the residual stream."""
+    embedding_size: int | None = None
+    """Numbers per token in embedding and output layer, which linears project to and from n_embd. None: n_embd."""
+    embedding_norm: bool = False
+    """Embeddings are normalised."""
     tie_embeddings: bool = False
     """The output layer uses the embedding's weight."""
 
@@ -108,7 +137,9 @@ class Config:
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
         if self.n_head % self.n_query_groups:
-            raise CheckpointError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
+            raise CheckpointError(
+                f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads (n_query_groups) evenly"
+            )
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
         for name in (
@@ -117,15 +148,28 @@ class Config:
             "clip_qkv",
             "attention_scale",
             "attention_softcap",
+            "query_growth",
+            "logit_scale",
             "logit_softcap",
             "local_rope_theta",
+            "embedding_scale",
+            "residual_scale",
+            "alibi",
         ):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
+        if self.embedding_size is not None:
+            check_size("embedding_size", self.embedding_size)
+        if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
+            raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
+        if self.alibi is not None and self.attention_softcap is not None:
+            raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
+        if self.query_growth is not None:
+            check_size("query_growth_length", self.query_growth_length)
         if self.n_expert:
             check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
@@ -140,6 +184,11 @@ class Config:
                 f"{self.intermediate_size} and the other sizes make a model of about {n_weights:.1e} weights; more than "
                 f"{MAX_WEIGHTS:.0e} is refused"
             )
+
+    @property
+    def score_factor(self) -> float:
+        """Factor of q k^T."""
+        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""
