@@ -82,4 +82,5 @@ def _read_hf(checkpoint_dir: Path) -> tuple[Names, Iterable[tuple[str, Reader]]]
     if not (checkpoint_dir / "config.json").is_file():
         read_config(checkpoint_dir)  # raises the error that names what the folder lacks
     config = tied_as_stored(Config.from_file(checkpoint_dir / "config.json"), checkpoint_dir)
-    return hf_names(config), read_hf_tensors(checkpoint_dir, hf_names(config))
+    names = hf_names(config, checkpoint_dir)
+    return names, read_hf_tensors(checkpoint_dir, names)

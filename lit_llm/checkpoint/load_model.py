@@ -107,7 +107,7 @@ def _quantize(
         held, linears = {}, {}
     else:
         files = weight_files(checkpoint_dir, native=False)
-        held = stored.hold(model, lambda: read_tensors(*files), hf_names(model.config), in_parts)
+        held = stored.hold(model, lambda: read_tensors(*files), hf_names(model.config, checkpoint_dir), in_parts)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
         model.stored_dtypes |= {f"{name}.weight": stored.dtype for name in linears}
     if stored is not None and rank() == 0:
@@ -144,6 +144,9 @@ def _fill(
         model.stored_dtypes[name] = tensor.dtype
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, place_of, dtype)  # type: ignore[operator]
+            continue
+        if leaf in module._buffers:  # float32, whatever the weights are held in
+            module.register_buffer(leaf, tensor.to("cpu" if in_parts else place_of, torch.float32, copy=True))
             continue
         held = by_columns(tensor) if name in columns else tensor
         copy = held is tensor and (tensor.dim() < 2 or tensor.numel() < small)

@@ -57,8 +57,9 @@ def tied_as_stored(config: Config, checkpoint_dir: Path) -> Config:
         _, weight_map = weight_files(checkpoint_dir, native=False)
     except FileNotFoundError:  # an estimate needs no weights
         return config
-    ends = hf_names(config).ends()
-    stored = {ends[name]: read for name, read in read_hf_tensors(checkpoint_dir, hf_names(config)) if name in ends}
+    names = hf_names(config, checkpoint_dir)
+    ends = names.ends()
+    stored = {ends[name]: read for name, read in read_hf_tensors(checkpoint_dir, names) if name in ends}
     if len(stored) == 2:
         tied = config.tie_embeddings and same_values(stored["wte"](), stored["lm_head"]())
         found = "different tensors for embedding and head"
@@ -93,7 +94,8 @@ def read_model_tensors(
     """
     if (checkpoint_dir / LIT_CONFIG).is_file():
         return Names(config, None), read_tensors(*weight_files(checkpoint_dir, native=True))
-    return hf_names(config), read_hf_tensors(checkpoint_dir, hf_names(config), held)
+    names = hf_names(config, checkpoint_dir)
+    return names, read_hf_tensors(checkpoint_dir, names, held)
 
 
 def read_hf_tensors(checkpoint_dir: Path, names: Names, held: Mapping[str, str] | None = None) -> Iterable[tuple[str, Reader]]:
@@ -143,11 +145,12 @@ def checked(
                 f"{folder}: tensor {upstream} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
                 "Weights and config do not belong together. Download the checkpoint again"
             )
-        check_finite(tensor[own_rows(len(tensor))] if in_parts else tensor, f"{folder}: tensor {upstream}")
+        check_finite(tensor[own_rows(len(tensor))] if in_parts and tensor.dim() else tensor, f"{folder}: tensor {upstream}")
         yield name, tensor
     if missing:
-        some = ", ".join(sorted(names.upstream(name) for name in missing)[:3])
-        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, among them {some}. Download the checkpoint again")
+        absent = sorted({names.upstream(name) for name in missing})
+        some = ", ".join(absent[:3])
+        raise CheckpointError(f"{folder}: {len(absent)} tensors are missing, among them {some}. Download the checkpoint again")
 
 
 def check_finite(tensor: Tensor, source: str) -> None:
