@@ -26,6 +26,7 @@ from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.devices.layer_placement import place
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, linears, replace
+from lit_llm.model.experts import MoE
 from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import QuantizedLinear, quantize_linears
 from lit_llm.progress import Progress
@@ -81,9 +82,11 @@ def load_model(
         columns.add("wte.weight")  # the head multiplies with it
     converts = bool(columns) or any(hasattr(module, "load_weight") for module in model.modules())
     tensors = checked(*read_model_tensors(checkpoint_dir, config, held), shapes, checkpoint_dir, in_parts, bits)
-    if converts:  # else it is a matter of mapping files
-        tensors = _with_progress(tensors, len(shapes))
+    tensors = _with_progress(tensors, len(shapes)) if converts else tensors  # else it is a matter of mapping files
     model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts, bits)
+    for module in model.modules():
+        if isinstance(module, MoE) and any(device.type == "cuda" for device in devices):
+            module.put_together()
     if config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.wte.weight
     elif config.tie_embeddings:

@@ -213,11 +213,6 @@ class Config:
                 f"{MAX_WEIGHTS:.0e} is refused"
             )
 
-    @property
-    def score_factor(self) -> float:
-        """Factor of q k^T."""
-        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
-
     def _check_routing(self) -> None:
         positive("routed_scale", self.routed_scale)
         if self.shared_expert_size:
@@ -235,6 +230,11 @@ class Config:
                 self.n_expert_per_token,
                 in_group * self.n_chosen_group,
             )
+
+    @property
+    def score_factor(self) -> float:
+        """Factor of q k^T."""
+        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.model.config import Config
+from lit_llm.model.grouped import grouped_linear, put_together, runs_grouped
+from lit_llm.model.recompute import recomputed
 
 # Below this a sum of scores is no divisor: sigmoids may all be close to 0.
 SMALLEST_SUM = 1e-12
@@ -42,16 +44,38 @@ class MoE(nn.Module):
 
     def _routed(self, flat: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Sum of the outputs of the chosen experts (N, K), times their weights."""
-        order = chosen.flatten().argsort(stable=True)  # token-expert pairs, those of one expert together
+        of_pairs, order = chosen.flatten().sort(stable=True)  # token-expert pairs, those of one expert together
         tokens, weights = order // chosen.size(1), weights.flatten()[order, None]
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()  # waits for the GPU, once per layer
+        rows, experts = flat[tokens], torch.arange(len(self.experts), device=flat.device)
+        ends = torch.searchsorted(of_pairs, experts, right=True, out_int32=True)  # bincount would wait for a GPU
+        if runs_grouped(flat, [linear for expert in self.experts for linear in expert.children()]):
+            outputs = self._grouped(rows, ends, of_pairs)
+        else:
+            outputs = self._one_by_one(rows, ends)
+        return torch.zeros_like(flat).index_add(0, tokens, outputs * weights)
+
+    def _grouped(self, rows: Tensor, ends: Tensor, of_pairs: Tensor) -> Tensor:
+        """Outputs of all experts, each for its rows up to its end, with three products in all."""
+        gate, up, down = ([getattr(expert, part) for expert in self.experts] for part in ("gate", "up", "down"))
+        gated: Callable[..., Tensor] = self.experts[0].gated  # type: ignore[assignment]
+        hidden = recomputed(gated, *(grouped_linear(rows, linears, ends, of_pairs) for linears in (gate, up)))
+        return grouped_linear(hidden, down, ends, of_pairs)
+
+    def _one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """The same for linears of any kind. It waits for a GPU."""
+        counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
         outputs = [
-            expert(rows)
-            for expert, rows in zip(self.experts, flat[tokens].split(counts), strict=True)
+            expert(part)
+            for expert, part in zip(self.experts, rows.split(counts), strict=True)
             # In training an expert without tokens runs too: every rank needs a gradient, even if it is zero.
-            if self.training or len(rows)
+            if self.training or len(part)
         ]
-        return torch.zeros_like(flat).index_add(0, tokens, torch.cat(outputs) * weights)
+        return torch.cat(outputs)
+
+    def put_together(self) -> None:
+        """Move the weights of the experts next to each other in memory, for grouped products without a copy."""
+        for part in ("gate", "up", "down"):
+            put_together([getattr(expert, part) for expert in self.experts])
 
 
 class Router(nn.Linear):

@@ -16,6 +16,7 @@ from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.errors import CheckpointError, OptionError
+from lit_llm.model import quantized_linear
 from lit_llm.model.quantized_linear import Linear4bit, QuantizedLinear
 
 IDS = torch.randint(320, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -100,6 +101,17 @@ def test_fused_linears_are_split_in_stored_bits(model_type, n_held, quantization
     assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == n_held
     for ours in (model, load_model(folder).eval()):
         assert relative_difference(logits(ours), logits(theirs)) < 1e-5
+
+
+def test_each_rank_holds_its_own_rows(source, tmp_path, monkeypatch):
+    folder = bitsandbytes(tmp_path / "model", source, **BNB["bnb.nf4"])
+    whole, _ = load(folder, device="cpu")
+    monkeypatch.setattr(quantized_linear, "own_rows", lambda n: slice(n // 4, n // 2))
+    monkeypatch.setattr(quantized_linear, "whole_rows", lambda rows, n: rows.repeat(4, 1))
+    parts = load_model(folder, quantize="bnb.nf4", in_parts=True)
+    for name in ("weight", "absmax"):
+        of_rank, of_all = (getattr(model.h[0].mlp.up, name) for model in (parts, whole))
+        assert torch.equal(of_rank, of_all[32:64])
 
 
 def test_linears_that_the_library_skipped_stay_as_they_are(source, tmp_path):

@@ -16,6 +16,7 @@ from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import merge_adapters
 from lit_llm.estimation.step_memory import estimate_run
+from lit_llm.methods.lora import merge
 from lit_llm.training.finetune import finetune
 
 IDS = torch.randint(320, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -62,6 +63,9 @@ def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_di
 
     adapted = logits(load(folder, run.final, device="cpu")[0])
     assert relative_difference(adapted, logits(load(folder, device="cpu")[0])) > 1e-2
+    in_memory, _ = load(folder, run.final, device="cpu", dequantize=True)
+    merge(in_memory)
+    assert relative_difference(logits(in_memory), adapted) < 1e-5
     merge_adapters(folder, [run.final], [1.0], tmp_path / "merged")
     assert relative_difference(logits(load(tmp_path / "merged", device="cpu")[0]), adapted) < 1e-5
     export_hf(tmp_path / "merged", tmp_path / "hf")
