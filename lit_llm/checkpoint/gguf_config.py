@@ -5,7 +5,7 @@ Values that are not in the file are constants of llama.cpp (src/llama-model.cpp,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_llm.checkpoint.gguf_names import ROPE_TENSORS
 from lit_llm.checkpoint.gguf_tensors import read_tensor
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config import Config
@@ -152,13 +153,47 @@ def architecture_of(config: Config) -> str:
     raise CheckpointError(f"models of type {config.model_type} cannot be written as GGUF. Use the format of Hugging Face")
 
 
-def hf_config(file: GGUF) -> Fields:
-    """Return the contents of the `config.json` that describes the model of a file.
+def config_of(file: GGUF, rope: Mapping[str, Tensor] | None = None) -> Config:
+    """Return the config that a file describes.
+
+    Args:
+        rope: The tensors of RoPE; None: those in the file.
 
     Raises:
-        CheckpointError: if the architecture is not supported, or a value is missing or has another type.
+        CheckpointError: if the architecture is not supported, or the metadata contradict each other.
     """
-    row, common = ARCHITECTURES[architecture(file)], _common(file)
+    try:
+        config = Config.from_hf(hf_config(file, rope))
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(file.path) in str(error) else f"{file.path}: {error}") from error
+    _check_sizes(file, config)
+    return config
+
+
+def _check_sizes(file: GGUF, config: Config) -> None:
+    """Raise CheckpointError if the family takes a size from elsewhere than the metadata and gets another one."""
+    sizes = {
+        "attention.head_count_kv": config.n_query_groups,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
+        "feed_forward_length": config.intermediate_size,
+        "rope.dimension_count": config.rotary_size,
+    }
+    for key, size in sizes.items():
+        found = file.optional(f"{{arch}}.{key}", int)
+        if found not in (None, size) and not (key == "rope.dimension_count" and size == 0):
+            raise CheckpointError(
+                f"{file.path}: metadata {architecture(file)}.{key} is {found}, but a {config.model_type} model of these sizes "
+                f"has {size}, which is not supported. Use the original checkpoint"
+            )
+
+
+def hf_config(file: GGUF, rope: Mapping[str, Tensor] | None = None) -> Fields:
+    """Return the contents of the `config.json` that describes the model of a file; errors are those of `config_of`."""
+    rope = (
+        {name: read_tensor(name, file.tensors[name]) for name in ROPE_TENSORS & file.tensors.keys()} if rope is None else rope
+    )
+    row, common = ARCHITECTURES[architecture(file)], _common(file, rope)
     more = row.more(file, common)
     model_type = more.pop("model_type", row.model_type)
     family = FAMILIES[model_type]
@@ -169,7 +204,7 @@ def hf_config(file: GGUF) -> Fields:
     return {"model_type": model_type, **keys, **row.fixed, **more, **{name: i for name, i in ids.items() if i is not None}}
 
 
-def _common(file: GGUF) -> Fields:
+def _common(file: GGUF, rope: Mapping[str, Tensor]) -> Fields:
     """Return the values that most families have, by the common names of their keys."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -192,7 +227,7 @@ def _common(file: GGUF) -> Fields:
         "rms_norm_eps": eps,
         "rope_theta": _number(file, "rope.freq_base", 10000.0),
         "partial_rotary_factor": rotary / head_dim if rotary and rotary != head_dim else None,
-        "rope_scaling": _rope_scaling(file, rotary or head_dim),
+        "rope_scaling": _rope_scaling(file, rope, rotary or head_dim),
         "tie_word_embeddings": not file.has("output.weight"),
         "attention_bias": any(file.has(f"blk.0.{name}.bias") for name in ("attn_q", "attn_qkv")),
         "mlp_bias": file.has("blk.0.ffn_up.bias"),
@@ -213,14 +248,14 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(file: GGUF, rotary_size: int) -> Fields | None:
+def _rope_scaling(file: GGUF, rope: Mapping[str, Tensor], rotary_size: int) -> Fields | None:
     kind = file.get("{arch}.rope.scaling.type", str, "none")
     factor = _number(file, "rope.scaling.factor", _number(file, "rope.scale_linear", 1.0))
     original = file.optional("{arch}.rope.scaling.original_context_length", int)
-    if file.has("rope_freqs.weight"):
-        return _from_factors(file, rotary_size)
-    if file.has("rope_factors_long.weight"):
-        lists = {f"{name}_factor": _factors(file, f"rope_factors_{name}.weight") for name in ("short", "long")}
+    if "rope_freqs.weight" in rope:
+        return _from_divisors(file, rope["rope_freqs.weight"], rotary_size)
+    if "rope_factors_long.weight" in rope:
+        lists = {f"{name}_factor": rope[f"rope_factors_{name}.weight"].tolist() for name in ("short", "long")}
         attention = _optional_number(file, "rope.scaling.attn_factor")
         scale = {} if attention is None else {"attention_factor": attention}
         return {"rope_type": "longrope", **lists, **scale, "original_max_position_embeddings": original}
@@ -238,23 +273,17 @@ def _rope_scaling(file: GGUF, rotary_size: int) -> Fields | None:
     )
 
 
-def _factors(file: GGUF, name: str) -> list[float]:
-    return read_tensor(name, file.tensors[name]).tolist()
-
-
-def _from_factors(file: GGUF, rotary_size: int) -> Fields:
-    """Return the RoPE of Llama 3.1 if its rule makes the divisors in `rope_freqs`, else longrope, which takes any."""
-    found = _factors(file, "rope_freqs.weight")
+def _from_divisors(file: GGUF, found: Tensor, rotary_size: int) -> Fields:
+    """Return the RoPE of Llama 3.1 if its rule makes these divisors of the frequencies, else longrope, which takes any."""
     if len(found) != rotary_size // 2:
         raise CheckpointError(f"{file.path}: rope_freqs.weight has {len(found)} values, expected {rotary_size // 2}")
-    llama3 = {"rope_type": "llama3", "factor": shortest(max(found)), **_LLAMA3}
+    llama3 = {"rope_type": "llama3", "factor": shortest(found.max().item()), **_LLAMA3}
     made = rope_divisors(rotary_size, _number(file, "rope.freq_base", 10000.0), llama3)
-    if torch.allclose(made, torch.tensor(found), rtol=1e-4):
+    if torch.allclose(made, found, rtol=1e-4):
         return llama3
-    context = file.get("{arch}.context_length", int)
     return {
-        "rope_type": "longrope", "short_factor": found, "long_factor": found, "factor": 1.0, "attention_factor": 1.0,
-        "original_max_position_embeddings": context,
+        "rope_type": "longrope", "short_factor": found.tolist(), "long_factor": found.tolist(), "factor": 1.0,
+        "attention_factor": 1.0, "original_max_position_embeddings": file.get("{arch}.context_length", int),
     }  # fmt: skip
 
 

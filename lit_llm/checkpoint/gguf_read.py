@@ -3,46 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_llm.checkpoint.gguf_config import architecture, hf_config
+from lit_llm.checkpoint.gguf_config import architecture, config_of
 from lit_llm.checkpoint.gguf_names import ROPE_TENSORS, from_gguf_layout, gguf_names
 from lit_llm.checkpoint.gguf_tensors import check_complete, n_bytes, read_tensor
 from lit_llm.checkpoint.tensor_names import Names, Reader
-from lit_llm.errors import CheckpointError
 from lit_llm.model.config import Config
 from lit_llm.text.gguf_file import GGUF, Info, read_gguf
 
 
 def gguf_config(path: Path) -> Config:
-    """Return the config of a GGUF file.
-
-    Raises:
-        CheckpointError: if the architecture is not supported, or the metadata contradict each other.
-    """
-    file = read_gguf(path)
-    try:
-        config = Config.from_hf(hf_config(file))
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    _check_sizes(file, config)
-    return config
-
-
-def _check_sizes(file: GGUF, config: Config) -> None:
-    """Raise CheckpointError if the family takes a size from elsewhere than the metadata and gets another one."""
-    sizes = {
-        "attention.head_count_kv": config.n_query_groups,
-        "attention.key_length": config.head_size,
-        "attention.value_length": config.head_size,
-        "feed_forward_length": config.intermediate_size,
-        "rope.dimension_count": config.rotary_size,
-    }
-    for key, size in sizes.items():
-        found = file.optional(f"{{arch}}.{key}", int)
-        if found not in (None, size) and not (key == "rope.dimension_count" and size == 0):
-            raise CheckpointError(
-                f"{file.path}: metadata {architecture(file)}.{key} is {found}, but a {config.model_type} model of these sizes "
-                f"has {size}, which is not supported. Use the original checkpoint"
-            )
+    """Return the config of a GGUF file. Raises CheckpointError as `config_of`."""
+    return config_of(read_gguf(path))
 
 
 def gguf_tensors(path: Path, config: Config) -> tuple[Names, Iterator[tuple[str, Reader]]]:

@@ -129,14 +129,16 @@ def why_unexpected(name: str, folder: Path) -> str:
     )
 
 
-def to_hf(config: Config, lit: dict[str, Reader]) -> Iterator[tuple[str, Tensor]]:
+def to_hf(config: Config, lit: dict[str, Reader], table: Table | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield upstream names and tensors from ours, one at a time; the inverse of `Names.ours`. A tied head is omitted.
+
+    Another `table` than that of the family gives the names and the layout of other files.
 
     Readers are removed from `lit` once used, so that a file is closed after its last tensor.
     """
     entries = {}  # by the first of our modules
     later_parts = set()
-    for module, entry in TABLES[config.model_type](config).items():
+    for module, entry in (table or TABLES[config.model_type](config)).items():
         first, *others = names_of(entry)
         entries[first] = module, entry
         later_parts.update(others)

@@ -63,10 +63,11 @@ SPLITTINGS = [
 # Text on which the rules above differ from one another: contractions, cases, digits, punctuation, spaces, scripts, symbols.
 _SAMPLE = (
     "It's IT'S we'LL  don't\n\n\n  x = 1234567 + 3.14;\t\t// HelloWorld camelCase ABCdef\r\nnaïve Ünïcödé Привет мир "
-    "\u6771\u4eac\u30bf\u30ef\u30fc \u3072\u3089\u304c\u306a \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947 "
-    "\u0661\u0662\u0663 \u00bd \u00b2\u00b3 \U0001f680\U0001f680 #tag @user $5.99 100% a/b/c [x](y) {z} `code` ~~no~~ <|x|> ...end\n/path\n\n - "
-    "\\n\x0b  \u00a0 e\u0301 K^2"
-)
+    "\u6771\u4eac\u30bf\u30ef\u30fc \u3072\u3089\u304c\u306a \u0645\u0631\u062d\u0628\u0627 "
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0661\u0662\u0663 \u00bd \u00b2\u00b3 \U0001f680\U0001f680 "
+    "#tag @user $5.99 100% a/b/c [x](y) {z} `code` ~~no~~ "
+    "<|x|> ...end\n/path\n\n - \\n\x0b  \u00a0 e\u0301 K^2"
+)  # fmt: skip
 
 
 def splitting_named(name: str) -> Splitting | None:

@@ -122,6 +122,11 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
 
     @property
+    def backend(self) -> FastBackend | SentencePieceBackend:
+        """The library behind it."""
+        return self._backend
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """All tokens that end a text (`generation_config.json` may list several)."""
         return self._eos_ids
