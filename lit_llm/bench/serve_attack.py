@@ -22,7 +22,6 @@ from lit_llm.bench.serve_load import Question, ask, questions, resident_mb, serv
 CHAT = "/v1/chat/completions"
 WARM_UP = 5.0  # seconds
 N_IDLE, N_SLOW = 1000, 200  # connections
-PAUSE = 5.0  # seconds until a client opens a connection again that was closed
 MOST_LINES = 100  # in the server's log
 
 
@@ -110,7 +109,6 @@ async def attack(port: int, seconds: float, n_idle: int = N_IDLE, n_slow: int = 
                     counted[await one()] += 1
                 except (OSError, asyncio.IncompleteReadError):
                     counted["closed"] += 1
-                    await asyncio.sleep(PAUSE)
 
         return [client() for _ in range(n)]
 
@@ -126,6 +124,7 @@ async def attack(port: int, seconds: float, n_idle: int = N_IDLE, n_slow: int = 
         *until_end("a long prompt", 4, sending(_post({"prompt": "a " * 400_000}, path="/v1/completions"))),
         *until_end("another host", 2, sending(_post(short, host="attacker.example"))),
         *until_end("two lengths", 2, sending(_post({"messages": []}, both))),
+        *until_end("health", 2, sending(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")),
         *until_end("not HTTP", 2, sending(b"\x16\x03\x01 this is not HTTP\r\n\r\n")),
         *until_end("idle connections", n_idle, lambda: _drip(port, b"")),
         *until_end("slow heads", n_slow, lambda: _drip(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 999)),

@@ -17,6 +17,7 @@ from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
 from lit_llm.model.config_json import Keys
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import shown
 
 KEPT_CONFIG = "lit_gpt_config.json"  # their lit_config.json, once ours has taken its name
 _YAML_CONFIG = "model_config.yaml"
@@ -60,7 +61,7 @@ def read_lit_gpt(folder: Path, path: Path) -> tuple[Names, list[tuple[str, Reade
         family = read_json_object(folder / "config.json").get("model_type")
     try:
         config = _config(Keys(_values(path)), tied, family)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return lit_gpt_names(config), tensors
 
@@ -69,17 +70,19 @@ def _values(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return read_json_object(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+        values = yaml.safe_load(path.read_bytes())
+    except RecursionError as error:
+        raise CheckpointError("nested too deeply. Download the checkpoint again") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise CheckpointError(f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError("must hold a mapping of options")
+        raise CheckpointError("must hold a mapping of options")
     return values
 
 
 def _config(k: Keys, tied: bool, family: str | None) -> Config:
     """Return our Config for theirs. `family` becomes `model_type` if its parts are those of the model."""
-    name = k.get("name", "")
+    name = str(k.get("name", ""))
     norm, mlp = _class(k, "norm", _NORMS), _class(k, "mlp", tuple(_MLPS))
     _refuse_unsupported(k)
     sizes = _sizes(k, mlp)
@@ -90,9 +93,9 @@ def _config(k: Keys, tied: bool, family: str | None) -> Config:
         **_attention(k),
         **_residuals(k),
         **_positions(k, sizes["n_layer"], sizes["head_size"]),
-        "lm_head_bias": k.get("lm_head_bias", False),
-        "logit_softcap": k.get("final_logit_softcapping", None),
-        "scale_embeddings": k.get("scale_embeddings", False),
+        "lm_head_bias": k.flag("lm_head_bias", False),
+        "logit_softcap": k.number("final_logit_softcapping", None),
+        "scale_embeddings": k.flag("scale_embeddings", False),
         "tie_embeddings": tied,
     }
     if unknown := sorted(set(k.unread()) - _NEUTRAL):
@@ -104,7 +107,7 @@ def _class(k: Keys, part: str, known: tuple[str, ...]) -> str:
     """Return their class of a part: `norm_class_name`, or `_norm_class` in 2023; by default the first one known."""
     found = k.get(f"{part}_class_name", None) or k.get(f"_{part}_class", known[0])
     if found not in known:
-        raise ValueError(f"{part}_class_name = {found!r} is not supported; supported: {', '.join(known)}")
+        raise ValueError(f"{part}_class_name = {shown(found)} is not supported; supported: {', '.join(known)}")
     return found
 
 
@@ -120,9 +123,9 @@ def _sizes(k: Keys, mlp: str) -> dict[str, int]:
     n_embd, n_head = k.size("n_embd", 4096), k.size("n_head", 32)
     if mlp == "LLaMAMLP" and k.get("intermediate_size", None) is None:
         raise ValueError("intermediate_size is missing")
-    multiple = k.get("padding_multiple", 512)
+    multiple = k.size("padding_multiple", 512)
     return {
-        "vocab_size": k.size("padded_vocab_size", -(-k.get("vocab_size", 50254) // multiple) * multiple),
+        "vocab_size": k.size("padded_vocab_size", -(-k.size("vocab_size", 50254) // multiple) * multiple),
         "block_size": k.size("block_size", 4096),
         "n_layer": k.size("n_layer", 16),
         "n_head": n_head,
@@ -136,30 +139,30 @@ def _sizes(k: Keys, mlp: str) -> dict[str, int]:
 def _mlp(k: Keys, kind: str, intermediate_size: int) -> dict[str, Any]:
     mlp, activation = _MLPS[kind]
     approximate = k.only("gelu_approximate", *_ACTIVATION)
-    fields = {"mlp": mlp, "activation": activation or _ACTIVATION[approximate], "mlp_bias": k.get("bias", True)}
+    fields = {"mlp": mlp, "activation": activation or _ACTIVATION[approximate], "mlp_bias": k.flag("bias", True)}
     experts = {
-        "n_expert": k.get("n_expert", 0),
-        "n_expert_per_token": k.get("n_expert_per_token", 0),
+        "n_expert": k.count("n_expert", 0),
+        "n_expert_per_token": k.count("n_expert_per_token", 0),
         "expert_size": k.size("moe_intermediate_size", intermediate_size),
     }
     return fields | experts if kind == "LLaMAMoE" else fields
 
 
 def _attention(k: Keys) -> dict[str, Any]:
-    bias, scalar = k.get("bias", True), k.get("attention_scores_scalar", None)
+    bias, scalar = k.flag("bias", True), k.number("attention_scores_scalar", None)
     return {
-        "attn_bias": k.get("attn_bias", False) or bias,
+        "attn_bias": k.flag("attn_bias", False) or bias,
         "attn_out_bias": bias,
-        "attention_softcap": k.get("attention_logit_softcapping", None),
+        "attention_softcap": k.number("attention_logit_softcapping", None),
         "attention_scale": None if scalar is None else scalar**-0.5,
     }
 
 
 def _norm(k: Keys, kind: str, name: str) -> dict[str, Any]:
     """Their Gemma and OLMo norms have no class or field of their own: the name of the model decides."""
-    qk = {"default": "head", "olmo2": "row"}[k.only("norm_qk_type", "default", "olmo2")] if k.get("norm_qk", False) else None
+    qk = {"default": "head", "olmo2": "row"}[k.only("norm_qk_type", "default", "olmo2")] if k.flag("norm_qk", False) else None
     k.unused("norm_qk_type")
-    fields = {"norm_eps": k.get("norm_eps", 1e-5), "qk_norm": qk}
+    fields = {"norm_eps": k.number("norm_eps", 1e-5), "qk_norm": qk}
     if kind == "RMSNorm":
         return fields | {"norm": "rms_plus_one" if "Gemma" in name else "rms"}
     return fields | ({"norm": "layer_fixed"} if "OLMo" in name else {"norm": "layer", "norm_bias": True})
@@ -167,9 +170,9 @@ def _norm(k: Keys, kind: str, name: str) -> dict[str, Any]:
 
 def _residuals(k: Keys) -> dict[str, Any]:
     """Norms before and after attention and MLP, and whether both read the same residual stream."""
-    before, after = k.get("norm_1", True), k.get("post_attention_norm", False)
-    parallel, shared = k.get("parallel_residual", True), k.get("shared_attention_norm", False)
-    if k.get("norm_2", True) != before or k.get("post_mlp_norm", False) != after:
+    before, after = k.flag("norm_1", True), k.flag("post_attention_norm", False)
+    parallel, shared = k.flag("parallel_residual", True), k.flag("shared_attention_norm", False)
+    if k.flag("norm_2", True) != before or k.flag("post_mlp_norm", False) != after:
         raise ValueError("norm_1 and norm_2, or post_attention_norm and post_mlp_norm, differ: that is not supported")
     if parallel and (after or not before):
         raise ValueError("parallel_residual = True with norm_1 = False or post_attention_norm = True is not supported")
@@ -180,7 +183,7 @@ def _residuals(k: Keys) -> dict[str, Any]:
 
 def _positions(k: Keys, n_layer: int, head_size: int) -> dict[str, Any]:
     """RoPE and the sliding window."""
-    window, slides = k.get("sliding_window_size", None), k.get("sliding_window_indices", None)
+    window, slides = k.optional_size("sliding_window_size", None), k.per_layer("sliding_window_indices", n_layer)
     placing = k.only("sliding_window_layer_placing", 1, 2, "all", "interleaved")
     if slides is None:
         slides = [placing in (1, "all") or i % 2 == 0 for i in range(n_layer)]
@@ -188,27 +191,27 @@ def _positions(k: Keys, n_layer: int, head_size: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if window is not None and sliding:
         fields = {"sliding_window": window, "sliding_layers": None if len(sliding) == n_layer else sliding}
-    ratio = k.get("rope_condense_ratio", None) or k.get("condense_ratio", 1)
+    ratio = k.number("rope_condense_ratio", None) or k.number("condense_ratio", 1)
     k.unused("condense_ratio")
-    scaling, local = k.get("rope_adjustments", None), k.get("rope_local_base_freq", None)
-    uses_local = k.get("rope_indices", None)
+    scaling, local = k.object("rope_adjustments"), k.number("rope_local_base_freq", None)
+    uses_local = k.per_layer("rope_indices", n_layer)
     if ratio != 1 and (scaling or local):
         raise ValueError("rope_condense_ratio together with rope_adjustments or rope_local_base_freq is not supported")
     if ratio != 1:
-        fields["rope_scaling"] = {"rope_type": "linear", "factor": float(ratio)}
+        fields["rope_scaling"] = {"rope_type": "linear", "factor": ratio}
     if scaling:
         fields["rope_scaling"] = _rope_adjustments(scaling)
     if local is not None:
         if not sliding or window is None or [i for i in range(n_layer) if uses_local is None or uses_local[i]] != sliding:
             raise ValueError("rope_indices must be those of the layers with a sliding window")
-        fields["local_rope_theta"] = float(local)
-    rotary_size = int(k.get("rotary_percentage", 0.25) * head_size)
-    return fields | {"rotary_size": rotary_size, "rope_theta": float(k.get("rope_base", 10000))}
+        fields["local_rope_theta"] = local
+    rotary_size = int(min(k.number("rotary_percentage", 0.25) or 0, 2) * head_size)
+    return fields | {"rotary_size": rotary_size, "rope_theta": k.number("rope_base", 10000)}
 
 
 def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
     if given.keys() == {"factor"}:
-        return {"rope_type": "linear", "factor": float(given["factor"])}
+        return {"rope_type": "linear", **given}
     if given.keys() != {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
         raise ValueError(f"rope_adjustments with {', '.join(sorted(given))} are not supported")
     others = {name: value for name, value in given.items() if name != "original_max_seq_len"}
@@ -217,6 +220,7 @@ def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
 
 def _family(fields: dict[str, Any], wanted: str | None) -> str:
     """Return `wanted` if that family has the parts of this model, else the first that has. It decides the names on export."""
+    fields = fields | {"n_layer": min(fields["n_layer"], 2)}
     for family in sorted(TABLES, key=lambda family: family != wanted):
         config = Config(model_type=family, **fields)
         with torch.device("meta"):

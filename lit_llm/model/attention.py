@@ -132,6 +132,7 @@ class AttentionInputs(NamedTuple):
 
     ropes: tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]
     """cos and sin, see `Rope.forward`."""
+    query_scale: Tensor | None
     masks: tuple[Tensor | None, Tensor | None]
     """See `KVCache.masks`."""
     documents: Documents | None
@@ -142,7 +143,7 @@ class AttentionInputs(NamedTuple):
         return AttentionInputs(*_moved(tuple(self), device))
 
     def of_layer(self, layer: int, config: Config, cache: KVCache | None) -> tuple[Any, ...]:
-        """Return rope, documents, store and mask as `CausalSelfAttention` expects them."""
+        """Return rope, query_scale, documents, store and mask as `CausalSelfAttention` expects them."""
         sliding = config.is_sliding(layer)
         rope = None if layer in (config.no_rope_layers or ()) else self.ropes[sliding]
         if cache is None:
@@ -151,7 +152,7 @@ class AttentionInputs(NamedTuple):
             store = partial(cache.fill, layer, self.ends)
         else:
             store = partial(cache.write, layer, self.positions)
-        return rope, self.documents, store, self.masks[sliding]
+        return rope, self.query_scale, self.documents, store, self.masks[sliding]
 
 
 def _moved(values: Any, device: torch.device) -> Any:
@@ -159,6 +160,15 @@ def _moved(values: Any, device: torch.device) -> Any:
     if isinstance(values, tuple):
         return tuple(_moved(value, device) for value in values)
     return None if values is None else values.to(device)
+
+
+def query_scale(positions: Tensor, config: Config) -> Tensor | None:
+    """Return the factors of queries at positions (T,) or (B, T), as (T, 1) or (B, 1, T, 1): see `Config.query_growth`."""
+    if config.query_growth is None or config.query_growth_length is None:
+        return None
+    n = positions.div(config.query_growth_length, rounding_mode="floor").float()
+    scale = 1 + config.query_growth * n.log1p()[..., None]
+    return scale if scale.dim() == 2 else scale[:, None]
 
 
 def positions_in_sequences(

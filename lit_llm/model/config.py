@@ -16,10 +16,10 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
-    "norm": ("rms", "rms_plus_one", "layer", "layer_fixed"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
     "qk_norm": (None, "head", "each_head", "row"),
     "mlp": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
 }
 
 
@@ -41,8 +41,8 @@ class Config:
     head_size: int
     intermediate_size: int
     norm: str = "rms"
-    """`rms` (https://arxiv.org/abs/1910.07467), `rms_plus_one` (its weight is stored minus one), `layer`
-    (https://arxiv.org/abs/1607.06450) or `layer_fixed` (without weight)."""
+    """`rms` (https://arxiv.org/abs/1910.07467), `layer` (https://arxiv.org/abs/1607.06450), either with `_plus_one` (the weight
+    is stored minus one), or `layer_fixed` (without weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pre_norm: bool = True
@@ -51,9 +51,11 @@ class Config:
     """The outputs of attention and MLP are normalised before they are added to the residual stream."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
+    qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
+    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
@@ -76,6 +78,12 @@ class Config:
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
     """The same for logits."""
+    query_growth: float | None = None
+    """Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_growth_length)): attention over
+    long contexts stays sharp (https://arxiv.org/abs/2501.19399). None: they are not."""
+    query_growth_length: int | None = None
+    logit_scale: float = 1.0
+    """Factor of the logits, before the softcap."""
     sliding_window: int | None = None
     """Number of positions that each one attends to, itself included. None: all before it."""
     sliding_layers: list[int] | None = None
@@ -88,6 +96,8 @@ class Config:
     """A trained vector for each of block_size positions is added to the embedding."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
+    rope_interleaved: bool = False
+    """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
@@ -97,6 +107,10 @@ class Config:
     """Layers without RoPE. None: no layer."""
     scale_embeddings: bool = False
     """Embeddings are multiplied by sqrt(n_embd)."""
+    embedding_scale: float = 1.0
+    """Factor of the embeddings."""
+    residual_scale: float = 1.0
+    """Factor of the outputs of attention and MLP, before they are added to the residual stream."""
     tie_embeddings: bool = False
     """The output layer uses the embedding's weight."""
 
@@ -117,8 +131,12 @@ class Config:
             "clip_qkv",
             "attention_scale",
             "attention_softcap",
+            "query_growth",
+            "logit_scale",
             "logit_softcap",
             "local_rope_theta",
+            "embedding_scale",
+            "residual_scale",
         ):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
@@ -126,6 +144,8 @@ class Config:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
+        if self.query_growth is not None:
+            check_size("query_growth_length", self.query_growth_length)
         if self.n_expert:
             check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)

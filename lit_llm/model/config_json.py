@@ -161,6 +161,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 # Each key by its common name: how it is read, and the fields of Config that it sets.
@@ -177,10 +178,15 @@ _FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "hidden_act": (Keys.activation, ("activation",)),
     "rms_norm_eps": (Keys.number, ("norm_eps",)),
     "attention_bias": (Keys.flag, ("attn_bias", "attn_out_bias")),
+    "attention_out_bias": (Keys.flag, ("attn_out_bias",)),
     "mlp_bias": (Keys.flag, ("mlp_bias",)),
     "clip_qkv": (Keys.number, ("clip_qkv",)),
     "sliding_window": (Keys.optional_size, ("sliding_window",)),
     "attn_logit_softcapping": (Keys.optional_number, ("attention_softcap",)),
+    "attention_multiplier": (Keys.number, ("attention_scale",)),
+    "embedding_multiplier": (Keys.number, ("embedding_scale",)),
+    "residual_multiplier": (Keys.number, ("residual_scale",)),
+    "logit_scale": (Keys.number, ("logit_scale",)),
     "final_logit_softcapping": (Keys.optional_number, ("logit_softcap",)),
     "use_parallel_residual": (Keys.flag, ("parallel_residual",)),
     "num_local_experts": (Keys.size, ("n_expert",)),

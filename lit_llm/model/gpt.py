@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, soft_capped
+from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
 from lit_llm.model.config import Config
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.recompute import recipes_for_results, recomputed
@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
 
 CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
@@ -43,9 +44,9 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
         if config.rotary_size:
-            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling)
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
         if config.local_rope_theta is not None:
-            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None)
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
         self.fingerprint: str | None = None  # of the loaded weights
         self.stored_dtypes: dict[str, torch.dtype] = {}  # of each weight in the files that it was loaded from
         self.activation_checkpointing = False
@@ -99,6 +100,7 @@ class GPT(nn.Module):
         where, length = positions_in_sequences(ids, lengths, positions, ends)
         inputs = AttentionInputs(
             ropes=self._ropes(where, length),
+            query_scale=query_scale(where, self.config),
             masks=(None, None) if cache is None else cache.masks(positions, self.dtype),
             documents=None if lengths is None else Documents(lengths, ids.device),
             positions=positions,
@@ -120,11 +122,15 @@ class GPT(nn.Module):
         x = self.wte(ids)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)  # rounded like the weights, as in training
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         return x if self.wpe is None else x + self.wpe(positions)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab_size) from final hidden states (..., C)."""
         logits = self.lm_head(hidden)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
         return logits if self.config.logit_softcap is None else soft_capped(logits, self.config.logit_softcap)
 
     def _ropes(self, positions: Tensor, length: Tensor) -> Any:
@@ -140,12 +146,13 @@ def _run_block(block: nn.Module, *inputs: Any) -> Tensor:
 class Block(nn.Module):
     """One layer. With n1 .. n4 its norms, each of which a family may lack:
 
-    x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1.
+    x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1. Both
+    results may have a constant factor before they are added to x.
     """
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.parallel = config.parallel_residual
+        self.parallel, self.scale = config.parallel_residual, config.residual_scale
         self.norm_1 = Norm(config) if config.pre_norm else nn.Identity()
         self.attn = CausalSelfAttention(config, layer)
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
@@ -158,9 +165,12 @@ class Block(nn.Module):
         h = self.norm_1(x)
         a = self.post_attn_norm(self.attn(h, *attn_args))
         if self.parallel:
-            return x + a + self.mlp(h if self.shared_norm else self.norm_2(x))
-        x = x + a
-        return x + self.post_mlp_norm(self.mlp(self.norm_2(x)))
+            return x + self.scaled(a) + self.scaled(self.mlp(h if self.shared_norm else self.norm_2(x)))
+        x = x + self.scaled(a)
+        return x + self.scaled(self.post_mlp_norm(self.mlp(self.norm_2(x))))
+
+    def scaled(self, y: Tensor) -> Tensor:
+        return y if self.scale == 1 else y * self.scale
 
 
 class CausalSelfAttention(nn.Module):
@@ -173,7 +183,9 @@ class CausalSelfAttention(nn.Module):
         self.scale = config.attention_scale
         self.softcap = config.attention_softcap
         self.window = config.sliding_window if config.is_sliding(layer) else None
+        self.interleaved = config.rope_interleaved
         self.normalizes_rows = config.qk_norm == "row"
+        self.normalizes_last = config.qk_norm_after_rope
         self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
         self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
@@ -186,15 +198,16 @@ class CausalSelfAttention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
+        query_scale: Tensor | None,
         documents: Documents | None,
         store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         mask: Tensor | None,
     ) -> Tensor:
         """(B, T, C) from x (B, T, C). `store` puts keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
-        q, (k, v) = self.heads(self.q(x), self.q_norm), self.keys_and_values(x)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, (k, v) = self.heads(self.q(x), self.q_norm, rope), self.keys_and_values(x, rope)
+        if query_scale is not None:
+            q = q * query_scale.to(q.dtype)
         if store is not None:
             k, v = store(k, v)
         y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
@@ -202,18 +215,22 @@ class CausalSelfAttention(nn.Module):
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
 
-    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys without positions, and values, (B, ng, T, hs) each, for x (B, T, C)."""
-        return self.heads(self.k(x), self.k_norm), self.heads(self.v(x), None)
+    def keys_and_values(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Keys, at positions only if `rope` is given, and values, (B, ng, T, hs) each, for x (B, T, C)."""
+        return self.heads(self.k(x), self.k_norm, rope), self.heads(self.v(x), None, None)
 
-    def heads(self, y: Tensor, norm: nn.Module | None) -> Tensor:
-        """A projection (B, T, heads * hs), clipped and normalised as the family does, as (B, heads, T, hs)."""
+    def heads(self, y: Tensor, norm: nn.Module | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """A projection (B, T, heads * hs), clipped, normalised and rotated as the family does, as (B, heads, T, hs)."""
         if self.clip is not None:
             y = y.clamp(-self.clip, self.clip)
         if norm is not None and self.normalizes_rows:
-            y = norm(y)
+            y, norm = norm(y), None
         y = y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-        return y if norm is None or self.normalizes_rows else norm(y)
+        if norm is not None and not self.normalizes_last:
+            y, norm = norm(y), None
+        if rope is not None:
+            y = rotate(y, *rope, self.interleaved)
+        return y if norm is None else norm(y)
 
     def attend_to_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
@@ -301,10 +318,10 @@ class Norm(nn.Module):
     def normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         weight = None if weight is None else weight.float()
         bias = None if bias is None else bias.float()
-        if self.kind in ("layer", "layer_fixed"):
-            return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
-        if weight is not None and self.kind == "rms_plus_one":
+        if weight is not None and self.kind.endswith("_plus_one"):
             weight = weight + 1
+        if self.kind.startswith("layer"):
+            return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
         return F.rms_norm(x.float(), (self.size,), weight, self.eps).to(x.dtype)
 
 

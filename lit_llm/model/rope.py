@@ -27,10 +27,12 @@ class Rope(nn.Module):
         size: Number of leading dimensions of each head that are rotated.
         theta: Base of the wavelengths.
         scaling: `Config.rope_scaling`.
+        interleaved: `Config.rope_interleaved`.
     """
 
-    def __init__(self, size: int, theta: float, scaling: dict[str, Any] | None) -> None:
+    def __init__(self, size: int, theta: float, scaling: dict[str, Any] | None, interleaved: bool = False) -> None:
         super().__init__()
+        self.interleaved = interleaved
         self.scaling: dict[str, Any] = {"rope_type": "default"} if scaling is None else scaling
         self.factor = _attention_factor(**self.scaling)
         self.register_buffer("inv_freq", _inverse_frequencies(size, theta, self.scaling), persistent=False)
@@ -39,7 +41,7 @@ class Rope(nn.Module):
         self.switch = original if self.scaling["rope_type"] == "longrope" else None  # length up to which the short table holds
 
     def forward(self, positions: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos, and sin with its first half negative, (T, size) or (B, 1, T, size), in float32.
+        """Return cos, and sin that is negative for the first of each pair, (T, size) or (B, 1, T, size), in float32.
 
         bfloat16 has 8 bits: above position 256 it cannot separate neighbours.
 
@@ -52,6 +54,8 @@ class Rope(nn.Module):
         if angles.dim() == 3:
             angles = angles[:, None]  # over heads
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
+        if self.interleaved:
+            return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _frequencies(self, length: Tensor) -> Tensor:
@@ -151,17 +155,18 @@ def _attention_factor(
     return growth + 1
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate the leading dimensions of each head: (a, b) -> (a cos - b sin, b cos + a sin).
 
-    As in Hugging Face's layout, pair i consists of dimensions i and i + rotary_size / 2. `sin` has its first half negative, so
-    that both lines are x * cos + swapped halves * sin.
+    Pair i consists of dimensions i and i + rotary_size / 2 or, interleaved, of 2i and 2i + 1. `sin` is negative for the first
+    of each pair, so that both lines are x * cos + swapped pairs * sin.
 
     Args:
-        x: (..., T, hs); cos, sin: (..., T, rotary_size), broadcast over heads.
+        x: (..., T, hs); cos, sin: (..., T, rotary_size), as `Rope` returns them for the same layout, broadcast over heads.
     """
     n = cos.size(-1)
     head, rest = x[..., :n], x[..., n:]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    rotated = torch.addcmul(head * cos, head.roll(n // 2, dims=-1), sin)
+    swapped = head.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else head.roll(n // 2, dims=-1)
+    rotated = torch.addcmul(head * cos, swapped, sin)
     return rotated if rest.size(-1) == 0 else torch.cat((rotated, rest), dim=-1)

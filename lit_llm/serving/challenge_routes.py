@@ -85,7 +85,7 @@ def challenge_routes(engine: Engine, preparation: Preparation, names: TokenNames
     @router.post("/process", response_model=ProcessResponse)
     async def process(body: ProcessRequest, request: Request) -> Response:
         start = time.perf_counter()
-        (job,), deadline = await preparation.jobs(len(body.prompt), lambda: [_job(engine, body, max_new_tokens)])
+        (job,), deadline = await preparation.run(len(body.prompt), lambda: [_job(engine, body, max_new_tokens)])
         (answer,) = await collect(request, ChunkStream(engine, [job], deadline))
 
         def write() -> Response:
@@ -106,14 +106,14 @@ def challenge_routes(engine: Engine, preparation: Preparation, names: TokenNames
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeResponse:
         start = time.perf_counter()
-        tokens = await asyncio.to_thread(tokenizer.encode, body.text)
+        tokens, _ = await preparation.run(len(body.text), lambda: tokenizer.encode(body.text))
         tokens = tokens[: body.max_length] if body.truncation else tokens
         return TokenizeResponse(tokens=tokens, request_time=time.perf_counter() - start)
 
     @router.post("/decode")
     async def decode(body: DecodeRequest) -> DecodeResponse:
         start = time.perf_counter()
-        text = await asyncio.to_thread(tokenizer.decode, body.tokens)
+        text, _ = await preparation.run(4 * len(body.tokens), lambda: tokenizer.decode(body.tokens))
         return DecodeResponse(text=text, request_time=time.perf_counter() - start)
 
     return router

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lit_llm.serving.limits import QUICK_RATE, QUICK_SECONDS, Pace
+
 HEADER_SECONDS = 10.0
 MAX_CONNECTIONS = 1000
 BACKLOG = 32  # connections that asyncio accepts at a time, before one of them is counted
@@ -26,10 +28,12 @@ class Connection(H11Protocol):
 
     Attributes:
         waiting: The connections whose request is not complete, the oldest first.
+        quick: The pace of answers to what is not HTTP.
     """
 
     limit: ClassVar[int]
     waiting: ClassVar[dict["Connection", None]]
+    quick: ClassVar[Pace]
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -46,6 +50,16 @@ class Connection(H11Protocol):
             self._stop_timer()  # the middleware limits the time of the body
             if not self.cycle.more_body:
                 self.waiting.pop(self, None)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are not HTTP, at the pace of all errors."""
+        self.transport.pause_reading()
+        self._stop_timer()
+        self.loop.call_later(self.quick.delay(1), self._send_400_response, msg)
+
+    def _send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         self._wait_for_request()
@@ -71,7 +85,7 @@ class Connection(H11Protocol):
 def server_config(app: Any, **options: Any) -> uvicorn.Config:
     """Return the configuration of a server with limited connections. It logs its own faults, not those of clients."""
     limit, backlog = _limits()
-    kind = type("LimitedConnection", (Connection,), {"limit": limit, "waiting": {}})
+    kind = type("LimitedConnection", (Connection,), {"limit": limit, "waiting": {}, "quick": Pace(QUICK_RATE, QUICK_SECONDS)})
     return uvicorn.Config(app, http=kind, ws="none", log_level="error", access_log=False, backlog=backlog, **options)
 
 

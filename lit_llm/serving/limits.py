@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import math
 import socket
 import time
 from collections import deque
@@ -33,6 +34,11 @@ SHORT = 16_384
 """Bytes of a short request. All bytes beyond that, of all requests together, are read at LONG_RATE."""
 LONG_RATE = 1_000_000
 """Bytes per second. Parsing them takes a tenth of the time, in which the engine's thread waits."""
+
+QUICK_RATE = 100
+"""Answers per second that need no model: errors, and all but POST. A client that repeats them would keep the engine waiting."""
+QUICK_SECONDS = 1.0
+"""Longest time that such an answer waits for those before it."""
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -106,12 +112,26 @@ class LimitsMiddleware:
     """
 
     def __init__(self, app: App, key: str | None, max_size: int, host: str | None) -> None:
-        self.app, self.max_size, self.host, self.pace = app, max_size, host, Pace()
+        self.app, self.max_size, self.host = app, max_size, host
+        self.bodies, self.quick = Pace(LONG_RATE), Pace(QUICK_RATE, QUICK_SECONDS)
         self.digest = None if key is None else _digest(key.encode())
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        await self._answer(scope, receive, self._at_pace(scope["method"], send))
+
+    def _at_pace(self, method: str, send: Send) -> Send:
+        """Return `send`, which delays answers without the model if there are too many."""
+
+        async def paced(message: Any) -> None:
+            if message["type"] == "http.response.start" and (message["status"] >= 400 or method != "POST"):
+                await self.quick.wait(1)
+            await send(message)
+
+        return paced
+
+    async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
         path, headers = scope["path"], dict(scope["headers"])
         if (error := self._refusal(path, headers)) is not None:
             response = error_response(path, error)
@@ -130,7 +150,7 @@ class LimitsMiddleware:
                     size += n_new
                     if size > self.max_size:
                         break
-                    await self.pace.wait(min(n_new, size - SHORT))
+                    await self.bodies.wait(min(n_new, size - SHORT))
                 else:
                     return await self.app(scope, replay, send)
             except TimeoutError:
@@ -192,17 +212,27 @@ async def _body(receive: Receive, seconds: float) -> AsyncIterator[Any]:
 
 
 class Pace:
-    """Lets the bytes of long bodies in at LONG_RATE: each waits for those before it."""
+    """Lets things happen at a rate: each waits for those before it.
 
-    def __init__(self) -> None:
-        self._free_at = 0.0
+    Args:
+        rate: Number per second.
+        longest: Most seconds to wait.
+    """
 
-    async def wait(self, n_bytes: int) -> None:
-        if n_bytes > 0:
-            now = time.monotonic()
-            start = max(now, self._free_at)
-            self._free_at = start + n_bytes / LONG_RATE
-            await asyncio.sleep(start - now)
+    def __init__(self, rate: float, longest: float = math.inf) -> None:
+        self.rate, self.longest, self._free_at = rate, longest, 0.0
+
+    async def wait(self, n: int) -> None:
+        await asyncio.sleep(self.delay(n))
+
+    def delay(self, n: int) -> float:
+        """Return the seconds until these `n` may happen."""
+        if n <= 0:
+            return 0.0
+        now = time.monotonic()
+        start = min(max(now, self._free_at), now + self.longest)
+        self._free_at = start + n / self.rate
+        return start - now
 
 
 async def _send_and_discard(response: JSONResponse, size: int, receive: Receive, send: Send) -> None:

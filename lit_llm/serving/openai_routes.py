@@ -81,14 +81,14 @@ def openai_routes(served: Served) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         check(body, 1)
         n_bytes = sum(len(message.content or "") for message in body.messages)
-        jobs, deadline = await served.preparation.jobs(n_bytes, lambda: _chat_jobs(served, body))
+        jobs, deadline = await served.preparation.run(n_bytes, lambda: _chat_jobs(served, body))
         return await _respond(request, ChunkStream(engine, jobs, deadline), body, jobs, ChatFormat(served.names, body))
 
     @router.post("/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check(body, len(body.prompt))
         n_bytes = sum(map(len, body.prompt))
-        jobs, deadline = await served.preparation.jobs(n_bytes, lambda: _completion_jobs(served, body))
+        jobs, deadline = await served.preparation.run(n_bytes, lambda: _completion_jobs(served, body))
         return await _respond(request, ChunkStream(engine, jobs, deadline), body, jobs, CompletionFormat(served, body, jobs))
 
     return router

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from cases_dense import DENSE, NEEDED
 from published import config_of_2023, family_of, hf_config
 
 from lit_llm.model.config import Config
@@ -98,6 +99,7 @@ _REFERENCE = [
     ("gpt2", {}),
     ("gpt_bigcode", {}),
     ("gpt_bigcode", {"multi_query": False}),
+    *((family, NEEDED.get(family, {})) for family in dict.fromkeys(family for _, family, _ in DENSE)),
 ]
 
 

@@ -89,6 +89,30 @@ def test_a_slow_body_is_refused(url):
     assert json.loads(body.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
 
 
+def test_a_pace_delays_each_by_those_before_it(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now)
+    pace = limits.Pace(rate=4, longest=1.0)
+    assert [pace.delay(n) for n in (1, 2, 0, 1, 1, 1)] == [0, 0.25, 0, 0.75, 1, 1]
+    now = 103.0
+    assert pace.delay(1) == 0  # time that was not used is not saved up
+    assert pace.delay(1) == 0.25
+
+
+def test_answers_that_need_no_model_are_paced(url, monkeypatch):
+    paced = []
+    monkeypatch.setattr(limits.Pace, "delay", lambda pace, n: paced.append(n) or 0.0 if pace.rate == limits.QUICK_RATE else 0.0)
+    for name, ask, expected in (
+        ("read", lambda: status_of(url, "Host: localhost"), (200, 1)),
+        ("error", lambda: send(url, request_of(temperature=-1))[0], (400, 1)),
+        ("no such route", lambda: send(url, b"{}", path="/v1/nothing")[0], (404, 1)),
+        ("not HTTP", lambda: int(read(connect(url, b"this is not HTTP\r\n\r\n")).split()[1]), (400, 1)),
+        ("answer", lambda: send(url, request_of(max_tokens=2))[0], (200, 0)),
+    ):
+        paced.clear()
+        assert (ask(), len(paced)) == expected, name
+
+
 def test_a_request_with_two_lengths_closes_the_connection(url):
     second = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     request = (
@@ -184,7 +208,7 @@ def test_a_server_under_attack_answers_right(tmp_path):
         assert answers
         assert all(status == 200 and answer["choices"] == expected for status, answer in answers)
         for name, statuses in refused.items():
-            assert statuses.keys() <= {"closed", "403" if name == "another host" else "400"}, name
+            assert statuses.keys() <= {"closed", {"another host": "403", "health": "200"}.get(name, "400")}, name
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM)

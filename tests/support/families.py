@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases_dense import DENSE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -170,6 +171,7 @@ CASES = [
     Case("starcoder-multi-head", "gpt_bigcode", {**_GPT2, "multi_query": False}, 128),
     _case("starcoder2", "starcoder2", vocab_size=128),
     _case("starcoder2-15b", "starcoder2", sliding_window=6, use_bias=False, tie_word_embeddings=False),
+    *(_case(name, family, **sizes) for name, family, sizes in DENSE),
 ]  # fmt: skip
 
 

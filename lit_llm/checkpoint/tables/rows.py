@@ -67,6 +67,7 @@ def in_layers(prefix: str, rows: Table) -> Table:
 # Rows of layers, as most families name them.
 ATTENTION: Table = {f"self_attn.{part}_proj": f"attn.{part}" for part in "qkvo"}
 GATED_MLP: Table = {f"mlp.{part}_proj": f"mlp.{part}" for part in ("gate", "up", "down")}
+PLAIN_MLP: Table = {f"mlp.{part}_proj": f"mlp.{part}" for part in ("up", "down")}
 PRE_NORMS: Table = {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
 POST_NORMS: Table = {"post_attention_layernorm": "post_attn_norm", "post_feedforward_layernorm": "post_mlp_norm"}
 QK_NORMS: Table = {"self_attn.q_norm": "attn.q_norm", "self_attn.k_norm": "attn.k_norm"}

@@ -1,14 +1,19 @@
 """Families like Llama: gated MLPs, RMSNorm, RoPE."""
 
 from lit_llm.errors import CheckpointError
-from lit_llm.model.config_json import Fields, Keys, check_size, rope_parameters, window_fields
+from lit_llm.model.config_json import Fields, Keys, check_size, positive, rope_parameters, window_fields
 from lit_llm.model.families.family import (
     LAYER_NORM,
     LAYER_NORM_EPS,
     MISTRAL,
+    PLAIN_LAYER_NORM,
     QWEN,
     Family,
+    local_theta,
+    rope_of_full_layers,
+    rope_or,
     used_window,
+    without_rope,
 )
 
 
@@ -58,7 +63,100 @@ def _stablelm(k: Keys, fields: Fields) -> Fields:
     }
 
 
+def _olmo3(k: Keys, fields: Fields) -> Fields:
+    """Scaling applies to the layers that attend to all positions, every fourth by default."""
+    theta, slides = local_theta(k, 5e5), [(i + 1) % 4 != 0 for i in range(fields["n_layer"])]
+    same = fields["rope_scaling"] is None and fields["rope_theta"] == theta
+    window = window_fields(k, len(slides), k.optional_size("sliding_window", 4096), slides)
+    return {**window, "local_rope_theta": None if same else theta}
+
+
+def _ministral(k: Keys, fields: Fields) -> Fields:
+    window, n_layer = k.optional_size("sliding_window", 4096), fields["n_layer"]
+    return window_fields(k, n_layer, window, [window is not None] * n_layer)
+
+
+_MINISTRAL3_ROPE: Fields = {
+    "type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0,
+    "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+
+
+def _ministral3_rope(k: Keys) -> Fields:
+    parameters = rope_or(_MINISTRAL3_ROPE)(k)
+    others = ("llama_4_scaling_beta", "max_position_embeddings")
+    return {name: value for name, value in parameters.items() if name not in others}
+
+
+def _ministral3(k: Keys, fields: Fields) -> Fields:
+    parameters = rope_or(_MINISTRAL3_ROPE)(k)
+    if (growth := parameters.get("llama_4_scaling_beta")) is None:
+        return {}
+    return {"query_growth": growth, "query_growth_length": parameters.get("original_max_position_embeddings")}
+
+
+def _hyperclovax(k: Keys, fields: Fields) -> Fields:
+    scale = k.number("attention_multiplier", fields["head_size"] ** -0.5)
+    return {"attention_scale": scale, "post_norm": k.flag("use_post_norm", True)}
+
+
+def _cwm(k: Keys, fields: Fields) -> Fields:
+    slides = [i % 4 != 0 for i in range(fields["n_layer"])]
+    return window_fields(k, len(slides), k.optional_size("sliding_window", 8192), slides)
+
+
+def _cohere2(k: Keys, fields: Fields) -> Fields:
+    """Every `sliding_window_pattern`-th layer attends to all positions and has no RoPE."""
+    n_layer, pattern = fields["n_layer"], k.size("sliding_window_pattern", 4)
+    slides = [(i + 1) % pattern != 0 for i in range(n_layer)]
+    window = window_fields(k, n_layer, k.optional_size("sliding_window", 4096), slides)
+    return window | without_rope(n_layer, window)
+
+
+def _exaone4(k: Keys, fields: Fields) -> Fields:
+    """As Cohere 2, if there is a sliding window. A pattern may be a string as well, which is written next to `layer_types`."""
+    n_layer, window = fields["n_layer"], k.optional_size("sliding_window", 4096)
+    if window is None or k.per_layer("layer_types", n_layer):
+        slides = [False] * n_layer
+        k.unused("sliding_window_pattern")
+    else:
+        slides = [(i + 1) % k.size("sliding_window_pattern", 4) != 0 for i in range(n_layer)]
+    found = window_fields(k, n_layer, window, slides)
+    return found if window is None else found | without_rope(n_layer, found)
+
+
+def _hunyuan_rope(k: Keys) -> Fields:
+    """`dynamic` with `alpha` is a larger theta at every length; see `_hunyuan`."""
+    parameters = rope_parameters(k)
+    return {"rope_theta": parameters.get("rope_theta")} if _hunyuan_alpha(k) else parameters
+
+
+def _hunyuan_alpha(k: Keys) -> float | None:
+    parameters = rope_parameters(k)
+    is_dynamic = "dynamic" in (parameters.get("type"), parameters.get("rope_type"))
+    return positive("rope_scaling's alpha", parameters["alpha"]) if is_dynamic and parameters.get("alpha") else None
+
+
+def _hunyuan(k: Keys, fields: Fields) -> Fields:
+    alpha, size = _hunyuan_alpha(k), fields["head_size"]
+    return {"rope_theta": fields["rope_theta"] * alpha ** (size / (size - 2))} if alpha else {}
+
+
 _OLMO: Fields = {"vocab_size": 50304, "attention_bias": False}
+_GLM: Fields = {
+    "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07, "partial_rotary_factor": 0.5, "attention_bias": True,
+}  # fmt: skip
+_GLM_FIXED: Fields = {"rope_interleaved": True, "attn_out_bias": False}
+_COHERE: Fields = {
+    "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "attention_bias": False,
+    "logit_scale": 0.0625,
+}  # fmt: skip
+_COHERE_FIXED: Fields = {"norm": "layer", "parallel_residual": True, "shared_attention_norm": True, "rope_interleaved": True}
+_GRANITE: Fields = {
+    "attention_bias": False, "mlp_bias": False, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+}  # fmt: skip
 
 DENSE: dict[str, Family] = {
     "llama": Family(
@@ -95,6 +193,13 @@ DENSE: dict[str, Family] = {
         _OLMO | {"rms_norm_eps": 1e-5},
         fixed={"pre_norm": False, "post_norm": True, "qk_norm": "row"},
     ),
+    "olmo3": Family(
+        "OLMo 3 7B and 32B",
+        _OLMO | {"rms_norm_eps": 1e-5, "rope_theta": 5e5},
+        fixed={"pre_norm": False, "post_norm": True, "qk_norm": "row"},
+        rope=rope_of_full_layers,
+        more=_olmo3,
+    ),
     "smollm3": Family(
         "SmolLM3 3B: some layers have no RoPE (https://arxiv.org/abs/2501.18795)",
         {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
@@ -109,5 +214,116 @@ DENSE: dict[str, Family] = {
         spelled=LAYER_NORM_EPS,
         fixed=LAYER_NORM,
         more=_stablelm,
+    ),
+    "helium": Family(
+        "Helium 1 2B",
+        {"vocab_size": 48000, "hidden_size": 2560, "intermediate_size": 7040, "num_hidden_layers": 24,
+         "num_attention_heads": 20, "num_key_value_heads": 20, "head_dim": 128, "max_position_embeddings": 4096,
+         "rms_norm_eps": 1e-8, "rope_theta": 1e5, "attention_bias": False, "mlp_bias": False},
+        fixed={"rope_interleaved": True, "attn_out_bias": False},
+    ),
+    "ministral": Family("Ministral 8B", MISTRAL, more=_ministral),
+    "ministral3": Family(
+        "Ministral 3 3B, 8B and 14B, the language model alone",
+        MISTRAL
+        | {"vocab_size": 131072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262144,
+           "rms_norm_eps": 1e-5, "sliding_window": None},
+        rope=_ministral3_rope,
+        more=_ministral3,
+    ),
+    "granite": Family(
+        "Granite 3.0 to 3.3 2B and 8B, Granite 4 Micro without state-space layers",
+        _GRANITE | {"attention_multiplier": 1.0},
+        more=lambda k, fields: {"logit_scale": 1 / positive("logits_scaling", k.get("logits_scaling", 1.0))},
+    ),
+    "hyperclovax": Family(
+        "HyperCLOVA X SEED Think 14B",
+        _GRANITE | {"logit_scale": 1.0},
+        spelled={"logit_scale": "logits_scaling"},
+        more=_hyperclovax,
+    ),
+    "cohere": Family(
+        "Command R 35B, Aya 23 8B and 35B",
+        _COHERE | {"rope_theta": 5e5},
+        spelled=LAYER_NORM_EPS,
+        fixed=_COHERE_FIXED,
+        only={"use_qk_norm": False},
+    ),
+    "cohere2": Family(
+        "Command R7B, Command A, Aya Expanse successors",
+        _COHERE,
+        spelled=LAYER_NORM_EPS,
+        fixed=_COHERE_FIXED,
+        more=_cohere2,
+    ),
+    "glm": Family("GLM-4 9B, GLM-Edge", _GLM, fixed=_GLM_FIXED),
+    "glm4": Family("GLM-4-0414 9B and 32B, GLM-Z1", _GLM, fixed={**_GLM_FIXED, "post_norm": True}),
+    "seed_oss": Family(
+        "Seed-OSS 36B",
+        {"vocab_size": 155136, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 80,
+         "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524288, "attention_bias": True,
+         "attention_out_bias": False, "mlp_bias": False},
+        unused=("residual_dropout",),
+    ),
+    "ernie4_5": Family(
+        "ERNIE 4.5 0.3B",
+        {"vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
+         "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072,
+         "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "attention_bias": False, "mlp_bias": False},
+        spelled={"attention_bias": "use_bias", "mlp_bias": "use_bias"},
+        fixed={"rope_interleaved": True},
+    ),
+    "exaone4": Family(
+        "EXAONE 4.0 1.2B and 32B",
+        {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5},
+        fixed={"pre_norm": False, "post_norm": True, "qk_norm": "head"},
+        more=_exaone4,
+    ),
+    "hunyuan_v1_dense": Family(
+        "Hunyuan 0.5B, 1.8B, 4B and 7B, Hunyuan-MT 7B",
+        {"vocab_size": 290943, "rms_norm_eps": 1e-5, "attention_bias": False},
+        fixed={"qk_norm": "head", "qk_norm_after_rope": True},
+        unused=("eod_token_id",),
+        rope=_hunyuan_rope,
+        more=_hunyuan,
+    ),
+    "nemotron": Family(
+        "Nemotron 3 8B, Nemotron 4 15B and 340B, Minitron 4B and 8B",
+        {"vocab_size": 256000, "hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 48,
+         "max_position_embeddings": 4096, "hidden_act": "relu2", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5,
+         "attention_bias": False, "mlp_bias": False},
+        spelled={"rms_norm_eps": "norm_eps"},
+        fixed={**PLAIN_LAYER_NORM, "norm": "layer_plus_one"},
+    ),
+    "arcee": Family(
+        "AFM 4.5B",
+        {"hidden_size": 2560, "intermediate_size": 18432, "max_position_embeddings": 4096, "hidden_act": "relu2",
+         "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False},
+        fixed={"mlp": "plain"},
+    ),
+    "jais2": Family(
+        "Jais 2 8B and 70B",
+        {"vocab_size": 150272, "hidden_size": 3328, "intermediate_size": 26624, "num_attention_heads": 26,
+         "max_position_embeddings": 8192, "hidden_act": "relu2", "rms_norm_eps": 1e-5, "attention_bias": True,
+         "mlp_bias": True},
+        spelled=LAYER_NORM_EPS,
+        fixed=PLAIN_LAYER_NORM,
+    ),
+    "cwm": Family(
+        "CWM 32B",
+        {"vocab_size": 128256, "hidden_size": 6144, "intermediate_size": 21504, "num_hidden_layers": 64,
+         "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+         "rms_norm_eps": 1e-5, "rope_theta": 1e6, "mlp_bias": False},
+        rope=rope_or({"rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "high_freq_factor": 4.0,
+                      "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
+        more=_cwm,
+    ),
+    "iquestcoder": Family(
+        "IQuest-Coder-V1 40B",
+        {"vocab_size": 76800, "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 80,
+         "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+         "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False},
+        only={"use_sliding_window": False, "clip_qkv": None},
+        unused=("sliding_window", "max_window_layers"),
     ),
 }  # fmt: skip

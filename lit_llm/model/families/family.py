@@ -7,7 +7,9 @@ that depend on more than one key come from a function.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lit_llm.model.config_json import Fields, Keys, read_keys, rope_fields, rope_parameters
+from lit_llm.errors import CheckpointError
+from lit_llm.model.config_json import Fields, Keys, positive, read_keys, rope_fields, rope_parameters
+from lit_llm.schema import shown
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,38 @@ LAYER_NORM_EPS: dict[str, str | None] = {"rms_norm_eps": "layer_norm_eps"}
 def used_window(k: Keys, default: int | None) -> int | None:
     window = k.optional_size("sliding_window", default)
     return window if k.flag("use_sliding_window", False) else None
+
+
+def without_rope(n_layer: int, window: Fields) -> Fields:
+    """Return the field for layers that have RoPE only if they have the sliding window of `window_fields`."""
+    sliding = window.get("sliding_layers") or range(n_layer if window else 0)
+    return {"no_rope_layers": [i for i in range(n_layer) if i not in sliding] or None}
+
+
+def rope_or(default: Fields) -> Callable[[Keys], Fields]:
+    """Return a `rope` for families with other parameters of RoPE than plain ones where config.json has none."""
+    return lambda k: rope_parameters(k) or default
+
+
+def rope_of_full_layers(k: Keys) -> Fields:
+    """Return the parameters of RoPE in layers that attend to all positions, where `rope_parameters` has a set for each kind."""
+    return {**_rope_by_kind(k).get("full_attention", {}), **k.object("rope_scaling")}
+
+
+def local_theta(k: Keys, default: float) -> float:
+    """Return theta of the layers with a sliding window. Raise CheckpointError if their RoPE is scaled."""
+    given = _rope_by_kind(k).get("sliding_attention", {})
+    local = {name: value for name, value in given.items() if value is not None}
+    theta = positive("rope_theta of sliding_attention", local.pop("rope_theta", default))
+    if local.pop("rope_type", "default") != "default" or local:
+        raise CheckpointError(f"scaled RoPE in layers with a sliding window is not supported: {shown(given)}")
+    return theta
+
+
+def _rope_by_kind(k: Keys) -> Fields:
+    kinds = k.object("rope_parameters")
+    if unknown := sorted(kinds.keys() - {"full_attention", "sliding_attention"}):
+        raise CheckpointError(f"rope_parameters has fields that are not supported: {', '.join(unknown)}")
+    if wrong := [kind for kind, value in kinds.items() if not isinstance(value, dict)]:
+        raise CheckpointError(f"rope_parameters.{wrong[0]} must be an object, found {shown(kinds[wrong[0]])}")
+    return kinds
