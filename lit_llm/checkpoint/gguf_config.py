@@ -24,6 +24,11 @@ from lit_llm.model.rope import Rope
 from lit_llm.schema import shown
 from lit_llm.text.gguf_file import GGUF
 
+# Architectures whose linears have no bias in llama.cpp.
+_UNBIASED = frozenset(("qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo", "olmo2", "smollm3"))
+# Architectures without a sliding window in llama.cpp (phi3: switched off there).
+_UNWINDOWED = frozenset(("llama", "qwen2", "qwen3", "qwen3moe", "phi3", "starcoder2"))
+
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -123,7 +128,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder": Architecture(
         "gpt_bigcode", more=lambda file, common: {"multi_query": common["num_key_value_heads"] == 1}
     ),
-    "starcoder2": Architecture("starcoder2"),
+    "starcoder2": Architecture("starcoder2", {"use_bias": True}),
 }  # fmt: skip
 # Families that llama.cpp computes as the architecture llama.
 _LIKE_LLAMA = ("mistral", "mixtral")
@@ -198,6 +203,8 @@ def hf_config(file: GGUF, rope: Mapping[str, Tensor] | None = None) -> Fields:
     model_type = more.pop("model_type", row.model_type)
     family = FAMILIES[model_type]
     known = {*LLAMA_KEYS, *family.keys, *(("rope_theta", "partial_rotary_factor", "rope_scaling") if family.rope else ())}
+    if common["partial_rotary_factor"] == 1 and "partial_rotary_factor" not in family.keys:
+        known.discard("partial_rotary_factor")
     keys = {family.spelled.get(key, key): value for key, value in common.items() if key in known}
     keys = {key: value for key, value in keys.items() if key is not None and value is not None}
     ids = {f"{name}_token_id": file.optional(f"tokenizer.ggml.{name}_token_id", int) for name in ("bos", "eos")}
@@ -213,7 +220,7 @@ def _common(file: GGUF, rope: Mapping[str, Tensor]) -> Fields:
     if n_head < 1 or n_embd < 1:
         raise CheckpointError(f"{file.path}: metadata attention.head_count {n_head} or embedding_length {n_embd} is below 1")
     head_dim = file.get("{arch}.attention.key_length", int, n_embd // n_head)
-    rotary = file.optional("{arch}.rope.dimension_count", int)
+    rotary, arch = file.optional("{arch}.rope.dimension_count", int), architecture(file)
     eps = _optional_number(file, "attention.layer_norm_rms_epsilon") or _optional_number(file, "attention.layer_norm_epsilon")
     return {
         "vocab_size": embedding.shape[0],
@@ -226,11 +233,11 @@ def _common(file: GGUF, rope: Mapping[str, Tensor]) -> Fields:
         "max_position_embeddings": file.get("{arch}.context_length", int),
         "rms_norm_eps": eps,
         "rope_theta": _number(file, "rope.freq_base", 10000.0),
-        "partial_rotary_factor": rotary / head_dim if rotary and rotary != head_dim else None,
+        "partial_rotary_factor": (rotary or head_dim) / head_dim,
         "rope_scaling": _rope_scaling(file, rope, rotary or head_dim),
         "tie_word_embeddings": not file.has("output.weight"),
-        "attention_bias": any(file.has(f"blk.0.{name}.bias") for name in ("attn_q", "attn_qkv")),
-        "mlp_bias": file.has("blk.0.ffn_up.bias"),
+        "attention_bias": arch not in _UNBIASED and any(file.has(f"blk.0.{name}.bias") for name in ("attn_q", "attn_qkv")),
+        "mlp_bias": arch not in _UNBIASED and file.has("blk.0.ffn_up.bias"),
     }
 
 
@@ -254,11 +261,13 @@ def _rope_scaling(file: GGUF, rope: Mapping[str, Tensor], rotary_size: int) -> F
     original = file.optional("{arch}.rope.scaling.original_context_length", int)
     if "rope_freqs.weight" in rope:
         return _from_divisors(file, rope["rope_freqs.weight"], rotary_size)
-    if "rope_factors_long.weight" in rope:
+    if {"rope_factors_long.weight", "rope_factors_short.weight"} <= rope.keys():
         lists = {f"{name}_factor": rope[f"rope_factors_{name}.weight"].tolist() for name in ("short", "long")}
+        growth = file.get("{arch}.context_length", int) / (original or 1)
+        found = {"rope_type": "longrope", **lists, "factor": growth, "original_max_position_embeddings": original}
         attention = _optional_number(file, "rope.scaling.attn_factor")
-        scale = {} if attention is None else {"attention_factor": attention}
-        return {"rope_type": "longrope", **lists, **scale, "original_max_position_embeddings": original}
+        usual = attention is None or not original or math.isclose(attention, Rope(rotary_size, 1e4, found).factor, rel_tol=1e-6)
+        return found | ({} if usual else {"attention_factor": attention})
     if kind == "none" or (kind == "linear" and factor == 1):
         return None
     if kind == "linear":
@@ -299,7 +308,7 @@ def metadata(config: Config, arch: str) -> tuple[Fields, dict[str, Tensor]]:
     eps = "layer_norm_rms_epsilon" if config.norm.startswith("rms") else "layer_norm_epsilon"
     values: Fields = {
         "vocab_size": config.vocab_size,
-        "context_length": round(config.block_size / scaling["factor"]) if is_linear else config.block_size,
+        "context_length": round(config.block_size / scaling["factor"]) if is_linear and arch != "gemma3" else config.block_size,
         "embedding_length": config.n_embd,
         "block_count": config.n_layer,
         "feed_forward_length": config.intermediate_size,
@@ -347,7 +356,7 @@ def representable(config: Config, arch: str) -> Config:
     """Return the config that llama.cpp computes: with the context cut to a window that its architecture does not have."""
     if config.model_type == "mistral":
         config = replace(config, model_type="llama")
-    if arch in ("llama", "qwen2", "qwen3", "starcoder2") and config.sliding_window is not None:
+    if arch in _UNWINDOWED and config.sliding_window is not None:
         size = min(config.block_size, config.sliding_window)
         return replace(config, block_size=size, sliding_window=None, sliding_layers=None)
     return config

@@ -3,17 +3,25 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_llm.checkpoint.gguf_config import architecture, config_of
+from lit_llm.checkpoint.gguf_config import architecture, config_of, hf_config
 from lit_llm.checkpoint.gguf_names import ROPE_TENSORS, from_gguf_layout, gguf_names
 from lit_llm.checkpoint.gguf_tensors import check_complete, n_bytes, read_tensor
 from lit_llm.checkpoint.tensor_names import Names, Reader
+from lit_llm.files import json_text
 from lit_llm.model.config import Config
 from lit_llm.text.gguf_file import GGUF, Info, read_gguf
+from lit_llm.text.gguf_tokenizer import tokenizer_files
 
 
 def gguf_config(path: Path) -> Config:
     """Return the config of a GGUF file. Raises CheckpointError as `config_of`."""
     return config_of(read_gguf(path))
+
+
+def gguf_companions(path: Path) -> dict[str, bytes]:
+    """Return the contents of the files that upstream ships with the weights: config and tokenizer."""
+    file = read_gguf(path)
+    return {"config.json": json_text(hf_config(file), indent=2).encode(), **tokenizer_files(file)}
 
 
 def gguf_tensors(path: Path, config: Config) -> tuple[Names, Iterator[tuple[str, Reader]]]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_llm.args.checkpoint import GGUFType
 from lit_llm.checkpoint.gguf_config import (
     architecture_of,
     config_of,
@@ -22,8 +23,6 @@ from lit_llm.errors import CheckpointError
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.text.gguf_file import GGUF, Info
-
-GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
 # Elements that are quantized at once: the intermediate arrays of the gguf package take several bytes for each.
 _ELEMENTS = 2**20
@@ -57,6 +56,21 @@ def write_model(path: Path, model: GPT, kind: GGUFType, more: Mapping[str, Any])
         n_bytes = int(np.prod(shape)) // block * size
         writer.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, raw_dtype=types[name])
     _write(writer, _checked([*rope.items()], tensors_of(model, config, arch), types))
+
+
+def write_adapter(path: Path, arch: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a LoRA adapter.
+
+    Args:
+        tensors: `NAME.lora_a` (r, C_in) and `NAME.lora_b` (C_out, r), with the scale in it, by the names of GGUF.
+    """
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.F32
+    writer = _open(path, arch, "adapter", {"adapter.type": "lora", "adapter.lora.alpha": 0.0})  # 0: not alpha / r, but 1
+    for name, tensor in tensors.items():
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), 4 * tensor.numel(), raw_dtype=kind)
+    _write(writer, (encoded(name, tensor, kind) for name, tensor in tensors.items()))
 
 
 def _open(path: Path, arch: str, kind: str, keys: Mapping[str, Any]) -> Any:

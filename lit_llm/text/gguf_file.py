@@ -20,7 +20,6 @@ from lit_llm.schema import shown
 T = TypeVar("T")
 
 SUFFIX = ".gguf"
-INSTALL = "GGUF files need the package gguf. Install it: pip install 'lit_llm[gguf]'"
 
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
@@ -79,9 +78,14 @@ def is_gguf(path: Path) -> bool:
     """Return whether a path is a GGUF file. Raise CheckpointError if it is one and the package to read it is missing."""
     if path.suffix != SUFFIX or not path.is_file():
         return False
-    if importlib.util.find_spec("gguf") is None:
-        raise CheckpointError(f"{path}: {INSTALL}")
+    check_installed(str(path))
     return True
+
+
+def check_installed(needing: str) -> None:
+    """Raise CheckpointError, which names what needs it, if the package `gguf` is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"{needing} needs the package gguf. Install it: pip install 'lit_llm[gguf]'")
 
 
 def read_gguf(path: Path) -> GGUF:
