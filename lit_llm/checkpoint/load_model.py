@@ -73,9 +73,9 @@ def load_model(
         model.lm_head.weight = model.wte.weight
     elif config.tie_embeddings:
         model.lm_head.load_weight(model.wte.weight)  # type: ignore[operator]
-    for rope in (model.rope, model.local_rope):
-        if rope is not None:
-            rope.to("cpu" if in_parts else devices[0])
+    for computed in (model.rope, model.local_rope, model.alibi):
+        if computed is not None:
+            computed.to("cpu" if in_parts else devices[0])
     return model
 
 

@@ -18,8 +18,8 @@ _COMPUTED = re.compile(
     r"(^|\.)((\w+_)?inv_freq|(cos|sin)(_cached?)?|(causal_|attention_|bias_)?mask(_cache)?|masked_bias|rope_cache|position_ids"
     r"|(attention|self_attn|attn)\.bias)$"
 )
-# The first GPT-2 checkpoints hold only the decoder: its tensors lack this prefix.
-_BASE_PREFIX = {"gpt2": "transformer."}
+# Some checkpoints hold only the decoder: its tensors lack this prefix.
+_BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "transformer.", "opt": "model."}
 
 QUANTIZED = (
     "the weights are quantized, which cannot be trained or converted. "

@@ -68,6 +68,8 @@ def split(model: GPT, device: torch.device) -> None:
         parallelize_module(model.lm_head, mesh, ColwiseParallel(output_layouts=Replicate()), src_data_rank=None)
     model.config = replace(model.config, n_head=model.config.n_head // n, n_query_groups=model.config.n_query_groups // n)
     model.to(device)
-    for rope in (model.rope, model.local_rope):
-        if rope is not None:
-            rope.to(device)
+    if model.alibi is not None:
+        model.alibi.slopes = model.alibi.slopes.chunk(n)[dist.get_rank()]
+    for computed in (model.rope, model.local_rope, model.alibi):
+        if computed is not None:
+            computed.to(device)

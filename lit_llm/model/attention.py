@@ -135,6 +135,8 @@ class AttentionInputs(NamedTuple):
     query_scale: Tensor | None
     masks: tuple[Tensor | None, Tensor | None]
     """See `KVCache.masks`."""
+    of_keys: Tensor | None
+    """Dimensions that ALiBi adds to keys, see `Alibi.of_keys`. None if there is no ALiBi, or the masks hold its biases."""
     documents: Documents | None
     positions: Tensor | None
     ends: Tensor | None
@@ -143,7 +145,7 @@ class AttentionInputs(NamedTuple):
         return AttentionInputs(*_moved(tuple(self), device))
 
     def of_layer(self, layer: int, config: Config, cache: KVCache | None) -> tuple[Any, ...]:
-        """Return rope, query_scale, documents, store and mask as `CausalSelfAttention` expects them."""
+        """Return rope, query_scale, documents, store, mask and of_keys as `CausalSelfAttention` expects them."""
         sliding = config.is_sliding(layer)
         rope = None if layer in (config.no_rope_layers or ()) else self.ropes[sliding]
         if cache is None:
@@ -152,7 +154,7 @@ class AttentionInputs(NamedTuple):
             store = partial(cache.fill, layer, self.ends)
         else:
             store = partial(cache.write, layer, self.positions)
-        return rope, self.query_scale, self.documents, store, self.masks[sliding]
+        return rope, self.query_scale, self.documents, store, self.masks[sliding], self.of_keys
 
 
 def _moved(values: Any, device: torch.device) -> Any:

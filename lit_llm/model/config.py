@@ -49,6 +49,10 @@ class Config:
     """Attention and MLP read the normalised residual stream."""
     post_norm: bool = False
     """The outputs of attention and MLP are normalised before they are added to the residual stream."""
+    residual_norm: bool = False
+    """The residual stream is normalised after the outputs of attention and MLP are added to it; without pre_norm."""
+    final_norm: bool = True
+    """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
     qk_norm_after_rope: bool = False
@@ -94,6 +98,8 @@ class Config:
     """Parallel residual with one norm for both branches."""
     learned_positions: bool = False
     """A trained vector for each of block_size positions is added to the embedding."""
+    position_offset: int = 0
+    """Rows of the table of learned positions before that of position 0."""
     rotary_size: int = 0
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_interleaved: bool = False
@@ -105,12 +111,21 @@ class Config:
     """theta, without scaling, of layers with a sliding window. None: the same RoPE in all layers."""
     no_rope_layers: list[int] | None = None
     """Layers without RoPE. None: no layer."""
+    alibi: float | None = None
+    """Scores decrease with the distance of the key, for head i of n by 2^(-alibi * i / n) per position
+    (https://arxiv.org/abs/2108.12409). None: they do not."""
+    alibi_rounded: bool = False
+    """These biases are rounded to bfloat16 and multiplied by the attention scale, as in Falcon."""
     scale_embeddings: bool = False
     """Embeddings are multiplied by sqrt(n_embd)."""
     embedding_scale: float = 1.0
     """Factor of the embeddings."""
     residual_scale: float = 1.0
     """Factor of the outputs of attention and MLP, before they are added to the residual stream."""
+    embedding_size: int | None = None
+    """Numbers per token in embedding and output layer, which linears project to and from n_embd. None: n_embd."""
+    embedding_norm: bool = False
+    """Embeddings are normalised."""
     tie_embeddings: bool = False
     """The output layer uses the embedding's weight."""
 
@@ -122,7 +137,9 @@ class Config:
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
         if self.n_head % self.n_query_groups:
-            raise CheckpointError(f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads evenly")
+            raise CheckpointError(
+                f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads (n_query_groups) evenly"
+            )
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
         for name in (
@@ -137,11 +154,18 @@ class Config:
             "local_rope_theta",
             "embedding_scale",
             "residual_scale",
+            "alibi",
         ):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
+        if self.embedding_size is not None:
+            check_size("embedding_size", self.embedding_size)
+        if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
+            raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
+        if self.alibi is not None and self.attention_softcap is not None:
+            raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
         if self.sliding_window is not None:
             check_size("sliding_window", self.sliding_window)
         if self.query_growth is not None:
@@ -160,6 +184,11 @@ class Config:
                 f"{self.intermediate_size} and the other sizes make a model of about {n_weights:.1e} weights; more than "
                 f"{MAX_WEIGHTS:.0e} is refused"
             )
+
+    @property
+    def score_factor(self) -> float:
+        """Factor of q k^T."""
+        return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

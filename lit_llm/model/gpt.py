@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_llm.model.alibi import EXTRA, Alibi, with_biases
 from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
 from lit_llm.model.config import Config
 from lit_llm.model.kv_cache import KVCache
@@ -35,11 +36,17 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.learned_positions else None
+        self.wte = nn.Embedding(config.vocab_size, config.embedding_size or config.n_embd)
+        self.wte_norm = Norm(config) if config.embedding_norm else None
+        self.project_in = self.project_out = self.wpe = None
+        if config.embedding_size is not None:
+            self.project_in = nn.Linear(config.embedding_size, config.n_embd, bias=False)
+            self.project_out = nn.Linear(config.n_embd, config.embedding_size, bias=False)
+        if config.learned_positions:
+            self.wpe = nn.Embedding(config.block_size + config.position_offset, config.n_embd)
         self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
-        self.norm = Norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.lm_head_bias)
+        self.norm = Norm(config) if config.final_norm else nn.Identity()
+        self.lm_head = nn.Linear(config.embedding_size or config.n_embd, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
@@ -47,6 +54,9 @@ class GPT(nn.Module):
             self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
         if config.local_rope_theta is not None:
             self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
+        self.alibi = None
+        if config.alibi is not None:
+            self.alibi = Alibi(config.n_head, config.alibi, config.score_factor, config.alibi_rounded)
         self.fingerprint: str | None = None  # of the loaded weights
         self.stored_dtypes: dict[str, torch.dtype] = {}  # of each weight in the files that it was loaded from
         self.activation_checkpointing = False
@@ -86,7 +96,7 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        """Return final hidden states (B, T, C), normalised, from which `head` computes logits.
+        """Return final hidden states (B, T, C), or (B, T, embedding_size), normalised, from which `head` computes logits.
 
         Args:
             ids: (B, T) integers. Rows may be padded on the right: causal attention hides padding from what precedes it.
@@ -101,7 +111,8 @@ class GPT(nn.Module):
         inputs = AttentionInputs(
             ropes=self._ropes(where, length),
             query_scale=query_scale(where, self.config),
-            masks=(None, None) if cache is None else cache.masks(positions, self.dtype),
+            masks=(None, None) if cache is None else cache.masks(positions, self.dtype, self.alibi),
+            of_keys=None if self.alibi is None or positions is not None else self.alibi.of_keys(where, self.dtype),
             documents=None if lengths is None else Documents(lengths, ids.device),
             positions=positions,
             ends=ends,
@@ -115,7 +126,8 @@ class GPT(nn.Module):
                 if self.placement is not None and self.placement[i] != x.device:
                     x, inputs = x.to(self.placement[i]), inputs.to(self.placement[i])
                 x = run(block, x, *inputs.of_layer(i, self.config, cache))
-        return self.norm(x if self.placement is None else x.to(self.device))
+        x = self.norm(x if self.placement is None else x.to(self.device))
+        return x if self.project_out is None else self.project_out(x)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """(B, T, C) from ids (B, T) at positions (T,) or (B, T)."""
@@ -124,7 +136,11 @@ class GPT(nn.Module):
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)  # rounded like the weights, as in training
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        return x if self.wpe is None else x + self.wpe(positions)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.wpe is not None:
+            x = x + self.wpe(positions + self.config.position_offset)
+        return x if self.wte_norm is None else self.wte_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab_size) from final hidden states (..., C)."""
@@ -147,21 +163,26 @@ class Block(nn.Module):
     """One layer. With n1 .. n4 its norms, each of which a family may lack:
 
     x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1. Both
-    results may have a constant factor before they are added to x.
+    results may have a constant factor before they are added to x. Or x = n1(x + attn(x)), then n3(x + mlp(x)).
     """
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.parallel, self.scale = config.parallel_residual, config.residual_scale
-        self.norm_1 = Norm(config) if config.pre_norm else nn.Identity()
+        self.normalizes_sums = config.residual_norm
+        has_norms = config.pre_norm or config.residual_norm
+        self.norm_1 = Norm(config) if has_norms else nn.Identity()
         self.attn = CausalSelfAttention(config, layer)
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
-        self.norm_2 = Norm(config) if config.pre_norm and not self.shared_norm else nn.Identity()
+        self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
         self.mlp = MoE(config) if config.has_experts(layer) else MLPS[config.mlp](config)
         self.post_mlp_norm = Norm(config) if config.post_norm else nn.Identity()
 
     def forward(self, x: Tensor, *attn_args) -> Tensor:
+        if self.normalizes_sums:
+            x = self.norm_1(x + self.attn(x, *attn_args))
+            return self.norm_2(x + self.mlp(x))
         h = self.norm_1(x)
         a = self.post_attn_norm(self.attn(h, *attn_args))
         if self.parallel:
@@ -180,7 +201,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.head_size = hs = config.head_size
         self.clip = config.clip_qkv
-        self.scale = config.attention_scale
+        self.scale = config.score_factor
         self.softcap = config.attention_softcap
         self.window = config.sliding_window if config.is_sliding(layer) else None
         self.interleaved = config.rope_interleaved
@@ -202,6 +223,7 @@ class CausalSelfAttention(nn.Module):
         documents: Documents | None,
         store: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         mask: Tensor | None,
+        of_keys: Tensor | None,
     ) -> Tensor:
         """(B, T, C) from x (B, T, C). `store` puts keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
@@ -210,7 +232,10 @@ class CausalSelfAttention(nn.Module):
             q = q * query_scale.to(q.dtype)
         if store is not None:
             k, v = store(k, v)
-        y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
+        if of_keys is None:
+            y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
+        else:
+            y = attend(*with_biases(q, k, v, of_keys), documents, mask, self.window, self.scale, self.softcap)[..., :-EXTRA]
         if self.adapter is not None:
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))

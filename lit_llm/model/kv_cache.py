@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_llm.model.alibi import Alibi
 from lit_llm.model.config import Config
 
 
@@ -72,30 +73,36 @@ class KVCache:
                 slots[rows, :, positions % n_slots] = new.transpose(1, 2)
         return self.k[layer].read(n_rows, self.length), self.v[layer].read(n_rows, self.length)
 
-    def masks(self, positions: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Return what to add to the scores of queries at `positions` (B, T), ascending: 0 or -inf, (B, 1, T, S).
+    def masks(
+        self, positions: Tensor | None, dtype: torch.dtype, alibi: Alibi | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return what to add to the scores of queries at `positions` (B, T), ascending: 0 or -inf, (B, 1, T, S); with `alibi`
+        its biases or -inf, (B, nh, T, S).
 
         The first is for layers that attend to all positions, the second for layers with a sliding window. None is 0 everywhere;
         prompts, which have no `positions`, are masked by causality alone.
         """
         if positions is None:
             return None, None
-        full = self._mask(positions, False, dtype)
-        return full, full if self.window is None else self._mask(positions, True, dtype)
+        full = self._mask(positions, False, dtype, alibi)
+        return full, full if self.window is None else self._mask(positions, True, dtype, alibi)
 
-    def _mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype) -> Tensor | None:
-        if self.level and (not sliding or self.ring == min(self.max_length, self.window or 0)):
+    def _mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype, alibi: Alibi | None) -> Tensor | None:
+        all_visible = self.level and (not sliding or self.ring == min(self.max_length, self.window or 0))
+        if all_visible and alibi is None:
             return None
-        visible = self._visible(positions, sliding)
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
+        held = torch.arange(min(self.length, self.ring) if sliding else self.length, device=positions.device)[None]
+        if sliding:
+            held = _held(positions[:, -1:], held, self.ring)
+        visible = self._visible(positions[:, None, :, None], held[:, None, None], sliding)
+        scores = torch.zeros(visible.shape, device=visible.device) if alibi is None else alibi.of_pairs(positions, held)
+        return scores.to(dtype).masked_fill(~visible, -torch.inf)
 
-    def _visible(self, positions: Tensor, sliding: bool) -> Tensor:
-        slots = torch.arange(min(self.length, self.ring) if sliding else self.length, device=positions.device)
-        query = positions[:, None, :, None]
+    def _visible(self, query: Tensor, held: Tensor, sliding: bool) -> Tensor:
+        """Return True where a query attends to the position that a slot holds."""
         if not sliding:
-            return slots <= query
+            return held <= query
         assert self.window is not None
-        held = _held(query[:, :, -1:], slots, self.ring)
         return (held >= 0) & (held <= query) & (held > query - self.window)
 
     def put(self, row: int | slice, other: "KVCache", other_row: int = 0) -> None:

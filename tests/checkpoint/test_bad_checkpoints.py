@@ -252,7 +252,6 @@ _MINIMAL = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "num_hid
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "sliding_window"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ({"model_type": "falcon", "alibi": True}, "ALiBi"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"model_type": "gpt2", "reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
         ({"model_type": "gpt_bigcode", "scale_attn_weights": False}, "scale_attn_weights"),

@@ -26,6 +26,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
     llama = make_checkpoint(folder / "llama", num_key_value_heads=2)
     neox = make_checkpoint(folder / "neox", "gpt_neox")
+    bloom = make_checkpoint(folder / "bloom", "bloom")
     questions = [
         {"question": row["instruction"], "choices": WORDS[i : i + 4], "answer": i % 4} for i, row in enumerate(rows(12, seed=3))
     ]
@@ -38,6 +39,7 @@ def answers(tmp_path_factory):
         ["generate/base.py", f"--checkpoint_dir={llama}", "--prompt=the red cat", "--temperature=0", *common],
         ["generate/base.py", f"--checkpoint_dir={neox}", "--prompt=a small house", "--num_samples=3", *common],
         ["eval/lm_eval_harness.py", f"--checkpoint_dir={llama}", "--tasks=words", f"--include_path={folder}", *common],
+        ["generate/base.py", f"--checkpoint_dir={bloom}", "--prompt=a small house", "--temperature=0", *common],
     ]
     found = []
     with pytest.MonkeyPatch.context() as patch:

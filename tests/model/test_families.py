@@ -116,7 +116,13 @@ def test_gradients_equal_transformers(case, reference, folder):
     theirs = {name: p.grad for name, p in reference.named_parameters()}
     assert len(ours.keys() & theirs.keys()) > 2 + len(theirs) // 2
     for name in ours.keys() & theirs.keys():
-        assert relative_difference(ours[name], theirs[name]) < 1e-5, name
+        if re.search(r"\bk_proj.bias$", name) and not model.config.rotary_size:
+            # Without RoPE it adds the same number to all scores of a query, which softmax ignores: its gradient is 0 but for
+            # rounding errors.
+            largest = theirs[name.replace("bias", "weight")].abs().max()
+            assert max(ours[name].abs().max(), theirs[name].abs().max()) < 1e-5 * largest, name
+        else:
+            assert relative_difference(ours[name], theirs[name]) < 1e-5, name
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])

@@ -1,17 +1,22 @@
 """The key/value cache against attention without one, for families with sliding windows and without."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import CASES, make_reference, random_ids, relative_difference
 
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.generation.decode import decode_step, make_cache, prefill
+from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
 
 SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]
+# No family has ALiBi together with windows or with shared key/value heads.
+WITH_ALIBI = [replace(case, name=f"{case.name}, ALiBi") for case in SOME if case.name in ("llama", "qwen2-layer-types")]
 
 
-@pytest.fixture(params=SOME, ids=str)
+@pytest.fixture(params=SOME + WITH_ALIBI, ids=str)
 def case(request):
     return request.param
 
@@ -19,7 +24,12 @@ def case(request):
 @pytest.fixture
 def model(case, tmp_path):
     make_reference(case, tmp_path)
-    return load_model(tmp_path)
+    model = load_model(tmp_path)
+    if case not in WITH_ALIBI:
+        return model
+    other = GPT(replace(model.config, rotary_size=0, alibi=8.0))
+    other.load_state_dict(model.state_dict())
+    return other
 
 
 @torch.inference_mode()

@@ -95,11 +95,19 @@ _REFERENCE = [
     ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "num_key_value_heads": 8}),
     ("gpt_neox", {}),
     ("falcon", {}),
+    ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 8, "num_attention_heads": 64, "hidden_size": 4096}),
     ("gpt2", {}),
     ("gpt_bigcode", {}),
     ("gpt_bigcode", {"multi_query": False}),
     *((family, NEEDED.get(family, {})) for family in dict.fromkeys(family for _, family, _ in DENSE)),
+    ("bloom", {}),
+    ("mpt", {}),
+    ("opt", {}),
+    ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 512, "hidden_size": 1024, "num_attention_heads": 16}),
+    ("biogpt", {}),
+    ("openai-gpt", {}),
+    ("gpt_neo", {}),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cases_dense import DENSE
+from cases_older import OLDER
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -172,6 +173,7 @@ CASES = [
     _case("starcoder2", "starcoder2", vocab_size=128),
     _case("starcoder2-15b", "starcoder2", sliding_window=6, use_bias=False, tie_word_embeddings=False),
     *(_case(name, family, **sizes) for name, family, sizes in DENSE),
+    *(Case(*case) for case in OLDER),
 ]  # fmt: skip
 
 
@@ -181,7 +183,8 @@ def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> Pre
     config = AutoConfig.for_model(
         case.family, vocab_size=case.vocab_size, pad_token_id=0, bos_token_id=1, eos_token_id=2, **case.sizes
     )
-    config._attn_implementation = "eager"
+    # Falcon's eager attention adds the biases of ALiBi twice, as scores and as a mask.
+    config._attn_implementation = "sdpa" if case.sizes.get("alibi") else "eager"
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -41,6 +41,42 @@ _GPT_BIGCODE = _gpt2({
 })  # fmt: skip
 
 
+_OPENAI_GPT: Table = {"transformer.tokens_embed": "wte", "transformer.positions_embed": "wpe"} | {
+    theirs: ours for theirs, ours in _GPT2.items() if ours not in ("wte", "wpe", "norm")
+}  # fmt: skip
+_GPT_NEO = _gpt2({
+    **{f"attn.attention.{part}_proj": f"attn.{part}" for part in "qkv"},
+    "attn.attention.out_proj": "attn.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
+})  # fmt: skip
+_FAIRSEQ: Table = {
+    **{f"self_attn.{part}_proj": f"attn.{part}" for part in "qkv"}, "self_attn.out_proj": "attn.o",
+    "self_attn_layer_norm": "norm_1", "fc1": "mlp.up", "fc2": "mlp.down", "final_layer_norm": "norm_2",
+}  # fmt: skip
+_BIOGPT: Table = {
+    "biogpt.embed_tokens": "wte", "biogpt.embed_positions": "wpe", "biogpt.layer_norm": "norm",
+    "output_projection": "lm_head",
+} | in_layers("biogpt.layers", _FAIRSEQ)  # fmt: skip
+_MPT: Table = {
+    "transformer.wte": "wte", "transformer.norm_f": "norm", "lm_head": "lm_head",
+} | in_layers("transformer.blocks", {
+    "norm_1": "norm_1", "attn.Wqkv": fused(*QKV), "attn.out_proj": "attn.o", "norm_2": "norm_2",
+    "ffn.up_proj": "mlp.up", "ffn.down_proj": "mlp.down",
+})  # fmt: skip
+
+
+def _opt(config: Config) -> Table:
+    parts = {"embed_tokens": "wte", "embed_positions": "wpe"}
+    if config.embedding_size is not None:
+        parts |= {"project_in": "project_in", "project_out": "project_out"}
+    rows = dict(_FAIRSEQ)
+    if config.norm == "layer_fixed":
+        del rows["self_attn_layer_norm"], rows["final_layer_norm"]
+    elif config.final_norm:
+        parts["final_layer_norm"] = "norm"
+    ends: Table = {f"model.decoder.{theirs}": ours for theirs, ours in parts.items()}
+    return ends | {"lm_head": "lm_head"} | in_layers("model.decoder.layers", rows)
+
+
 def _phi(config: Config) -> Table:
     rows: Table = {f"self_attn.{part}_proj": f"attn.{part}" for part in "qkv"}
     rows |= {"self_attn.dense": "attn.o", "input_layernorm": "norm_1", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}
@@ -58,6 +94,8 @@ def _falcon(config: Config) -> Table:
         norms = {"ln_attn": "norm_1", "ln_mlp": "norm_2"}
     attention = {f"self_{theirs}": ours for theirs, ours in _NEOX_ATTENTION.items()}
     ends: Table = {"transformer.word_embeddings": "wte", "transformer.ln_f": "norm", "lm_head": "lm_head"}
+    if config.embedding_norm:
+        ends["transformer.word_embeddings_layernorm"] = "wte_norm"
     return ends | in_layers("transformer.h", norms | attention | _NEOX_MLP)
 
 
@@ -67,7 +105,13 @@ OLDER: dict[str, Callable[[Config], Table]] = {
     "falcon": _falcon,
     "RefinedWebModel": _falcon,
     "RefinedWeb": _falcon,
+    "bloom": _falcon,
+    "mpt": lambda config: _MPT,
+    "opt": _opt,
+    "biogpt": lambda config: _BIOGPT,
     "gpt2": lambda config: _GPT2,
+    "openai-gpt": lambda config: _OPENAI_GPT,
+    "gpt_neo": lambda config: _GPT_NEO,
     "gpt_bigcode": lambda config: _GPT_BIGCODE,
     "starcoder2": lambda config: model_table(PRE_NORMS | ATTENTION | {"mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}),
 }

@@ -22,6 +22,8 @@ class Family:
     """Keys that the family has in addition to Llama's, or with another default (upstream's), by their common name."""
     spelled: dict[str, str | None] = field(default_factory=dict)
     """Own names of keys by their common name. None: the family does not have the key, its default always holds."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Other names of keys, as published files have them."""
     fixed: Fields = field(default_factory=dict)
     """Fields of `Config` that do not depend on keys."""
     only: Fields = field(default_factory=dict)
@@ -39,7 +41,7 @@ class Family:
         Raises:
             CheckpointError: if a key has a value that is not supported.
         """
-        k = Keys(hf, self.spelled)
+        k = Keys({self.aliases.get(name, name): value for name, value in hf.items()}, self.spelled)
         fields = read_keys(k, LLAMA_KEYS | self.keys)
         if self.rope is not None:
             fields |= rope_fields(k, fields["head_size"], fields["block_size"], self.rope(k), self.keys)
