@@ -65,7 +65,7 @@ def export_gguf(
         style, end = _style(checkpoint_dir, adapter, tokenizer)
         name = checkpoint_dir.name.removesuffix(SUFFIX)
         keys = _metadata(checkpoint_dir, tokenizer, style, end, model.config.vocab_size) | {"general.name": name}
-        paths = {kind: folder / f"{name}-{kind.upper()}{SUFFIX}" for kind in kinds}
+        paths: dict[GGUFType, Path] = {kind: folder / f"{name}-{kind.upper()}{SUFFIX}" for kind in kinds}
         for kind, path in paths.items():
             write_model(path, model, kind, keys)
         (folder / "Modelfile").write_text(modelfile(f"./{paths[kinds[0]].name}", style, tokenizer, end))
@@ -164,7 +164,9 @@ def _lora_tensors(model: GPT) -> dict[str, Tensor]:
             if not any(part in updates for part in parts):
                 continue
             if "_exps" in module:
-                raise CheckpointError("the adapter changes experts, which GGUF holds as one tensor. Merge it: omit `adapter_only`")
+                raise CheckpointError(
+                    "the adapter changes experts, which GGUF holds as one tensor. Merge it: omit `adapter_only`"
+                )
             name = f"{module.format(layer)}.weight"
             a, b = _stacked(model, entry, parts, updates)
             tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": to_gguf_layout(b, name, config, arch)}

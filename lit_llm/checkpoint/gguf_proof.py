@@ -1,9 +1,10 @@
 """Proof of GGUF files by llama.cpp itself: token ids, likelihoods and ends of answers are those of the model that was written.
 
-llama.cpp comes as the prebuilt package `xllamacpp` (https://github.com/xorbitsai/xllamacpp), whose server is asked over loopback.
+llama.cpp comes as the prebuilt package `xllamacpp` (https://github.com/xorbitsai/xllamacpp), whose server listens on loopback.
 """
 
 import http.client
+import importlib
 import importlib.util
 import json
 import math
@@ -78,8 +79,7 @@ class LlamaCpp:
     """
 
     def __init__(self, path: Path, adapter: Path | None = None, context: int = 512, precise: bool = True) -> None:
-        import xllamacpp
-
+        xllamacpp: Any = importlib.import_module("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
@@ -93,13 +93,17 @@ class LlamaCpp:
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
-            raise CheckpointError(f"llama.cpp cannot load {adapter or path}: {error}. Use the format of Hugging Face") from error
-        self._connection = http.client.HTTPConnection(self._server.listening_address.removeprefix("http://"))
+            raise CheckpointError(
+                f"llama.cpp cannot load {adapter or path}: {error}. Use the format of Hugging Face"
+            ) from error
+        self._address = self._server.listening_address.removeprefix("http://")
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = self._connection.getresponse()
+        connection = http.client.HTTPConnection(self._address)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
         content = json.loads(answer.read())
+        connection.close()
         if answer.status != 200:
             raise CheckpointError(f"llama.cpp refuses {path}: {content}")
         return content
@@ -114,7 +118,6 @@ class LlamaCpp:
         return self._post("/completion", body | more)
 
     def close(self) -> None:
-        self._connection.close()
         del self._server
 
 
@@ -129,8 +132,7 @@ def prove(
     for line in sample_lines(tokenizer, n_lines):
         if (found := llama.encode(line)) != (expected := tokenizer.encode(line)):
             raise CheckpointError(
-                f"llama.cpp encodes {line!r} as {found}, the model's tokenizer as {expected}. "
-                "Use the format of Hugging Face"
+                f"llama.cpp encodes {line!r} as {found}, the model's tokenizer as {expected}. Use the format of Hugging Face"
             )
     for i in sorted(ending.ids):
         forced = llama.complete([tokenizer.encode("a")[-1]], 3, logit_bias=[[i, 1000.0]])

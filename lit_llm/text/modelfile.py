@@ -16,14 +16,16 @@ _SYSTEM, _USER, _ANSWER = "lit0system", "lit0user", "lit0answer"
 class Pieces(NamedTuple):
     """The texts of a style around the contents of a conversation.
 
-    A conversation is `plain`, or `system[0]`, the system message and `system[1]`; the user's turn; `asked`; and for each further
-    turn the answer, `answered`, the user's turn and `asked`.
+    A conversation is `plain`, or `system[0]`, the system message and `system[1]`; then the user's turn and `asked`; then for
+    each further turn `lead`, the answer, `answered`, the user's turn and `asked`.
     """
 
     plain: str
     system: tuple[str, str] | None
     """None: the style has no place for a system message."""
     asked: str
+    lead: str
+    """What the model writes first, such as a space."""
     answered: str
 
 
@@ -45,13 +47,14 @@ def pieces_of(style: Style, tokens: Mapping[str, Any]) -> Pieces:
     user: Message = {"role": "user", "content": _USER}
     plain, asked = split(render(user), _USER)
     further = render(user, {"role": "assistant", "content": _ANSWER}, user)
-    answered = split(further, _USER, _ANSWER, _USER)[2]
+    _, before, answered, _ = split(further, _USER, _ANSWER, _USER)
+    lead = before.removeprefix(asked)
     try:
-        before, after, _ = split(render({"role": "system", "content": _SYSTEM}, user), _SYSTEM, _USER)
-        system = before, after
+        above, below, _ = split(render({"role": "system", "content": _SYSTEM}, user), _SYSTEM, _USER)
+        system = above, below
     except OptionError:  # the template refuses a system message, or drops it
         system = None
-    return Pieces(plain, system, asked, answered)
+    return Pieces(plain, system, asked, lead, answered)
 
 
 def modelfile(source: str, style: str, tokenizer: Tokenizer, end: Ending, adapter: str | None = None) -> str:
@@ -81,7 +84,13 @@ def _go_template(pieces: Pieces, bos: str) -> str:
         opening = "{{ if $.System }}" + system + "{{ else }}" + opening + "{{ end }}"
     first = "{{ if $first }}" + opening + "{{ $first = false }}{{ end }}"
     turn = '{{ if eq .Role "user" }}' + first + "{{ .Content }}" + _literal(pieces.asked)
-    turn += '{{ else if eq .Role "assistant" }}{{ .Content }}' + _literal(pieces.answered) + "{{ end }}"
+    turn += (
+        '{{ else if eq .Role "assistant" }}'
+        + _literal(pieces.lead)
+        + "{{ .Content }}"
+        + _literal(pieces.answered)
+        + "{{ end }}"
+    )
     return "{{- $first := true }}{{- range .Messages }}" + turn + "{{ end }}"
 
 
