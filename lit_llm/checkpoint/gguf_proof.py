@@ -30,6 +30,7 @@ UNPROVEN = (
 )
 N_LINES = 10_000
 _N_TOKENS = 64
+_CONTEXT = 512
 _N_PROBS = 512
 
 # Mean KL divergence, in nats per token, of llama.cpp's likelihoods from those in float32. A wrong order of rows or a wrong
@@ -78,7 +79,7 @@ class LlamaCpp:
         CheckpointError: if llama.cpp cannot load it.
     """
 
-    def __init__(self, path: Path, adapter: Path | None = None, context: int = 512, precise: bool = True) -> None:
+    def __init__(self, path: Path, adapter: Path | None = None, context: int = _CONTEXT, precise: bool = True) -> None:
         xllamacpp: Any = importlib.import_module("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
@@ -117,6 +118,20 @@ class LlamaCpp:
         body = {"prompt": list(ids), "n_predict": n, "temperature": 0, "n_probs": n_probs, "return_tokens": True}
         return self._post("/completion", body | more)
 
+    def continuation(self, ids: Sequence[int], n: int, n_probs: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return the likelihoods of each token of a greedy continuation, and whether it ended before `n` tokens.
+
+        The server reports none for a part of a character. So tokens are asked for one by one, up to such a one.
+        """
+        ids, steps = list(ids), []
+        for _ in range(n):
+            answer = self.complete(ids, 1, n_probs)
+            steps += answer["completion_probabilities"]
+            if answer["stop_type"] == "eos" or not answer["completion_probabilities"]:
+                return steps, answer["stop_type"] == "eos"
+            ids.append(steps[-1]["id"])
+        return steps, False
+
     def close(self) -> None:
         del self._server
 
@@ -142,9 +157,10 @@ def prove(
     n_ended = 0
     for text in QUESTIONS:
         prompt = prompt_ids(style, tokenizer, question(text))
-        answer = llama.complete(prompt, min(_N_TOKENS, model.config.block_size - len(prompt) - 1), _N_PROBS)
-        n_ended += answer["stop_type"] == "eos"
-        totals += _compare(model, prompt, answer["completion_probabilities"])
+        room = min(model.config.block_size, _CONTEXT) - len(prompt) - 1
+        steps, ended = llama.continuation(prompt, min(_N_TOKENS, room), _N_PROBS)
+        n_ended += ended
+        totals += compare(model, prompt, steps)
     kl, same, largest = torch.stack(totals).unbind(1)
     proof = Proof(
         kind, path.stat().st_size, n_lines, len(totals), kl.mean().item(), same.mean().item(), largest.max().item(), n_ended,
@@ -159,8 +175,10 @@ def prove(
 
 
 @torch.no_grad()
-def _compare(model: GPT, prompt: Sequence[int], steps: Sequence[dict[str, Any]]) -> list[Tensor]:
+def compare(model: GPT, prompt: Sequence[int], steps: Sequence[dict[str, Any]]) -> list[Tensor]:
     """Return KL divergence, whether the most likely token is the same, and the largest difference, for each token."""
+    if not steps:
+        return []
     ids = [*prompt, *(step["id"] for step in steps)]
     ours = model(torch.tensor([ids[:-1]]))[0, len(prompt) - 1 :].double().log_softmax(-1)
     rows = []
