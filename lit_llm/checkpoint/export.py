@@ -16,18 +16,20 @@ from lit_llm.checkpoint.merge import lora_updates
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused, names_of
-from lit_llm.checkpoint.tensor_names import to_hf
+from lit_llm.checkpoint.tensor_names import hf_names, to_hf
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json
 from lit_llm.methods.lora import Update, base_weight
 from lit_llm.model.config import LIT_CONFIG
+from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
 from lit_llm.text.gguf_file import is_gguf
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB.
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. Of a multimodal
+    model it holds the text part alone.
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
@@ -45,6 +47,9 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
     if not (checkpoint_dir / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint_dir} lacks config.json. Copy it there from the model that this one was made from")
     hf = read_json_object(checkpoint_dir / "config.json")
+    if (part := text_part(hf)) is not None:  # the vision part is not here: the text model is written alone
+        hf = part.config_json(hf)
+        hf["architectures"] = [f"{config.model_type.removesuffix('_text').capitalize()}ForCausalLM"]
     if hf.get("model_type") != config.model_type:
         raise CheckpointError(
             f"config.json in {checkpoint_dir} has model_type {hf.get('model_type')!r}, the weights were converted as "
@@ -66,7 +71,8 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
 
 
 def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers.
+    """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers, which is the
+    whole model if the text part of a multimodal one was adapted.
 
     Raises:
         CheckpointError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears.
@@ -79,7 +85,7 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32)
         attach_adapter(model, adapter_dir)
-        linears = _peft_linears(model)
+        linears = _peft_linears(model, hf_names(model.config, checkpoint_dir).part)
         tensors: dict[str, Tensor] = {}
         for target, linear in linears.items():
             prefix = f"base_model.model.{target}.lora_"
@@ -102,8 +108,8 @@ class _PeftLinear:
     magnitude: Tensor | None  # (C_out,), of DoRA
 
 
-def _peft_linears(model: GPT) -> dict[str, _PeftLinear]:
-    """Return the upstream linears that the adapter changes, by upstream name."""
+def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, _PeftLinear]:
+    """Return the upstream linears that the adapter changes, by upstream name; with `part`, that in the multimodal model."""
     updates, config, found = lora_updates(model), model.config, {}
     for module, entry in TABLES[config.model_type](config).items():
         names = names_of(entry)
@@ -113,7 +119,10 @@ def _peft_linears(model: GPT) -> dict[str, _PeftLinear]:
                 continue
             if ".experts." in parts[0]:
                 raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
+            assert isinstance(entry, str | Fused)  # others hold experts, or no linear
             target = "lm_head" if names == ("lm_head",) else module.format(layer)
+            if part is not None:  # PEFT finds the linears of the multimodal model
+                target = part.stored_names(target)[0]
             found[target] = _peft_linear(model, entry, parts, updates)
     return found
 

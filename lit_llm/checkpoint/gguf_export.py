@@ -17,7 +17,7 @@ from lit_llm.checkpoint.gguf_write import write_adapter, write_model
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates, merge_attached
-from lit_llm.checkpoint.tables.rows import Fused, names_of
+from lit_llm.checkpoint.tables.rows import Entry, names_of
 from lit_llm.errors import CheckpointError
 from lit_llm.files import unused_folder
 from lit_llm.methods.lora import Update
@@ -157,23 +157,20 @@ def _lora_tensors(model: GPT) -> dict[str, Tensor]:
         raise CheckpointError("the adapter is of DoRA, which GGUF cannot hold. Merge it: omit `adapter_only`")
     if model.config.tie_embeddings and "lm_head" in updates:
         raise CheckpointError("the adapter changes a head that is tied to the embedding, which llama.cpp cannot apply")
+    if any(".experts." in name for name in updates):
+        raise CheckpointError("the adapter changes experts, which GGUF holds as one tensor. Merge it: omit `adapter_only`")
     tensors: dict[str, Tensor] = {}
     for module, entry in (gguf_names(model.config, arch).table or {}).items():
-        for layer in range(config.n_layer) if "{}" in module else ("",):
+        for layer in map(str, range(config.n_layer)) if "{}" in module else ("",):
             parts = [name.format(layer, 0) for name in names_of(entry)]
-            if not any(part in updates for part in parts):
-                continue
-            if "_exps" in module:
-                raise CheckpointError(
-                    "the adapter changes experts, which GGUF holds as one tensor. Merge it: omit `adapter_only`"
-                )
-            name = f"{module.format(layer)}.weight"
-            a, b = _stacked(model, entry, parts, updates)
-            tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": to_gguf_layout(b, name, config, arch)}
+            if any(part in updates for part in parts):
+                name = f"{module.format(layer)}.weight"
+                a, b = _stacked(model, entry, parts, updates)
+                tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": to_gguf_layout(b, name, config, arch)}
     return tensors
 
 
-def _stacked(model: GPT, entry: str | Fused, parts: Sequence[str], updates: Mapping[str, Update]) -> tuple[Tensor, Tensor]:
+def _stacked(model: GPT, entry: Entry, parts: Sequence[str], updates: Mapping[str, Update]) -> tuple[Tensor, Tensor]:
     """Return A and B of one linear that holds `parts`, some of them adapted, one below the other.
 
     [B_q A_q; 0; B_v A_v] = B A with A = [A_q; A_v] and B block diagonal, with zero rows for parts without an update.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.checkpoint.tables import TABLES
-from lit_llm.checkpoint.tables.rows import Table
+from lit_llm.checkpoint.tables.rows import Fused, Row, Stacked, Table
 from lit_llm.checkpoint.tensor_names import Names
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config import Config
@@ -19,7 +19,7 @@ ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_s
 
 
 def gguf_names(config: Config, arch: str) -> Names:
-    """Return the names of a model's tensors in a GGUF file of this architecture; `{}` of experts are an index, too.
+    """Return the names of a model's tensors in a GGUF file of this architecture.
 
     Raises:
         CheckpointError: if the architecture has no such tensor.
@@ -30,16 +30,20 @@ def gguf_names(config: Config, arch: str) -> Names:
     known = gguf.get_tensor_name_map(numbers[arch], 1)
     table: Table = {}
     for upstream, entry in TABLES[config.model_type](config).items():
-        is_expert = "experts.{}." in upstream
         name = known.get_name(upstream.replace("experts.{}.", "experts.").replace("{}", "0"))
         if name is None and entry == "lm_head" and config.tie_embeddings:
             continue
-        if name is None:
+        if name is None or isinstance(entry, Stacked | Row):
             raise CheckpointError(
                 f"the architecture {arch} of GGUF has no place for the weights {upstream}. Use the format of Hugging Face"
             )
-        name = name.replace("blk.0.", "blk.{}.") + (".{}" if is_expert else "")
-        table[name] = entry if isinstance(entry, str) else replace(entry, grouped=False, transposed=False)
+        name = name.replace("blk.0.", "blk.{}.")
+        if isinstance(entry, Fused):
+            table[name] = replace(entry, grouped=False, transposed=False)
+        elif "experts.{}." in entry:
+            table[f"{name}.weight"] = Stacked((f"{entry}.weight",))
+        else:
+            table[name] = entry
     return Names(config, table)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from lit_llm.checkpoint.gguf_config import architecture, config_of, hf_config
 from lit_llm.checkpoint.gguf_names import ROPE_TENSORS, from_gguf_layout, gguf_names
-from lit_llm.checkpoint.gguf_tensors import check_complete, n_bytes, read_tensor
+from lit_llm.checkpoint.gguf_tensors import check_complete, read_tensor
 from lit_llm.checkpoint.tensor_names import Names, Reader
 from lit_llm.files import json_text
 from lit_llm.model.config import Config
-from lit_llm.text.gguf_file import GGUF, Info, read_gguf
+from lit_llm.text.gguf_file import GGUF, read_gguf
 from lit_llm.text.gguf_tokenizer import tokenizer_files
 
 
@@ -36,15 +36,4 @@ def _tensors(file: GGUF, config: Config) -> Iterator[tuple[str, Reader]]:
     for name, info in file.tensors.items():
         if name in ROPE_TENSORS:
             continue
-        module, _, kind = name.rpartition(".")
-        n_experts = info.shape[0] if module.endswith("_exps") and info.shape else 0
-        places = {f"{module}.{i}.{kind}": _part(file, name, i) for i in range(n_experts)} if n_experts else {name: info}
-        for place, part in places.items():
-            yield place, lambda place=place, part=part: from_gguf_layout(read_tensor(place, part), place, config, arch)
-
-
-def _part(file: GGUF, name: str, i: int) -> Info:
-    """Return the place of one of the tensors that are stacked along the first dimension."""
-    info = file.tensors[name]
-    shape = info.shape[1:]
-    return info._replace(shape=shape, start=info.start + i * n_bytes(name, info._replace(shape=shape)))
+        yield name, lambda name=name, info=info: from_gguf_layout(read_tensor(name, info), name, config, arch)

@@ -98,20 +98,10 @@ def _write(writer: Any, arrays: Iterable[np.ndarray]) -> None:
 
 
 def tensors_of(model: GPT, config: Config, arch: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a model with the names and in the layout of GGUF; experts are stacked."""
+    """Yield the tensors of a model with the names and in the layout of GGUF."""
     held = {name: lambda tensor=tensor: tensor for name, tensor in model.state_dict().items()}
-    stacks: dict[str, list[Tensor]] = {}
     for name, tensor in to_hf(model.config, held, gguf_names(model.config, arch).table):
-        tensor = to_gguf_layout(tensor, name, config, arch)
-        module, _, kind = name.rpartition(".")
-        stem, _, index = module.rpartition(".")
-        if not stem.endswith("_exps"):
-            yield name, tensor
-            continue
-        stack = stacks.setdefault(f"{stem}.{kind}", [])
-        stack.append(tensor)
-        if int(index) == config.n_expert - 1:
-            yield f"{stem}.{kind}", torch.stack(stacks.pop(f"{stem}.{kind}"))
+        yield name, to_gguf_layout(tensor, name, config, arch)
 
 
 def _check_config(

@@ -24,9 +24,7 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
         ValueError: for a target that matches nothing; the message lists what exists.
     """
     linears = {
-        name: module
-        for name, module in model.named_modules()
-        if hasattr(module, "in_features") and name.rpartition(".")[2] != "router"
+        name: module for name, module in model.named_modules() if hasattr(module, "in_features") and not name.endswith("router")
     }
     short = {name: "head" if name == "lm_head" else name.rpartition(".")[2] for name in linears}
     wanted: set[str] = set()
