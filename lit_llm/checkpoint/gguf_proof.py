@@ -126,8 +126,9 @@ class LlamaCpp:
         ids, steps = list(ids), []
         for _ in range(n):
             answer = self.complete(ids, 1, n_probs)
-            steps += answer["completion_probabilities"]
-            if answer["stop_type"] == "eos" or not answer["completion_probabilities"]:
+            found = answer.get("completion_probabilities", [])
+            steps += found
+            if answer["stop_type"] == "eos" or not found:
                 return steps, answer["stop_type"] == "eos"
             ids.append(steps[-1]["id"])
         return steps, False
