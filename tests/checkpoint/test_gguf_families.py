@@ -68,5 +68,5 @@ def test_llama_cpp_computes_the_same_model(written):
     llama.close()
     _, same, largest = torch.stack(compare(model, prompt, steps)).unbind(1)
     assert len(steps) > 1
-    assert largest.max() < (1e-2 if case.family in TABULATED else 1e-4)
+    assert largest.max() < (2e-2 if case.family in TABULATED else 1e-4)
     assert same.mean() > (0.8 if case.family in TABULATED else 0.99)

@@ -37,7 +37,7 @@ GGUF_CASES = [
     (_BY_NAME["qwen3_moe"], False),
     (_BY_NAME["gemma"], False),
     (_changed("gemma2", **_CAPS), False),
-    (_changed("gemma3_text", query_pre_attn_scalar=16, num_hidden_layers=7, sliding_window_pattern=6), True),
+    (_changed("gemma3_text", query_pre_attn_scalar=16, num_hidden_layers=7, sliding_window_pattern=6), False),
     (_BY_NAME["phi"], False),
     (_BY_NAME["phi3"], True),
     (_BY_NAME["phi3-longrope"], False),
@@ -67,5 +67,6 @@ def vocabulary_of(n_rows: int) -> dict[str, Any]:
         "tokenizer.ggml.token_type": [1] * n_rows,
         "tokenizer.ggml.merges": [f"{tokens[0]} {tokens[1]}"],
         "tokenizer.ggml.eos_token_id": n_rows - 1,
+        "tokenizer.ggml.padding_token_id": 0,
         "tokenizer.ggml.add_bos_token": False,
     }
