@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.args.checkpoint import GGUFType
-from lit_llm.checkpoint.adapters import attach_adapter, read_adapter, trained_style
+from lit_llm.checkpoint.adapters import Adapter, attach_adapter, trained_style
 from lit_llm.checkpoint.gguf_config import architecture_of, representable
 from lit_llm.checkpoint.gguf_names import gguf_names, to_gguf_layout
 from lit_llm.checkpoint.gguf_proof import N_LINES, UNPROVEN, LlamaCpp, Proof, is_installed, prove, table
@@ -17,10 +17,12 @@ from lit_llm.checkpoint.gguf_write import write_adapter, write_model
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates, merge_attached
+from lit_llm.checkpoint.read import read_config
 from lit_llm.checkpoint.tables.rows import Entry, names_of
 from lit_llm.errors import CheckpointError
 from lit_llm.files import unused_folder
 from lit_llm.methods.lora import Update
+from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import CHAT_TEMPLATE, default_style
 from lit_llm.text.ending import Ending, ending
@@ -58,7 +60,7 @@ def export_gguf(
         model = load_model(checkpoint_dir, dtype=torch.float32)
         tokenizer = load_tokenizer(checkpoint_dir, model.config)
         if adapter is not None:
-            _check_lora(adapter)
+            _check_lora(adapter, model.config)
             attach_adapter(model, adapter)
             merge_attached(model)
         model.eval()
@@ -91,7 +93,7 @@ def export_gguf_adapter(
     """
     checkpoint_dir, adapter_dir = Path(checkpoint_dir), Path(adapter_dir)
     check_installed("`format` gguf")
-    _check_lora(adapter_dir)
+    _check_lora(adapter_dir, read_config(checkpoint_dir))
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32).eval()
         tokenizer = load_tokenizer(checkpoint_dir, model.config)
@@ -122,8 +124,8 @@ def _asked(path: Path, adapter: Path | None = None) -> Iterator[LlamaCpp]:
         llama.close()
 
 
-def _check_lora(adapter_dir: Path) -> None:
-    about = read_adapter(adapter_dir)
+def _check_lora(adapter_dir: Path, config: Config) -> None:
+    about = Adapter(adapter_dir, config).about
     if about["method"] != "lora":
         raise CheckpointError(f"{adapter_dir} is an {about['method']} adapter, which GGUF cannot hold. Only LoRA can")
 
