@@ -1,4 +1,4 @@
-"""Convert Hugging Face's layout, and Lit-GPT's, to ours."""
+"""Convert Hugging Face's layout, Lit-GPT's and GGUF to ours."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,17 +14,20 @@ from lit_llm.checkpoint.read import (
     expected_shapes,
     read_config,
     read_hf_tensors,
+    read_model_tensors,
     tied_as_stored,
 )  # fmt: skip
 from lit_llm.checkpoint.tensor_names import Names, Reader, hf_names
-from lit_llm.checkpoint.write import write_shards
+from lit_llm.checkpoint.write import copy_companions, write_shards
 from lit_llm.errors import OptionError
-from lit_llm.files import claimed, new_folder, remove_leftovers, write_json, write_whole
+from lit_llm.files import claimed, new_folder, remove_leftovers, unused_folder, write_json, write_whole
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
+from lit_llm.text.gguf_file import is_gguf
 
 
 def convert(checkpoint_dir: Path | str, dtype: str | None = None, dequantize: bool = False) -> None:
-    """Write our weights and `lit_config.json` next to a checkpoint in Hugging Face's or Lit-GPT's layout.
+    """Write our weights and `lit_config.json` next to a checkpoint in Hugging Face's or Lit-GPT's layout; for a GGUF file, a
+    folder with its name.
 
     If the folder has weights of both, those of Hugging Face are converted. Only results of an earlier conversion are removed; a
     `lit_config.json` of Lit-GPT is kept as `lit_gpt_config.json`. Holds one shard in memory.
@@ -38,6 +41,8 @@ def convert(checkpoint_dir: Path | str, dtype: str | None = None, dequantize: bo
         FileNotFoundError, ValueError: as `load_model`; an earlier result stays as it was.
     """
     checkpoint_dir = Path(checkpoint_dir)
+    if is_gguf(checkpoint_dir):
+        return _convert_gguf(checkpoint_dir, dtype)
     theirs = None if _is_hf(checkpoint_dir) else config_file(checkpoint_dir)
     _check_quantization(checkpoint_dir, dequantize)
     names, stored = _read_hf(checkpoint_dir) if theirs is None else read_lit_gpt(checkpoint_dir, theirs)
@@ -70,6 +75,19 @@ def _check_quantization(folder: Path, dequantize: bool) -> None:
             f"{folder} holds {stored.method} weights, which need no conversion: use the folder as it is as `checkpoint_dir`. "
             "Add `dequantize` to write plain weights"
         )
+
+
+def _convert_gguf(path: Path, dtype: str | None) -> None:
+    """Write a folder with the name of the file, next to it."""
+    config, folder = read_config(path), path.with_suffix("")
+    tensors = checked(*read_model_tensors(path, config), expected_shapes(config), path)
+    if dtype is not None:
+        tensors = ((name, tensor.to(getattr(torch, dtype))) for name, tensor in tensors)
+    with unused_folder(folder, "checkpoint_dir", [path]) as new:
+        write_shards(tensors, new, LIT_WEIGHTS)
+        write_json(new / LIT_CONFIG, config.to_dict())
+        copy_companions(path, new)
+    print(f"Converted to {folder}. Try it: python generate/base.py --checkpoint_dir {folder} --prompt 'Hello'")
 
 
 def _is_hf(folder: Path) -> bool:

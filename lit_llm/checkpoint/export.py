@@ -26,6 +26,7 @@ from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
+from lit_llm.text.gguf_file import is_gguf
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
@@ -39,6 +40,9 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
+    if is_gguf(checkpoint_dir):
+        convert_first = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+        raise CheckpointError(f"{checkpoint_dir} is a GGUF file. Convert it first: {convert_first}")
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise CheckpointError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_llm.checkpoint.gguf_read import gguf_config, gguf_tensors
 from lit_llm.checkpoint.prequantized import read_quantization
 from lit_llm.checkpoint.tensor_names import QUANTIZED, Names, Reader, hf_names, why_unexpected
 from lit_llm.errors import CheckpointError, brief
@@ -20,6 +21,7 @@ from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_fi
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import own_rows
 from lit_llm.schema import shown
+from lit_llm.text.gguf_file import is_gguf
 
 LIT_WEIGHTS = "lit_model.safetensors"
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -33,12 +35,14 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_config(checkpoint_dir: Path) -> Config:
-    """Return the config of a folder, whose head is tied to the embedding if the stored tensors say so.
+    """Return the config of a folder, whose head is tied to the embedding if the stored tensors say so, or of a GGUF file.
 
     Raises:
-        FileNotFoundError: if it is not a folder.
+        FileNotFoundError: if it is neither.
         CheckpointError: as `Config.from_checkpoint`.
     """
+    if is_gguf(checkpoint_dir):
+        return gguf_config(checkpoint_dir)
     if not checkpoint_dir.is_dir():
         state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
         raise FileNotFoundError(
@@ -87,11 +91,13 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 def read_model_tensors(
     checkpoint_dir: Path, config: Config, held: Mapping[str, str] | None = None
 ) -> tuple[Names, Iterable[tuple[str, Reader]]]:
-    """Return the names in a folder of either layout, and its tensors.
+    """Return the names in a folder of either layout or in a GGUF file, and its tensors.
 
     Args:
         held: Quantized linears to hold as stored, as `Prequantized.hold` returns them; others are dequantized.
     """
+    if is_gguf(checkpoint_dir):
+        return gguf_tensors(checkpoint_dir, config)
     if (checkpoint_dir / LIT_CONFIG).is_file():
         return Names(config, None), read_tensors(*weight_files(checkpoint_dir, native=True))
     names = hf_names(config, checkpoint_dir)

@@ -177,12 +177,14 @@ def why_unexpected(name: str, folder: Path) -> str:
     )
 
 
-def to_hf(config: Config, lit: dict[str, Reader]) -> Iterator[tuple[str, Tensor]]:
+def to_hf(config: Config, lit: dict[str, Reader], table: Table | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield upstream names and tensors from ours, one at a time; the inverse of `Names.ours`. A tied head is omitted.
+
+    Another `table` than that of the family gives the names and the layout of other files.
 
     Readers are removed from `lit` once used, so that a file is closed after its last tensor.
     """
-    rows = {ours: row for row in TABLES[config.model_type](config).items() for ours in names_of(row[1])}
+    rows = {ours: row for row in (table or TABLES[config.model_type](config)).items() for ours in names_of(row[1])}
     for name in list(lit):
         if name not in lit or (name == "lm_head.weight" and config.tie_embeddings):
             continue  # written with an earlier part
