@@ -17,8 +17,8 @@ from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PEFT_WEIGHTS, STYLE_KE
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused
-from lit_llm.checkpoint.tensor_names import hf_names, to_hf
-from lit_llm.checkpoint.upstream_linears import LowRank, upstream_linears
+from lit_llm.checkpoint.tensor_names import to_hf
+from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, upstream_linears
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json
@@ -123,8 +123,8 @@ def _saved_weights(model: GPT, modules: Sequence[str]) -> dict[str, Tensor]:
     """Return the weights of modules that were trained in full, by upstream name."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in modules}
     found = dict(to_hf(model.config, {name: lambda tensor=tensor: tensor for name, tensor in weights.items()}))
-    head = hf_names(model.config).upstream("lm_head.weight")
-    return {name if name != head else "lm_head.weight": tensor for name, tensor in found.items()}
+    renamed = {f"{old}.weight": f"{new}.weight" for old, new in RENAMED.items()}
+    return {renamed.get(name, name): tensor for name, tensor in found.items()}
 
 
 def _peft_config(
