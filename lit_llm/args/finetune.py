@@ -46,6 +46,8 @@ class TrainArgs(Checked):
     """Compile the blocks with torch.compile: a minute before the first step, then faster on a GPU. Needs a C++ compiler."""
     neftune_alpha: float | None = None
     """Strength of the noise on the embeddings while training, e.g. 5 (NEFTune, https://arxiv.org/abs/2310.05914)."""
+    router_loss: float = 0.0
+    """Coefficient of the loss that balances the experts of a mixture, e.g. 0.01 (https://arxiv.org/abs/2101.03961); 0: off."""
     save_interval: int | None = None
     """Optimizer steps between checkpoints from which the run can be resumed. Ctrl-C writes one as well."""
     keep_last: int | None = None
@@ -65,8 +67,9 @@ class TrainArgs(Checked):
         return [
             *bounds(self, *counts, "neftune_alpha", "save_interval", "log_interval", above=0),
             *bounds(self, "keep_last", "max_loss_spike", "overfit_batches", above=0),
-            *bounds(self, "min_lr", "lr_warmup_steps", "weight_decay", at_least=0),
+            *bounds(self, "min_lr", "lr_warmup_steps", "weight_decay", "router_loss", at_least=0),
             *self.needs("save_interval", "keep_last"),
+            (self.compile and self.router_loss > 0, "`router_loss` is not supported with `compile`. Omit one of them"),
             (
                 0 < (self.max_loss_spike or 2) <= 1,
                 f"`max_loss_spike` {self.max_loss_spike} stops at any loss above the mean. Use 2 or more",

@@ -67,4 +67,4 @@ def _read_hf(checkpoint_dir: Path) -> tuple[Names, Iterable[tuple[str, Reader]]]
     if not (checkpoint_dir / "config.json").is_file():
         read_config(checkpoint_dir)  # raises the error that names what the folder lacks
     config = tied_as_stored(Config.from_file(checkpoint_dir / "config.json"), checkpoint_dir)
-    return hf_names(config), read_tensors(*weight_files(checkpoint_dir, native=False))
+    return hf_names(config, checkpoint_dir), read_tensors(*weight_files(checkpoint_dir, native=False))

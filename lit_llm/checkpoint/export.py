@@ -17,18 +17,20 @@ from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PEFT_WEIGHTS, STYLE_KE
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused
-from lit_llm.checkpoint.tensor_names import to_hf
+from lit_llm.checkpoint.tensor_names import hf_names, to_hf
 from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, upstream_linears
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json
 from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
+from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB.
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. Of a multimodal
+    model it holds the text part alone.
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
@@ -43,6 +45,9 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
     if not (checkpoint_dir / "config.json").is_file():
         raise FileNotFoundError(f"{checkpoint_dir} lacks config.json. Copy it there from the model that this one was made from")
     hf = read_json_object(checkpoint_dir / "config.json")
+    if (part := text_part(hf)) is not None:  # the vision part is not here: the text model is written alone
+        hf = part.config_json(hf)
+        hf["architectures"] = [f"{config.model_type.removesuffix('_text').capitalize()}ForCausalLM"]
     if hf.get("model_type") != config.model_type:
         raise CheckpointError(
             f"config.json in {checkpoint_dir} has model_type {hf.get('model_type')!r}, the weights were converted as "
@@ -64,7 +69,8 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
 
 
 def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers.
+    """Write a LoRA adapter as a folder that `peft.PeftModel.from_pretrained` opens over the base in transformers, which is the
+    whole model if the text part of a multimodal one was adapted.
 
     Raises:
         CheckpointError: if the adapter is not LoRA's, or adapts experts, which transformers does not hold as linears.
@@ -77,14 +83,15 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32)
         attach_adapter(model, adapter_dir)
-        linears = _peft_linears(model)
+        part = hf_names(model.config, checkpoint_dir).part
+        linears = _peft_linears(model, part)
         tensors: dict[str, Tensor] = {}
         for target, (update, _) in linears.items():
             prefix = f"base_model.model.{target}.lora_"
             tensors |= {f"{prefix}A.weight": update.A, f"{prefix}B.weight": update.B}
             if update.magnitude is not None:
                 tensors[f"{prefix}magnitude_vector"] = update.magnitude
-        saved = _saved_weights(model, about["arguments"].get("modules_to_save", []))
+        saved = _saved_weights(model, about["arguments"].get("modules_to_save", []), part)
         tensors |= {f"base_model.model.{name}": tensor for name, tensor in saved.items()}
         style = {} if about["prompt_style"] is None else {STYLE_KEY: about["prompt_style"]}
         save_safetensors(tensors, folder / PEFT_WEIGHTS[0], {"format": "pt", **style})
@@ -94,8 +101,8 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _peft_linears(model: GPT) -> dict[str, tuple[LowRank, float]]:
-    """Return the update of each upstream linear that the adapter changes, and its scale."""
+def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank, float]]:
+    """Return the update of each upstream linear that the adapter changes, and its scale; `part` is of a multimodal model."""
     updates, found = lora_updates(model), {}
     for target, linear in upstream_linears(model).items():
         adapted = {part: updates[part] for part in linear.parts if part in updates}
@@ -115,16 +122,18 @@ def _peft_linears(model: GPT) -> dict[str, tuple[LowRank, float]]:
         norms: dict[str, Tensor] = {}
         if next(iter(adapted.values())).magnitude is not None:
             norms = {part: base_weight(model.get_submodule(part)).norm(dim=1) for part in linear.parts}
+        target = target if part is None else part.stored_names(target)[0]  # PEFT finds the linears of the multimodal model
         found[target] = linear.join_updates(model.config, factors, norms), scales[0]
     return found
 
 
-def _saved_weights(model: GPT, modules: Sequence[str]) -> dict[str, Tensor]:
+def _saved_weights(model: GPT, modules: Sequence[str], part: TextPart | None) -> dict[str, Tensor]:
     """Return the weights of modules that were trained in full, by upstream name."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in modules}
     found = dict(to_hf(model.config, {name: lambda tensor=tensor: tensor for name, tensor in weights.items()}))
     renamed = {f"{old}.weight": f"{new}.weight" for old, new in RENAMED.items()}
-    return {renamed.get(name, name): tensor for name, tensor in found.items()}
+    stored = {name: name if part is None else part.stored_names(name)[0] for name in found}
+    return {renamed.get(name, stored[name]): tensor for name, tensor in found.items()}
 
 
 def _peft_config(

@@ -14,6 +14,7 @@ from lit_llm.checkpoint.read import MAPPED_ELEMENTS, checked, empty_model, read_
 from lit_llm.devices.layer_placement import place
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, linears, replace
+from lit_llm.model.experts import MoE
 from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import quantize_linears
 from lit_llm.progress import Progress
@@ -69,6 +70,9 @@ def load_model(
     if converts:  # else it is a matter of mapping files
         tensors = _with_progress(tensors, len(shapes))
     model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts)
+    for module in model.modules():
+        if isinstance(module, MoE) and any(device.type == "cuda" for device in devices):
+            module.put_together()
     if config.tie_embeddings and isinstance(model.lm_head, nn.Linear):
         model.lm_head.weight = model.wte.weight
     elif config.tie_embeddings:
@@ -103,6 +107,9 @@ def _fill(
         place_of = model.placement[int(block[1])] if model.placement and block else device
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, place_of, dtype)  # type: ignore[operator]
+            continue
+        if leaf in module._buffers:  # float32, whatever the weights are held in
+            module.register_buffer(leaf, tensor.to("cpu" if in_parts else place_of, torch.float32, copy=True))
             continue
         held = by_columns(tensor) if name in columns else tensor
         copy = held is tensor and (tensor.dim() < 2 or tensor.numel() < small)

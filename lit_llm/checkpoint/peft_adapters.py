@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.checkpoint.read import WEIGHT_DTYPES, check_finite, read_tensors
-from lit_llm.checkpoint.tensor_names import hf_names
+from lit_llm.checkpoint.tensor_names import family_names
 from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, UpstreamLinear, names_in_all_layers, upstream_linears
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
@@ -235,7 +235,8 @@ class _Reading:
         self.path, self.model, self.peft = peft_weights(folder), model, _read_config(folder)
         self.targets = _Targets(folder / PEFT_CONFIG, self.peft)
         self.linears = upstream_linears(model)
-        self.names = hf_names(model.config)
+        self.names = family_names(model.config)
+        self.stored: dict[str, str] = {}  # names of linears in the file, where it has another prefix
         base = self.peft.get("base_model_name_or_path", "")
         self.other_base = (
             f"The adapter was trained on another base{f', {base}' if base else ''}. Use that one as `checkpoint_dir`"
@@ -272,13 +273,14 @@ class _Reading:
             raise CheckpointError(
                 f"{self.path}: unexpected tensor {shown(tensor)}: the base has no linear {shown(bare)}. {self.other_base}"
             )
+        self.stored[found.name] = bare
         return found
 
     def _updates(self, factors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LowRank]:
         """Return an update for each linear that the config adapts, by the name in transformers."""
-        expected = self.targets.among(
-            self.linears, {name for name, linear in self.linears.items() if linear.parts == ("lm_head",)}
-        )
+        heads = {name for name, linear in self.linears.items() if linear.parts == ("lm_head",)}
+        stored = {self.stored.get(name, name): name for name in self.linears}
+        expected = {stored[name] for name in self.targets.among(stored, {self.stored.get(name, name) for name in heads})}
         if unexpected := next((name for name in factors if name not in expected), None):
             raise CheckpointError(
                 f"{self.path} has an update of {unexpected}, which {PEFT_CONFIG} does not adapt: see target_modules, "
@@ -294,7 +296,7 @@ class _Reading:
         return updates
 
     def _update(self, name: str, found: Mapping[str, Tensor]) -> LowRank:
-        linear, r = self.linears[name], self.targets.rank(name)
+        linear, r = self.linears[name], self.targets.rank(self.stored.get(name, name))
         shapes = {"A": [r, linear.in_features], "B": [sum(linear.out_features), r]}
         if self.peft.get("use_dora", False):
             shapes["magnitude_vector"] = [sum(linear.out_features)]
@@ -342,7 +344,7 @@ class _Reading:
             for part, own in self.linears[name].split_updates(self.model.config, update).items():
                 ranks[part] = len(own.A)
                 share = len(own.A) / whole  # of the scale, alpha / r
-                alphas[part] = self.targets.alpha(name) * (math.sqrt(share) if use_rslora else share)
+                alphas[part] = self.targets.alpha(self.stored.get(name, name)) * (math.sqrt(share) if use_rslora else share)
                 tensors |= {f"{part}.lora.A": own.A, f"{part}.lora.B": own.B}
                 if own.magnitude is not None:
                     tensors[f"{part}.lora.magnitude"] = own.magnitude

@@ -56,7 +56,7 @@ def tied_as_stored(config: Config, checkpoint_dir: Path) -> Config:
         files, weight_map = weight_files(checkpoint_dir, native=False)
     except FileNotFoundError:  # an estimate needs no weights
         return config
-    ends = hf_names(config).ends()
+    ends = hf_names(config, checkpoint_dir).ends()
     stored = {ends[name]: read for name, read in read_tensors(files, weight_map) if name in ends}
     if len(stored) == 2:
         tied = config.tie_embeddings and same_values(stored["wte"](), stored["lm_head"]())
@@ -85,7 +85,7 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 def read_model_tensors(checkpoint_dir: Path, config: Config) -> tuple[Names, Iterable[tuple[str, Reader]]]:
     """Return the names in a folder of either layout, and its tensors."""
     native = (checkpoint_dir / LIT_CONFIG).is_file()
-    names = Names(config, None) if native else hf_names(config)
+    names = Names(config, None) if native else hf_names(config, checkpoint_dir)
     return names, read_tensors(*weight_files(checkpoint_dir, native))
 
 
@@ -123,11 +123,12 @@ def checked(
                 f"{folder}: tensor {upstream} has shape {list(tensor.shape)}, its config says {list(shapes[name])}. "
                 "Weights and config do not belong together. Download the checkpoint again"
             )
-        check_finite(tensor[own_rows(len(tensor))] if in_parts else tensor, f"{folder}: tensor {upstream}")
+        check_finite(tensor[own_rows(len(tensor))] if in_parts and tensor.dim() else tensor, f"{folder}: tensor {upstream}")
         yield name, tensor
     if missing:
-        some = ", ".join(sorted(names.upstream(name) for name in missing)[:3])
-        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, among them {some}. Download the checkpoint again")
+        absent = sorted({names.upstream(name) for name in missing})
+        some = ", ".join(absent[:3])
+        raise CheckpointError(f"{folder}: {len(absent)} tensors are missing, among them {some}. Download the checkpoint again")
 
 
 def check_finite(tensor: Tensor, source: str) -> None:

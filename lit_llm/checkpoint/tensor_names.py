@@ -1,17 +1,21 @@
 """Names of the tensors in files, and of ours, by the table of the family."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, TypeVar
 
 from torch import Tensor
 
 from lit_llm.checkpoint.tables import TABLES, lit_gpt_table
-from lit_llm.checkpoint.tables.rows import Fused, Table, names_of
+from lit_llm.checkpoint.tables.rows import Fused, Row, Stacked, Table, names_of
 from lit_llm.errors import CheckpointError
+from lit_llm.files import read_json_object
 from lit_llm.model.config import Config
+from lit_llm.model.families import TextPart, text_part
 
 # Tensors of old checkpoints that the model computes itself: tables of RoPE and causal masks.
 _COMPUTED = re.compile(
@@ -20,6 +24,13 @@ _COMPUTED = re.compile(
 )
 # Some checkpoints hold only the decoder: its tensors lack this prefix.
 _BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "transformer.", "opt": "model."}
+
+# Layers after the last one, or modules of their own, predict the tokens after the next for speculative decoding; transformers
+# ignores them too.
+_PREDICT_LATER_TOKENS = {
+    "glm4_moe": r"^model\.layers\.(\d+)\.",
+    "ernie4_5_moe": r"^model\.mtp_",
+}
 
 QUANTIZED = (
     "the weights are quantized, which cannot be trained or converted. "
@@ -57,36 +68,55 @@ class Names:
     """None: as we do."""
     prefix: str = ""
     """Prefix of the names in `table` that files may lack."""
+    part: TextPart | None = None
+    """Of a multimodal model, whose other tensors are omitted."""
 
     def ours(self, tensors: Iterable[tuple[str, Reader]]) -> Iterator[Stored]:
         """Yield our tensors for those in files. Only fused ones are read here, to be split.
 
-        If embedding and head are tied, the first of them is used: `tied_as_stored` has compared them.
+        If embedding and head are tied, the first of them is used: `tied_as_stored` has compared them. Warn of tensors that are
+        omitted.
 
         Raises:
             CheckpointError: for a fused tensor of the wrong size.
         """
-        has_embedding = False
+        has_embedding, omitted = False, Counter[str]()
         for name, read in tensors:
             if self.table is None:
                 yield Stored(name, name, read)
                 continue
-            module, kind, indices = _pattern(name)
-            entry = (self.table.get(module) or self.table.get(self.prefix + module)) if kind in ("weight", "bias") else None
-            if entry is None:
-                if not _COMPUTED.search(name):
+            of_family = name if self.part is None else self.part.name(name)
+            if of_family is None:
+                omitted[".".join(name.split(".")[: 2 if name.startswith("model.") else 1])] += 1
+                continue
+            found = _find(self.table, of_family) or _find(self.table, self.prefix + of_family)
+            if found is None:
+                if not _COMPUTED.search(name) and not self._predicts_later_tokens(name):
                     yield Stored(None, name, read)
-            elif entry in ("wte", "lm_head") and kind == "weight" and self.config.tie_embeddings:
+                continue
+            entry, kind, indices = found
+            if indices and self._predicts_later_tokens(name):
+                continue
+            if entry in ("wte", "lm_head") and kind == ".weight" and self.config.tie_embeddings:
                 if not has_embedding:
                     yield Stored("wte.weight", name, read)
                 has_embedding = True
             elif isinstance(entry, str):
-                yield Stored(f"{entry.format(*indices)}.{kind}", name, read)
+                yield Stored(entry.format(*indices) + kind, name, read)
             else:
-                for part_name, part in zip(entry.names, self._split(entry, name, read), strict=True):
-                    yield Stored(f"{part_name.format(*indices)}.{kind}", name, lambda part=part: part)
+                parts = entry.parts(self.config, indices)
+                for part_name, part in zip(parts, self._split(entry, name, read), strict=True):
+                    yield Stored(part_name + kind, name, lambda part=part: part.contiguous())
+        if omitted:
+            parts = ", ".join(f"{prefix} ({n})" for prefix, n in sorted(omitted.items()))
+            warnings.warn(f"the text model is opened alone; {omitted.total()} tensors are omitted: {parts}", stacklevel=2)
 
-    def _split(self, entry: Fused, name: str, read: Reader) -> Sequence[Tensor]:
+    def _predicts_later_tokens(self, name: str) -> bool:
+        pattern = _PREDICT_LATER_TOKENS.get(self.config.model_type)
+        found = None if pattern is None else re.search(pattern, name)
+        return found is not None and all(int(layer) >= self.config.n_layer for layer in found.groups())
+
+    def _split(self, entry: Fused | Stacked | Row, name: str, read: Reader) -> Sequence[Tensor]:
         try:
             return entry.split(self.config, read())
         except CheckpointError as error:
@@ -96,9 +126,10 @@ class Names:
         """Return the name in the files of one of our tensors."""
         if self.table is None:
             return name
-        ours, kind, indices = _pattern(name)
-        module = next(theirs for theirs, entry in self.table.items() if ours in names_of(entry))
-        return f"{module.format(*indices)}.{kind}"
+        rows = {ours: theirs for theirs, entry in self.table.items() for ours in names_of(entry)}
+        theirs, kind, indices = _find(rows, name) or (name, "", [])
+        found = theirs.format(*indices) + kind
+        return found if self.part is None else self.part.stored_names(found)[0]
 
     def ends(self) -> dict[str, str]:
         """Return `wte` or `lm_head` for every name of the weight of embedding or head in files."""
@@ -106,11 +137,20 @@ class Names:
         ends = {
             f"{theirs}.weight": ours for theirs, ours in rows.items() if isinstance(ours, str) and ours in ("wte", "lm_head")
         }
+        if self.part is not None:
+            return {stored: ours for name, ours in ends.items() for stored in self.part.stored_names(name)}
         return ends | {name.removeprefix(self.prefix): ours for name, ours in ends.items()}
 
 
-def hf_names(config: Config) -> Names:
-    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""))
+def hf_names(config: Config, checkpoint_dir: Path) -> Names:
+    """Return the names in a folder in Hugging Face's layout. Its `config.json` says if it is of a multimodal model."""
+    path = checkpoint_dir / "config.json"
+    return family_names(config, text_part(read_json_object(path)) if path.is_file() else None)
+
+
+def family_names(config: Config, part: TextPart | None = None) -> Names:
+    """Return the names of the family of a config."""
+    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), part)
 
 
 def lit_gpt_names(config: Config) -> Names:
@@ -134,33 +174,51 @@ def to_hf(config: Config, lit: dict[str, Reader]) -> Iterator[tuple[str, Tensor]
 
     Readers are removed from `lit` once used, so that a file is closed after its last tensor.
     """
-    entries = {}  # by the first of our modules
-    later_parts = set()
-    for module, entry in TABLES[config.model_type](config).items():
-        first, *others = names_of(entry)
-        entries[first] = module, entry
-        later_parts.update(others)
+    rows = {ours: row for row in TABLES[config.model_type](config).items() for ours in names_of(row[1])}
     for name in list(lit):
-        ours, kind, indices = _pattern(name)
-        if ours in later_parts or (name == "lm_head.weight" and config.tie_embeddings):
-            continue
-        module, entry = entries[ours]
-        parts = [lit.pop(f"{part.format(*indices)}.{kind}")() for part in names_of(entry)]
-        yield f"{module.format(*indices)}.{kind}", parts[0] if isinstance(entry, str) else entry.join(config, parts)
+        if name not in lit or (name == "lm_head.weight" and config.tie_embeddings):
+            continue  # written with an earlier part
+        (theirs, entry), kind, indices = _find(rows, name) or _unknown(name)
+        if isinstance(entry, str):
+            yield theirs.format(*indices) + kind, lit.pop(name)()
+        else:
+            parts = [lit.pop(part + kind)() for part in entry.parts(config, indices)]
+            yield theirs.format(*indices) + kind, entry.join(config, parts)
+
+
+def _unknown(name: str) -> NoReturn:
+    raise KeyError(f"the table of the family has no row for {name}")
 
 
 def parts_of_family(config: Config) -> set[str]:
-    """Return our modules, `{}` for each index, in the table of the family."""
+    """Return our modules, or tensors, `{}` for each index, in the table of the family."""
     return {part for entry in TABLES[config.model_type](config).values() for part in names_of(entry)}
 
 
 def parts_of_model(names: Iterable[str]) -> set[str]:
-    """Return the modules, `{}` for each index, of tensors with these names of ours."""
-    return {_pattern(name)[0] for name in names}
+    """Return the modules, `{}` for each index, of weights and biases with these names of ours, and other tensors."""
+    return {_split_kind(_pattern(name)[0])[0] for name in names}
 
 
-def _pattern(name: str) -> tuple[str, str, list[str]]:
-    """Split a tensor's name into its module with `{}` for each index, `weight` or `bias`, and the indices."""
-    module, _, kind = name.rpartition(".")
+T = TypeVar("T")
+
+
+def _find(rows: Mapping[str, T], name: str) -> tuple[T, str, list[str]] | None:
+    """Return the row of a tensor, or of its module, the kind that remains, and the indices in the name."""
+    pattern, indices = _pattern(name)
+    module, kind = _split_kind(pattern)
+    if pattern in rows:
+        return rows[pattern], "", indices
+    return (rows[module], kind, indices) if kind and module in rows else None
+
+
+def _split_kind(name: str) -> tuple[str, str]:
+    """Split a tensor's name into its module and `.weight` or `.bias`; other tensors have no kind."""
+    module, dot, kind = name.rpartition(".")
+    return (module, dot + kind) if kind in ("weight", "bias") else (name, "")
+
+
+def _pattern(name: str) -> tuple[str, list[str]]:
+    """Return a tensor's name with `{}` for each index, and the indices."""
     index = r"(?<=\.)\d+(?=\.|$)"
-    return re.sub(index, "{}", module), kind, re.findall(index, module)
+    return re.sub(index, "{}", name), re.findall(index, name)

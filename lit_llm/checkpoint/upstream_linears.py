@@ -15,7 +15,6 @@ from lit_llm.args.finetune import FinetuneArgs, LoRAArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused, names_of
-from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.errors import OptionError
 from lit_llm.methods.inject import GROUPS, as_list, short_names
 from lit_llm.model.config import Config
@@ -97,18 +96,19 @@ class UpstreamLinear:
 def upstream_linears(model: GPT) -> dict[str, UpstreamLinear]:
     """Return the linears of transformers that hold those of the model, by their module in transformers."""
     linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
-    names, table, found = hf_names(model.config), TABLES[model.config.model_type](model.config), {}
+    rows = {ours: row for row in TABLES[model.config.model_type](model.config).items() for ours in names_of(row[1])}
+    found = {}
     for name, linear in linears.items():
-        module = names.upstream(f"{name}.weight").removesuffix(".weight")
-        entry = table[_INDEX.sub("{}", module)]
-        first, *_ = names_of(entry)
+        theirs, entry = rows.get(_INDEX.sub("{}", name), ("", None))
+        if not isinstance(entry, str | Fused):
+            continue  # of parts that transformers does not hold as linears
         indices = _INDEX.findall(name)
-        if first.format(*indices) != name:
-            continue
         parts = tuple(part.format(*indices) for part in names_of(entry))
-        rows = tuple(_features(linears[part], "out_features") for part in parts)
-        module = RENAMED.get(module, module)
-        found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows)
+        if parts[0] == name:
+            module = theirs.format(*indices)
+            module = RENAMED.get(module, module)
+            rows_of_parts = tuple(_features(linears[part], "out_features") for part in parts)
+            found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows_of_parts)
     return found
 
 

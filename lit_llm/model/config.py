@@ -8,7 +8,7 @@ from typing import Any
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
-from lit_llm.model.families import FAMILIES
+from lit_llm.model.families import FAMILIES, TEXT_PARTS, text_part
 from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
@@ -16,10 +16,11 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 
 _CHOICES = {
-    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "layer_fixed"),
-    "qk_norm": (None, "head", "each_head", "row"),
+    "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
+    "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2"),
+    "router_score": ("softmax", "sigmoid", "sparsemixer"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"),
 }
 
 
@@ -42,7 +43,7 @@ class Config:
     intermediate_size: int
     norm: str = "rms"
     """`rms` (https://arxiv.org/abs/1910.07467), `layer` (https://arxiv.org/abs/1607.06450), either with `_plus_one` (the weight
-    is stored minus one), or `layer_fixed` (without weight)."""
+    is stored minus one) or `_fixed` (there is no weight)."""
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pre_norm: bool = True
@@ -54,19 +55,41 @@ class Config:
     final_norm: bool = True
     """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
-    """Norm of q and k: `head` (all heads share its weight), `each_head` (each has its own) or `row` (all heads at once)."""
+    """Norm of q and k: `head` (all heads share its weight), `heads` (each has its row of one weight), `each_head` (each has a
+    weight of its own) or `row` (all heads at once)."""
     qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
     activation: str = "silu"
-    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668)."""
+    """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668), and `xielu`, which has parameters of its own in each
+    plain MLP (https://arxiv.org/abs/2411.13010)."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
     expert_size: int = 0
     """intermediate_size of each expert."""
+    expert_bias: bool = False
     normalize_expert_weights: bool = True
     """The weights of the chosen experts sum to 1."""
+    routed_scale: float = 1.0
+    """Factor of the weights of the chosen experts."""
+    router_score: str = "softmax"
+    """`softmax` over all experts, `sigmoid` of each, or `sparsemixer` (https://arxiv.org/abs/2409.12136)."""
+    router_bias: bool = False
+    router_jitter: float = 0.0
+    """`sparsemixer`: scores that differ by at most twice this fraction share the weight."""
+    choice_bias: bool = False
+    """A bias that is added to the scores for the choice of the experts, but not for their weights
+    (https://arxiv.org/abs/2408.15664)."""
+    n_expert_group: int = 1
+    """Groups of experts, of which `n_chosen_group` are chosen first (https://arxiv.org/abs/2405.04434, section 2.2.2)."""
+    n_chosen_group: int = 1
+    n_in_group_score: int = 2
+    """Largest scores in a group whose sum is the score of the group."""
+    shared_expert_size: int = 0
+    """intermediate_size of an expert that sees every token. 0: none."""
+    shared_expert_gate: bool = False
+    """The output of the shared expert is multiplied by sigmoid(w x)."""
     dense_layers: list[int] | None = None
     """Layers with one MLP of intermediate_size in a model with experts. None: no layer."""
     attn_bias: bool = False
@@ -104,6 +127,8 @@ class Config:
     """Leading dimensions of each head that RoPE rotates; the others carry no position."""
     rope_interleaved: bool = False
     """RoPE rotates dimensions 2i and 2i + 1 together instead of i and i + rotary_size / 2."""
+    rope_reversed: bool = False
+    """RoPE rotates in the other direction."""
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's `rope_parameters` without theta: `rope_type` and the parameters of that type."""
@@ -136,6 +161,8 @@ class Config:
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
+        if self.activation == "xielu" and self.mlp != "plain":
+            raise CheckpointError("activation xielu is not supported in gated MLPs")
         if self.n_head % self.n_query_groups:
             raise CheckpointError(
                 f"{self.n_head} query heads cannot share {self.n_query_groups} key/value heads (n_query_groups) evenly"
@@ -174,8 +201,9 @@ class Config:
             check_size("n_expert", self.n_expert, MAX_MODULES // self.n_layer)
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
             check_size("expert_size", self.expert_size)
+            self._check_routing()
         attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
-        mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size)
+        mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
         if n_weights > MAX_WEIGHTS:
@@ -183,6 +211,24 @@ class Config:
                 f"vocab_size {self.vocab_size}, n_embd {self.n_embd}, n_layer {self.n_layer}, intermediate_size "
                 f"{self.intermediate_size} and the other sizes make a model of about {n_weights:.1e} weights; more than "
                 f"{MAX_WEIGHTS:.0e} is refused"
+            )
+
+    def _check_routing(self) -> None:
+        positive("routed_scale", self.routed_scale)
+        if self.shared_expert_size:
+            check_size("shared_expert_size", self.shared_expert_size)
+        elif self.shared_expert_gate:
+            raise CheckpointError("shared_expert_gate needs a shared expert, but shared_expert_size is 0")
+        if self.n_expert % self.n_expert_group:
+            raise CheckpointError(f"{self.n_expert} experts cannot form {self.n_expert_group} groups of equal size")
+        if self.n_expert_group > 1:
+            in_group = self.n_expert // self.n_expert_group
+            check_size("n_chosen_group (topk_group in config.json)", self.n_chosen_group, self.n_expert_group)
+            check_size("n_in_group_score", self.n_in_group_score, in_group)
+            check_size(
+                "n_expert_per_token (num_experts_per_tok in config.json)",
+                self.n_expert_per_token,
+                in_group * self.n_chosen_group,
             )
 
     @property
@@ -200,20 +246,22 @@ class Config:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "Config":
-        """Build from the dict of a Hugging Face `config.json`.
+        """Build from the dict of a Hugging Face `config.json`; of a multimodal model, for its text part.
 
         Raises:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
-        model_type = hf.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES))
-            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         if hf.get("quantization_config") is not None:
             raise CheckpointError(
                 "the weights are quantized (quantization_config), which cannot be trained or converted. "
                 "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
             )
+        if (part := text_part(hf)) is not None:
+            hf = part.config_json(hf)
+        model_type = hf.get("model_type")
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            known = ", ".join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:

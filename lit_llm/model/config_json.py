@@ -162,6 +162,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "xielu": "xielu",
 }
 
 # Each key by its common name: how it is read, and the fields of Config that it sets.
@@ -191,6 +192,13 @@ _FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "use_parallel_residual": (Keys.flag, ("parallel_residual",)),
     "num_local_experts": (Keys.size, ("n_expert",)),
     "num_experts_per_tok": (Keys.size, ("n_expert_per_token",)),
+    "moe_intermediate_size": (Keys.size, ("expert_size",)),
+    "norm_topk_prob": (Keys.flag, ("normalize_expert_weights",)),
+    "routed_scaling_factor": (Keys.number, ("routed_scale",)),
+    "n_group": (Keys.size, ("n_expert_group",)),
+    "topk_group": (Keys.size, ("n_chosen_group",)),
+    "router_jitter_noise": (Keys.number, ("router_jitter",)),
+    "lm_head_bias": (Keys.flag, ("lm_head_bias",)),
 }
 # Defaults that depend on the keys before them.
 _DERIVED: dict[str, Callable[[Fields], int]] = {

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_llm.model.alibi import EXTRA, Alibi, with_biases
 from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
 from lit_llm.model.config import Config
+from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.recompute import recipes_for_results, recomputed
 from lit_llm.model.rope import Rope, rotate
@@ -51,9 +52,11 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.rope = self.local_rope = None
         if config.rotary_size:
-            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.rope = Rope(config.rotary_size, config.rope_theta, config.rope_scaling, *layout)
         if config.local_rope_theta is not None:
-            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, config.rope_interleaved)
+            layout = config.rope_interleaved, config.rope_reversed
+            self.local_rope = Rope(config.rotary_size, config.local_rope_theta, None, *layout)
         self.alibi = None
         if config.alibi is not None:
             self.alibi = Alibi(config.n_head, config.alibi, config.score_factor, config.alibi_rounded)
@@ -176,7 +179,7 @@ class Block(nn.Module):
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
         self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
-        self.mlp = MoE(config) if config.has_experts(layer) else MLPS[config.mlp](config)
+        self.mlp = MoE(config, partial(GatedMLP, config)) if config.has_experts(layer) else MLPS[config.mlp](config)
         self.post_mlp_norm = Norm(config) if config.post_norm else nn.Identity()
 
     def forward(self, x: Tensor, *attn_args) -> Tensor:
@@ -245,11 +248,11 @@ class CausalSelfAttention(nn.Module):
         return self.heads(self.k(x), self.k_norm, rope), self.heads(self.v(x), None, None)
 
     def heads(self, y: Tensor, norm: nn.Module | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A projection (B, T, heads * hs), clipped, normalised and rotated as the family does, as (B, heads, T, hs)."""
-        if self.clip is not None:
-            y = y.clamp(-self.clip, self.clip)
+        """A projection (B, T, heads * hs), normalised, clipped and rotated as the family does, as (B, heads, T, hs)."""
         if norm is not None and self.normalizes_rows:
             y, norm = norm(y), None
+        if self.clip is not None:
+            y = y.clamp(-self.clip, self.clip)
         y = y.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         if norm is not None and not self.normalizes_last:
             y, norm = norm(y), None
@@ -266,13 +269,14 @@ class CausalSelfAttention(nn.Module):
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), https://arxiv.org/abs/2002.05202. The product is recomputed in the backward pass."""
 
-    def __init__(self, config: Config, size: int | None = None) -> None:
+    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         size = config.intermediate_size if size is None else size
+        bias = config.mlp_bias if bias is None else bias
         self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.n_embd, size, bias=config.mlp_bias)
-        self.down = nn.Linear(size, config.n_embd, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.n_embd, size, bias=bias)
+        self.up = nn.Linear(config.n_embd, size, bias=bias)
+        self.down = nn.Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(recomputed(self.gated, self.gate(x), self.up(x)))
@@ -286,43 +290,37 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        is_trained = config.activation == "xielu"
+        self.activation = XIELU() if is_trained else partial(recomputed, ACTIVATIONS[config.activation])
         self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
         self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(recomputed(self.activation, self.up(x)))
+        return self.down(self.activation(self.up(x)))
+
+
+class XIELU(nn.Module):
+    """a x^2 + beta x above 0, b (exp(min(x, eps)) - 1 - x) + beta x below, with a = softplus(alpha_p) and
+    b = beta + softplus(alpha_n), which train (https://arxiv.org/abs/2411.13010). Upstream stores the constants as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+        self.beta: Tensor
+        self.eps: Tensor
+        self.register_buffer("beta", torch.tensor(0.5))
+        self.register_buffer("eps", torch.tensor(-1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self.curve, x, self.alpha_p, self.alpha_n)
+
+    def curve(self, x: Tensor, alpha_p: Tensor, alpha_n: Tensor) -> Tensor:
+        beta, eps = self.beta.to(x), self.eps.to(x)
+        below = (torch.expm1(x.minimum(eps)) - x) * (beta + F.softplus(alpha_n))
+        return torch.where(x > 0, F.softplus(alpha_p) * x * x, below) + beta * x
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
-
-
-class MoE(nn.Module):
-    """Mixture of experts (https://arxiv.org/abs/2401.04088): y = sum of w_e expert_e(x) over the `n_expert_per_token` experts
-    with the largest w = softmax(router(x)). Tokens are sorted by expert, so that each expert runs once, on its own tokens."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.n_chosen = config.n_expert_per_token
-        self.normalize = config.normalize_expert_weights
-        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
-        self.experts = nn.ModuleList(GatedMLP(config, config.expert_size) for _ in range(config.n_expert))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)  # (N, C)
-        weights, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
-        if self.normalize:
-            weights = weights / weights.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)  # token-expert pairs, those of one expert together
-        tokens, weights = order // self.n_chosen, weights.flatten()[order, None].to(x.dtype)
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()  # waits for the GPU, once per layer
-        outputs = [
-            expert(rows)
-            for expert, rows in zip(self.experts, flat[tokens].split(counts), strict=True)
-            # In training an expert without tokens runs too: every rank needs a gradient, even if it is zero.
-            if self.training or len(rows)
-        ]
-        return torch.zeros_like(flat).index_add(0, tokens, torch.cat(outputs) * weights).view_as(x)
 
 
 class Norm(nn.Module):
@@ -334,7 +332,7 @@ class Norm(nn.Module):
     def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
         self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
-        self.weight = None if self.kind == "layer_fixed" else nn.Parameter(torch.ones(self.size))
+        self.weight = None if self.kind.endswith("_fixed") else nn.Parameter(torch.ones(self.size))
         self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -357,11 +355,24 @@ class HeadNorms(nn.ModuleList):
         return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
 
 
+class RowNorms(Norm):
+    """Norm of each head of (B, heads, T, hs) with its row of a weight (heads, hs): as `HeadNorms`, with one tensor upstream."""
+
+    def __init__(self, config: Config, n_heads: int) -> None:
+        super().__init__(config, config.head_size, bias=False)
+        self.weight = nn.Parameter(torch.ones(n_heads, config.head_size))
+
+    def normalized(self, x: Tensor, weight: Tensor, bias: None) -> Tensor:
+        return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
+
+
 def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
     if config.qk_norm is None:
         return None
     if config.qk_norm == "row":
         return Norm(config, n_heads * config.head_size)
+    if config.qk_norm == "heads":
+        return RowNorms(config, n_heads)
     if config.qk_norm == "each_head":
         return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
     return Norm(config, config.head_size)

@@ -28,11 +28,14 @@ class Rope(nn.Module):
         theta: Base of the wavelengths.
         scaling: `Config.rope_scaling`.
         interleaved: `Config.rope_interleaved`.
+        reverse: `Config.rope_reversed`.
     """
 
-    def __init__(self, size: int, theta: float, scaling: dict[str, Any] | None, interleaved: bool = False) -> None:
+    def __init__(
+        self, size: int, theta: float, scaling: dict[str, Any] | None, interleaved: bool = False, reverse: bool = False
+    ) -> None:
         super().__init__()
-        self.interleaved = interleaved
+        self.interleaved, self.sign = interleaved, -1 if reverse else 1
         self.scaling: dict[str, Any] = {"rope_type": "default"} if scaling is None else scaling
         self.factor = _attention_factor(**self.scaling)
         self.register_buffer("inv_freq", _inverse_frequencies(size, theta, self.scaling), persistent=False)
@@ -53,7 +56,7 @@ class Rope(nn.Module):
         angles = positions[..., None].float() * self._frequencies(length)
         if angles.dim() == 3:
             angles = angles[:, None]  # over heads
-        cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
+        cos, sin = angles.cos() * self.factor, angles.sin() * (self.sign * self.factor)
         if self.interleaved:
             return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -34,6 +34,7 @@ from lit_llm.training.out_of_memory import OutOfMemoryError
 from lit_llm.training.preflight import show
 from lit_llm.training.probe import ESTIMATE_FROM, probe
 from lit_llm.training.report import changed_options, write_report
+from lit_llm.training.router_loss import check_router_loss
 from lit_llm.training.run import Run
 from lit_llm.training.run_data import DataFiles, read_data
 from lit_llm.training.run_folder import RunFolder
@@ -68,6 +69,7 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     model_dir, data_dir = args.checkpoint_dir, args.data_dir
     assert model_dir and data_dir
     config = read_config(model_dir)
+    check_router_loss(args.train.router_loss, config)
     empty = empty_model(config)
     start = None if args.init_from is None else Adapter(args.init_from, config)
     if method is not None and start is not None:
@@ -176,7 +178,7 @@ def _train(job: Job, fabric: "Fabric", model: GPT, config: Config, write_result:
     """Set up what trains, probe the longest micro-batch, and fit."""
     args, method, data = job.args, job.method, job.data
     fabric.seed_everything(args.seed + rank(), verbose=False)  # the same stream whether or not answers were made
-    objective: Any = fabric.setup_module(Objective(model, method.loss, args.train.neftune_alpha))
+    objective: Any = fabric.setup_module(Objective(model, method.loss, args.train.neftune_alpha, args.train.router_loss))
     _say(summary(model))
     is_scaled = args.precision == "16-mixed"
     made = make_optimizer(model, method, args.train, fabric.device, is_scaled)  # over what this rank holds

@@ -79,7 +79,8 @@ def fit(
     if rank() == 0:
         folder.set_aside_later(state)
     path = folder.metrics if rank() == 0 else None
-    metrics = Metrics(path, job.method.columns, folder.rows_so_far(), fabric.loggers)
+    columns = (*job.method.columns, *(("router_loss",) if args.router_loss else ()))
+    metrics = Metrics(path, columns, folder.rows_so_far(), fabric.loggers)
     if not resumes and eval_args.initial and data.validation:
         state.val_loss = state.first_val_loss = validate(fabric, objective, data.validation, eval_args.max_batches)
         if not math.isfinite(state.val_loss):

@@ -47,6 +47,7 @@ def test_all_linears_of_transformers_are_found_by_name(case):
     found = upstream_linears(empty_model(config))
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
     shapes = {name: (linear.in_features, sum(linear.out_features)) for name, linear in found.items()}
+    linears = {name for name in linears if not name.endswith(("router", ".gate"))}
     assert linears <= set(found)
     for name in linears:
         rows, columns = model.get_submodule(name).weight.shape
@@ -56,7 +57,7 @@ def test_all_linears_of_transformers_are_found_by_name(case):
 
 def test_an_unknown_name_lists_all(checkpoint):
     config, _ = both(CASES[0])
-    with pytest.raises(OptionError, match="'c_attn' matches no linear .* has q, k, .* head; in transformers q_proj, k_proj"):
+    with pytest.raises(OptionError, match=r"'c_attn' matches no linear .* has q, k, .* head; in transformers q_proj, k_proj"):
         resolve_targets(empty_model(config), "q_proj,c_attn")
     counts = [
         estimate_run(EstimateArgs(checkpoint_dir=checkpoint, method="lora", lora=LoRAArgs(targets=t)))["trainable_params"]

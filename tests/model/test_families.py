@@ -94,13 +94,13 @@ def test_converted_folder_and_shards_give_the_same_model(case, reference, model,
 
 
 def test_weight_table_covers_the_model_exactly(case, model):
-    def pattern(name: str) -> str:
-        return re.sub(r"\.\d+(?=\.)", ".{}", name).rpartition(".")[0]
-
     entries = TABLES[model.config.model_type](model.config).values()
     table = [name for entry in entries for name in names_of(entry)]
     assert len(table) == len(set(table))
-    assert set(table) == {pattern(name) for name in model.state_dict()}
+    tensors = {re.sub(r"\.\d+(?=\.)", ".{}", name) for name in model.state_dict()}
+    rows = [[row for row in table if name in (row, f"{row}.weight", f"{row}.bias")] for name in tensors]
+    assert all(len(found) == 1 for found in rows)
+    assert set(table) == {row for found in rows for row in found}
 
 
 def test_gradients_equal_transformers(case, reference, folder):
@@ -168,6 +168,17 @@ def _rewrite(folder, change) -> None:
         ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64)}),
         ("pythia", lambda tensors: tensors | {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1)}),
         ("llama", lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}),
+        (
+            "glm4_moe",
+            lambda tensors: (
+                tensors
+                | {
+                    "model.layers.3.eh_proj.weight": torch.ones(1, 1),
+                    "model.layers.3.mlp.gate.e_score_correction_bias": torch.ones(1),
+                }
+            ),
+        ),
+        ("ernie4_5_moe", lambda tensors: tensors | {"model.mtp_block.0.mlp.up_proj.weight": torch.ones(1, 1)}),
         ("falcon-7b", lambda tensors: tensors | {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}),
     ],
 )

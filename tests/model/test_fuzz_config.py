@@ -6,6 +6,7 @@ import warnings
 from dataclasses import fields
 
 import pytest
+from cases_text_parts import TEXT_PART_CASES
 from families import CASES
 from fuzz import fuzz, mutated_json, result_or_clear_error
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ def published(case):
 
 
 CONFIGS = [published(case) for case in CASES]
+CONFIGS += [{"model_type": model_type, **sizes} for model_type, sizes in TEXT_PART_CASES.items()]
 
 
 @pytest.fixture(scope="module")

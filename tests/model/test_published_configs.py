@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from cases_dense import DENSE, NEEDED
+from cases_experts import EXPERTS, SIZES_WITHOUT_DEFAULT
 from published import config_of_2023, family_of, hf_config
 
 from lit_llm.model.config import Config
@@ -108,6 +109,10 @@ _REFERENCE = [
     ("biogpt", {}),
     ("openai-gpt", {}),
     ("gpt_neo", {}),
+    *(
+        (family, {"num_hidden_layers": 3, **SIZES_WITHOUT_DEFAULT.get(family, {})})
+        for family in dict.fromkeys(family for _, family, _ in EXPERTS)
+    ),
 ]
 
 
@@ -121,4 +126,4 @@ def test_missing_keys_take_upstreams_defaults(family, changes):
         model = AutoModelForCausalLM.from_config(reference)
     ours = Config.from_hf({"model_type": family, **changes})
     assert ours == Config.from_hf({**reference.to_dict(), "model_type": family})
-    assert _count(ours) == sum(parameter.numel() for parameter in model.parameters())
+    assert _count(ours) == sum(p.numel() for p in model.parameters() if p.requires_grad)  # a choice bias does not

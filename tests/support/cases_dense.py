@@ -36,6 +36,7 @@ DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("hyperclovax-no-post-norm", "hyperclovax", {"use_post_norm": False, "head_dim": 16}),
     ("cohere", "cohere", {"logit_scale": 0.3}),
     ("cohere-bias-untied", "cohere", {"attention_bias": True, "tie_word_embeddings": False, "vocab_size": 128}),
+    ("command-r-plus", "cohere", {"use_qk_norm": True}),
     ("cohere2", "cohere2", _WINDOWS),
     ("cohere2-layer-types", "cohere2", {
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "sliding_window": 5, "logit_scale": 0.5}),
@@ -61,8 +62,13 @@ DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("nemotron-bias", "nemotron", {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "tie_word_embeddings": True}),
     ("arcee", "arcee", {}),
     ("arcee-yarn", "arcee", {"rope_parameters": _YARN, "mlp_bias": True, "attention_bias": True}),
+    ("apertus", "apertus", {}),
+    ("apertus-silu-bias", "apertus", {"hidden_act": "silu", "attention_bias": True, "tie_word_embeddings": True}),
+    ("nanochat", "nanochat", {"final_logit_softcapping": 1.5}),
+    ("nanochat-bias", "nanochat", {"attention_bias": True, "final_logit_softcapping": None, "tie_word_embeddings": True}),
     ("jais2", "jais2", {}),
     ("cwm", "cwm", {**_WINDOWS, "head_dim": 8}),
+    ("internlm3", "internlm3", {"head_dim": 16}),
     ("iquestcoder", "iquestcoder", {"head_dim": 16}),
     ("vaultgemma", "vaultgemma", {
         "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 0.7,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cases_dense import DENSE
+from cases_experts import EXPERTS
 from cases_older import OLDER
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -173,7 +174,10 @@ CASES = [
     _case("starcoder2", "starcoder2", vocab_size=128),
     _case("starcoder2-15b", "starcoder2", sliding_window=6, use_bias=False, tie_word_embeddings=False),
     *(_case(name, family, **sizes) for name, family, sizes in DENSE),
+    _with_old_keys(_case("", "internlm3", head_dim=8, attention_bias=True, mlp_bias=True), "internlm3-first-release",
+                   ("attention_bias", "mlp_bias"), qkv_bias=True, bias=True),
     *(Case(*case) for case in OLDER),
+    *(_case(name, family, **sizes) for name, family, sizes in EXPERTS),
 ]  # fmt: skip
 
 
@@ -191,6 +195,9 @@ def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> Pre
             parameter.normal_(std=0.3 if parameter.dim() < 2 else 0.15)
             if re.search(r"(norm|ln_\w+)(\.norms\.\d+)?\.weight$", name):
                 parameter.add_(1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     path = folder / "config.json"
     values = {k: v for k, v in json.loads(path.read_text()).items() if k not in case.drop}

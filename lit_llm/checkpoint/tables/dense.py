@@ -24,6 +24,12 @@ _GEMMA2 = ATTENTION | GATED_MLP | POST_NORMS | _VAULTGEMMA_NORMS
 _COHERE: Table = {"input_layernorm": "norm_1"} | ATTENTION | GATED_MLP
 _GLM4_POST_NORMS: Table = {"post_self_attn_layernorm": "post_attn_norm", "post_mlp_layernorm": "post_mlp_norm"}
 _HUNYUAN_QK_NORMS: Table = {"self_attn.query_layernorm": "attn.q_norm", "self_attn.key_layernorm": "attn.k_norm"}
+_APERTUS_NORMS: Table = {"attention_layernorm": "norm_1", "feedforward_layernorm": "norm_2"}
+
+
+def _xielu(config: Config) -> Table:
+    names = ("alpha_p", "alpha_n", "beta", "eps") if config.activation == "xielu" else ()
+    return {f"mlp.act_fn.{name}": f"mlp.activation.{name}" for name in names}
 
 
 def _stablelm(config: Config) -> Table:
@@ -60,7 +66,7 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "ministral3": lambda config: model_table(LLAMA),
     "granite": lambda config: model_table(LLAMA),
     "hyperclovax": _hyperclovax,
-    "cohere": lambda config: model_table(_COHERE),
+    "cohere": lambda config: model_table(_COHERE | (QK_NORMS if config.qk_norm else {})),
     "cohere2": lambda config: model_table(_COHERE),
     "glm": lambda config: model_table(PRE_NORMS | ATTENTION | _GATE_UP),
     "glm4": lambda config: model_table(PRE_NORMS | _GLM4_POST_NORMS | ATTENTION | _GATE_UP),
@@ -70,7 +76,10 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "hunyuan_v1_dense": lambda config: model_table(LLAMA | _HUNYUAN_QK_NORMS),
     "nemotron": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "arcee": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
+    "apertus": lambda config: model_table(_APERTUS_NORMS | ATTENTION | QK_NORMS | PLAIN_MLP | _xielu(config)),
+    "nanochat": lambda config: model_table(ATTENTION | {"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}, norm=None),
     "jais2": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "cwm": lambda config: model_table(LLAMA),
+    "internlm3": lambda config: model_table(LLAMA),
     "iquestcoder": lambda config: model_table(LLAMA),
 }

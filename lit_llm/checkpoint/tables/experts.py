@@ -1,14 +1,19 @@
 """Names in families with mixtures of experts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from lit_llm.checkpoint.tables.rows import (
     ATTENTION,
     GATED_MLP,
+    POST_NORMS,
     PRE_NORMS,
     QK_NORMS,
+    Row,
     Table,
+    fused,
     model_table,
+    stacked,
 )
 from lit_llm.model.config import Config
 
@@ -20,14 +25,62 @@ _MIXTRAL: Table = {
 }
 
 
-def _qwen3_moe(config: Config) -> Table:
-    experts: Table = {f"mlp.experts.{{}}.{part}_proj": f"mlp.experts.{{}}.{part}" for part in ("gate", "up", "down")}
+def shared(name: str) -> Table:
+    """Return the rows of the shared expert, which upstream calls `name`."""
+    return {f"mlp.{name}.{part}_proj": f"mlp.shared.{part}" for part in ("gate", "up", "down")}
+
+
+_EXPERTS: Table = {f"mlp.experts.{{}}.{part}_proj": f"mlp.experts.{{}}.{part}" for part in ("gate", "up", "down")}
+_QWEN = {"mlp.gate": "mlp.router"} | _EXPERTS
+_GATED_SHARED = shared("shared_expert") | {"mlp.shared_expert_gate": "mlp.shared_router"}
+
+
+def _deepseek(config: Config) -> Table:
+    """The mixture of DeepSeek V3, which others took over."""
+    bias: Table = {"mlp.gate.e_score_correction_bias": "mlp.router.choice_bias"} if config.choice_bias else {}
+    return _QWEN | bias | (shared("shared_experts") if config.shared_expert_size else {})
+
+
+def _ernie(config: Config) -> Table:
+    return _deepseek(replace(config, choice_bias=False)) | {
+        "mlp.moe_statics.e_score_correction_bias": Row("h.{}.mlp.router.choice_bias"),
+    }
+
+
+def _granite(config: Config) -> Table:
+    fused_mlp: Table = {
+        "shared_mlp.input_linear": fused("mlp.shared.gate", "mlp.shared.up"),
+        "shared_mlp.output_linear": "mlp.shared.down",
+    }
+    return {
+        "block_sparse_moe.router.layer": "mlp.router",
+        "block_sparse_moe.input_linear.weight": stacked("gate.weight", "up.weight"),
+        "block_sparse_moe.output_linear.weight": stacked("down.weight"),
+    } | (fused_mlp if config.shared_expert_size else {})
+
+
+def _hunyuan(config: Config) -> Table:
+    return {"mlp.gate.wg": "mlp.router"} | _EXPERTS | shared("shared_mlp")
+
+
+def _layers(config: Config, rows: Table, mixture: Table, **ends: str) -> Table:
+    """Return a table with the rows of a layer, and of mixtures and MLPs where a layer has them."""
     kinds = {config.has_experts(layer) for layer in range(config.n_layer)}
-    mlps = ({"mlp.gate": "mlp.router", **experts} if True in kinds else {}) | (GATED_MLP if False in kinds else {})
-    return model_table(PRE_NORMS | ATTENTION | QK_NORMS | mlps)
+    return model_table(rows | (mixture if True in kinds else {}) | (GATED_MLP if False in kinds else {}), **ends)
 
 
 EXPERTS: dict[str, Callable[[Config], Table]] = {
     "mixtral": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
-    "qwen3_moe": _qwen3_moe,
+    "phimoe": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
+    "qwen2_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _QWEN | _GATED_SHARED),
+    "qwen3_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
+    "olmoe": lambda config: model_table(PRE_NORMS | ATTENTION | QK_NORMS | _QWEN),
+    "flex_olmo": lambda config: model_table(POST_NORMS | ATTENTION | QK_NORMS | _QWEN),
+    "dots1": lambda config: _layers(config, PRE_NORMS | ATTENTION | QK_NORMS, _deepseek(config)),
+    "glm4_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION | (QK_NORMS if config.qk_norm else {}), _deepseek(config)),
+    "solar_open": lambda config: model_table(PRE_NORMS | ATTENTION | _deepseek(config)),
+    "minimax_m2": lambda config: model_table(
+        PRE_NORMS | ATTENTION | QK_NORMS | _MIXTRAL | {"block_sparse_moe.e_score_correction_bias": "mlp.router.choice_bias"}
+    ),
+    "ernie4_5_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

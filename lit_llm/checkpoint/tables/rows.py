@@ -1,6 +1,6 @@
 """Names of weights: upstream's modules and ours, as rows that the tables of families are joined from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,13 @@ class Fused:
     def rows(self, config: Config) -> tuple[int, ...]:
         """Return the rows of each of ours."""
         q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
-        n_rows = {"q": q, "k": kv, "v": kv, "gate": config.intermediate_size, "up": config.intermediate_size}
-        return tuple(n_rows.get(name.rpartition(".")[2], config.n_embd) for name in self.names)
+        n_rows = {"q": q, "k": kv, "v": kv}
+        sizes = {"shared": config.shared_expert_size, "experts": config.expert_size}
+        return tuple(_n_rows(name, n_rows, sizes, config) for name in self.names)
+
+    def parts(self, config: Config, indices: Sequence[str]) -> list[str]:
+        """Return our names in the layer of these indices."""
+        return [name.format(*indices) for name in self.names]
 
     def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
         """Raise CheckpointError if the tensor does not have the rows of all parts."""
@@ -49,14 +54,85 @@ class Fused:
         return tensor.t().contiguous() if self.transposed else tensor
 
 
+def _n_rows(name: str, n_rows: Mapping[str, int], sizes: Mapping[str, int], config: Config) -> int:
+    *path, part = name.split(".")
+    if part in ("gate", "up"):
+        return next((size for place, size in sizes.items() if place in path), config.intermediate_size)
+    return n_rows.get(part, config.n_embd)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One upstream tensor with a slice along dim 0 for each expert, which holds the parts of it that `names` are."""
+
+    names: tuple[str, ...]
+    transposed: bool = False
+    """Weights are stored as (in, out)."""
+    interleaved: bool = False
+    """Rows of the parts alternate."""
+
+    def parts(self, config: Config, indices: Sequence[str]) -> list[str]:
+        """Return our names in the layer of these indices, expert by expert."""
+        return [name.format(*indices, expert) for expert in range(config.n_expert) for name in self.names]
+
+    def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
+        """Return views of the tensor. Raise CheckpointError if it does not have a slice for each expert."""
+        n = len(self.names)
+        tensor = tensor.transpose(1, 2) if self.transposed and tensor.dim() == 3 else tensor
+        if tensor.dim() < 2 or len(tensor) != config.n_expert or tensor.size(1) % n:
+            raise CheckpointError(
+                f"has shape {list(tensor.shape)}, its config says {config.n_expert} experts. Weights and config do not belong "
+                "together"
+            )
+        if self.interleaved:
+            return [expert[i::n] for expert in tensor for i in range(n)]
+        return [part for expert in tensor for part in expert.chunk(n)]
+
+    def join(self, config: Config, parts: Sequence[Tensor]) -> Tensor:
+        """Inverse of `split`."""
+        n = len(self.names)
+        experts = [parts[i : i + n] for i in range(0, len(parts), n)]
+        if self.interleaved:
+            tensor = torch.stack([torch.stack(list(expert), 1).flatten(0, 1) for expert in experts])
+        else:
+            tensor = torch.stack([torch.cat(list(expert)) for expert in experts])
+        return tensor.transpose(1, 2).contiguous() if self.transposed and tensor.dim() == 3 else tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of our vectors (n,), which upstream stores as (1, n)."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def parts(self, config: Config, indices: Sequence[str]) -> list[str]:
+        """Return our name in the layer of these indices."""
+        return [self.name.format(*indices)]
+
+    def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
+        return [tensor.flatten()]
+
+    def join(self, config: Config, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0][None]
+
+
 def fused(*parts: str, grouped: bool = False, transposed: bool = False) -> Fused:
     return Fused(tuple(f"h.{{}}.{part}" for part in parts), grouped, transposed)
 
 
+def stacked(*parts: str, transposed: bool = False, interleaved: bool = False) -> Stacked:
+    return Stacked(tuple(f"h.{{}}.mlp.experts.{{}}.{part}" for part in parts), transposed, interleaved)
+
+
 QKV = ("attn.q", "attn.k", "attn.v")
 
-# Upstream module -> our module. Each `{}` is an index; `.weight` and `.bias` are appended.
-Table = dict[str, str | Fused]
+Entry = str | Fused | Stacked | Row
+# Upstream module -> our module: `.weight` and `.bias` are appended to both; or tensor -> tensor. Each `{}` is an index.
+Table = dict[str, Entry]
 
 
 def in_layers(prefix: str, rows: Table) -> Table:
@@ -80,6 +156,6 @@ def model_table(rows: Table, norm: str | None = "norm") -> Table:
     return ends | ({} if norm is None else {f"model.{norm}": "norm"}) | in_layers("model.layers", rows)
 
 
-def names_of(entry: str | Fused) -> tuple[str, ...]:
-    """Return our modules in one entry of a table."""
+def names_of(entry: Entry) -> tuple[str, ...]:
+    """Return our modules, or tensors, in one entry of a table."""
     return (entry,) if isinstance(entry, str) else entry.names

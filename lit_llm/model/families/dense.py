@@ -142,6 +142,12 @@ def _hunyuan(k: Keys, fields: Fields) -> Fields:
     return {"rope_theta": fields["rope_theta"] * alpha ** (size / (size - 2))} if alpha else {}
 
 
+def _internlm3(k: Keys, fields: Fields) -> Fields:
+    if fields["attn_bias"] != fields["mlp_bias"]:
+        raise CheckpointError("qkv_bias and bias differ, which is not supported; transformers has one value for all linears")
+    return {}
+
+
 _OLMO: Fields = {"vocab_size": 50304, "attention_bias": False}
 _GLM: Fields = {
     "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
@@ -224,7 +230,7 @@ DENSE: dict[str, Family] = {
     ),
     "ministral": Family("Ministral 8B", MISTRAL, more=_ministral),
     "ministral3": Family(
-        "Ministral 3 3B, 8B and 14B, the language model alone",
+        "language models of Ministral 3 3B, 8B and 14B",
         MISTRAL
         | {"vocab_size": 131072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262144,
            "rms_norm_eps": 1e-5, "sliding_window": None},
@@ -232,7 +238,7 @@ DENSE: dict[str, Family] = {
         more=_ministral3,
     ),
     "granite": Family(
-        "Granite 3.0 to 3.3 2B and 8B, Granite 4 Micro without state-space layers",
+        "Granite 3.0 to 3.3 2B and 8B",
         _GRANITE | {"attention_multiplier": 1.0},
         more=lambda k, fields: {"logit_scale": 1 / positive("logits_scaling", k.get("logits_scaling", 1.0))},
     ),
@@ -243,14 +249,14 @@ DENSE: dict[str, Family] = {
         more=_hyperclovax,
     ),
     "cohere": Family(
-        "Command R 35B, Aya 23 8B and 35B",
+        "Command R 35B, Command R+ 104B, Aya 23 8B and 35B",
         _COHERE | {"rope_theta": 5e5},
         spelled=LAYER_NORM_EPS,
         fixed=_COHERE_FIXED,
-        only={"use_qk_norm": False},
+        more=lambda k, fields: {"qk_norm": "heads" if k.flag("use_qk_norm", False) else None},
     ),
     "cohere2": Family(
-        "Command R7B, Command A, Aya Expanse successors",
+        "Command R7B, Command A",
         _COHERE,
         spelled=LAYER_NORM_EPS,
         fixed=_COHERE_FIXED,
@@ -301,6 +307,21 @@ DENSE: dict[str, Family] = {
          "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False},
         fixed={"mlp": "plain"},
     ),
+    "apertus": Family(
+        "Apertus 8B and 70B",
+        {"vocab_size": 131072, "intermediate_size": 14336, "max_position_embeddings": 65536, "hidden_act": "xielu",
+         "rms_norm_eps": 1e-5, "rope_theta": 1.2e7, "attention_bias": False},
+        fixed={"mlp": "plain", "qk_norm": "head"},
+        rope=rope_or({"rope_type": "llama3", "rope_theta": 1.2e7, "factor": 8.0, "high_freq_factor": 4.0,
+                      "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
+    ),
+    "nanochat": Family(
+        "nanochat d20 and d32, as transformers writes them",
+        {"vocab_size": 50304, "hidden_size": 768, "intermediate_size": 8192, "num_hidden_layers": 12,
+         "num_attention_heads": 6, "hidden_act": "relu2", "final_logit_softcapping": 15.0, "attention_bias": False},
+        fixed={"norm": "rms_fixed", "embedding_norm": True, "mlp": "plain", "qk_norm": "head", "qk_norm_after_rope": True,
+               "rope_reversed": True},
+    ),
     "jais2": Family(
         "Jais 2 8B and 70B",
         {"vocab_size": 150272, "hidden_size": 3328, "intermediate_size": 26624, "num_attention_heads": 26,
@@ -317,6 +338,14 @@ DENSE: dict[str, Family] = {
         rope=rope_or({"rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "high_freq_factor": 4.0,
                       "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}),
         more=_cwm,
+    ),
+    "internlm3": Family(
+        "InternLM3 8B",
+        {"vocab_size": 128512, "intermediate_size": 10240, "num_hidden_layers": 48, "num_key_value_heads": 2,
+         "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "attention_bias": False,
+         "mlp_bias": False},
+        aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+        more=_internlm3,
     ),
     "iquestcoder": Family(
         "IQuest-Coder-V1 40B",

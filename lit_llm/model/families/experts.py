@@ -1,36 +1,203 @@
 """Families with mixtures of experts."""
 
-from lit_llm.model.config_json import Fields, Keys
-from lit_llm.model.families.family import MISTRAL, QWEN, Family, used_window
+from lit_llm.errors import CheckpointError
+from lit_llm.model.config_json import Fields, Keys, rope_parameters, window_fields
+from lit_llm.model.families.family import LAYER_NORM, MISTRAL, QWEN, Family, used_window
+from lit_llm.schema import shown
+
+
+def _qwen_dense_layers(k: Keys, n_layer: int) -> list[int] | None:
+    step, only_mlp = k.size("decoder_sparse_step", 1), k.integers("mlp_only_layers")
+    return [i for i in range(n_layer) if i in only_mlp or (i + 1) % step] or None
+
+
+def _qwen2_moe(k: Keys, fields: Fields) -> Fields:
+    """Before `layer_types` existed, every other layer up to `max_window_layers` had the window."""
+    n_layer, window, full = fields["n_layer"], used_window(k, 4096), k.count("max_window_layers", 28)
+    slides = [window is not None and i % 2 == 0 and i < full for i in range(n_layer)]
+    return {
+        "attn_bias": k.flag("qkv_bias", True),
+        "shared_expert_size": k.size("shared_expert_intermediate_size", 5632),
+        "dense_layers": _qwen_dense_layers(k, n_layer),
+        **window_fields(k, n_layer, window, slides),
+    }
 
 
 def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
-    step, only_mlp = k.size("decoder_sparse_step", 1), k.integers("mlp_only_layers")
-    dense = [i for i in range(fields["n_layer"]) if i in only_mlp or (i + 1) % step]
     return {
         "n_expert": k.optional_size("num_local_experts", None) or k.size("num_experts", 128),
-        "expert_size": k.size("moe_intermediate_size", 768),
-        "normalize_expert_weights": k.flag("norm_topk_prob", False),
-        "dense_layers": dense or None,
+        "dense_layers": _qwen_dense_layers(k, fields["n_layer"]),
         "sliding_window": used_window(k, 4096),
     }
 
 
+def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
+    """Sigmoid scores, a bias for the choice, shared experts and MLPs in the first layers, as in DeepSeek V3."""
+    n_dense, n_shared = k.count("first_k_dense_replace", n_dense), k.size("n_shared_experts", 1)
+    return {
+        "router_score": "sigmoid",
+        "choice_bias": True,
+        "shared_expert_size": n_shared * fields["expert_size"],
+        "dense_layers": list(range(min(n_dense, fields["n_layer"]))) or None,
+    }
+
+
+def _solar_open(k: Keys, fields: Fields) -> Fields:
+    return {**_deepseek(k, fields, 0), "dense_layers": None}
+
+
+def _dots1(k: Keys, fields: Fields) -> Fields:
+    n_layer, window, full = fields["n_layer"], k.optional_size("sliding_window", 4096), k.count("max_window_layers", 62)
+    slides = [window is not None and i >= full for i in range(n_layer)]
+    return {**_deepseek(k, fields, 0), **window_fields(k, n_layer, window, slides)}
+
+
+def _glm4_moe(k: Keys, fields: Fields) -> Fields:
+    return {
+        **_deepseek(k, fields, 1),
+        "attn_out_bias": False,
+        "qk_norm": "head" if k.flag("use_qk_norm", False) else None,
+    }
+
+
+def _ernie4_5_moe(k: Keys, fields: Fields) -> Fields:
+    n_layer, interval = fields["n_layer"], k.size("moe_layer_interval", 1)
+    first, last = k.count("moe_layer_start_index", 1), k.get("moe_layer_end_index", -1)
+    if type(last) is not int or last < -1:
+        raise CheckpointError(f"moe_layer_end_index must be the index of a layer, or -1, found {shown(last)}")
+    last = n_layer - 1 if last == -1 else last
+    return {
+        "lm_head_bias": fields["mlp_bias"],
+        "shared_expert_size": k.count("moe_num_shared_experts", 2) * fields["expert_size"],
+        "dense_layers": [i for i in range(n_layer) if (i + 1) % interval or not first <= i <= last] or None,
+    }
+
+
+def _phimoe_rope(k: Keys) -> Fields:
+    """The scale of cos and sin is a key of its own, for short and for long inputs."""
+    parameters = dict(rope_parameters(k))
+    scales = [parameters.pop(key, None) for key in ("short_mscale", "long_mscale")]
+    if scales[0] != scales[1]:
+        raise CheckpointError(f"rope_scaling's short_mscale and long_mscale must be equal, found {shown(scales)}")
+    return parameters if scales[0] is None else parameters | {"attention_factor": scales[0]}
+
+
+def _minimax_m2_rope(k: Keys) -> Fields:
+    """Published files have the number of dimensions that RoPE rotates, not their fraction."""
+    rotary_dim = k.optional_size("rotary_dim", None)
+    return rope_parameters(k) | ({} if rotary_dim is None else {"partial_rotary_factor": rotary_dim / k.size("head_dim", 128)})
+
+
+_MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_OLMOE: dict[str, str | None] = {"num_local_experts": "num_experts"}
+_DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
+
 EXPERTS: dict[str, Family] = {
     "mixtral": Family(
         "Mixtral 8x7B and 8x22B",
-        MISTRAL
-        | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+        MISTRAL | _MIXTURE | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None},
         only={"router_jitter_noise": 0.0},
         more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "phimoe": Family(
+        "Phi-3.5-MoE, Phi-tiny-MoE and Phi-mini-MoE",
+        MISTRAL
+        | {"vocab_size": 32064, "intermediate_size": 6400, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None,
+           "attention_bias": False, "lm_head_bias": False, "num_local_experts": 16, "num_experts_per_tok": 2,
+           "router_jitter_noise": 0.01},
+        fixed={**LAYER_NORM, "router_score": "sparsemixer"},
+        only={"num_experts_per_tok": 2, "input_jitter_noise": 0.0},
+        rope=_phimoe_rope,
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "qwen2_moe": Family(
+        "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+        QWEN
+        | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+           "num_key_value_heads": 16, "num_local_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+           "norm_topk_prob": False},
+        spelled=_OLMOE,
+        fixed={"shared_expert_gate": True},
+        more=_qwen2_moe,
     ),
     "qwen3_moe": Family(
         "Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B",
         QWEN
         | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
-           "attention_bias": False, "num_experts_per_tok": 8},
+           "attention_bias": False, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
         fixed={"qk_norm": "head"},
         unused=("max_window_layers",),
         more=_qwen3_moe,
+    ),
+    "olmoe": Family(
+        "OLMoE 1B-7B",
+        {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 16,
+         "num_attention_heads": 16, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "attention_bias": False,
+         "clip_qkv": None, "num_local_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False},
+        spelled=_OLMOE,
+        fixed={"qk_norm": "row"},
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "flex_olmo": Family(
+        "FlexOlmo 7x7B",
+        {"vocab_size": 100352, "max_position_embeddings": 4096, "rope_theta": 5e5, "attention_bias": False,
+         "num_local_experts": 7, "num_experts_per_tok": 5, "norm_topk_prob": False},
+        spelled=_OLMOE,
+        fixed={"qk_norm": "row", "pre_norm": False, "post_norm": True},
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "dots1": Family(
+        "dots.llm1",
+        {"vocab_size": 152064, "hidden_size": 4608, "intermediate_size": 10944, "num_hidden_layers": 62,
+         "num_key_value_heads": 32, "attention_bias": False, "num_local_experts": None, "num_experts_per_tok": None,
+         "moe_intermediate_size": 1408, "norm_topk_prob": False, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
+        spelled=_DEEPSEEK,
+        fixed={"qk_norm": "head"},
+        more=_dots1,
+    ),
+    "glm4_moe": Family(
+        "GLM-4.5, GLM-4.5-Air, GLM-4.6 and 4.7",
+        {"vocab_size": 151552, "intermediate_size": 10944, "num_hidden_layers": 46, "num_attention_heads": 96,
+         "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5,
+         "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408,
+         "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
+        spelled=_DEEPSEEK,
+        unused=("num_nextn_predict_layers",),
+        more=_glm4_moe,
+    ),
+    "solar_open": Family(
+        "Solar Open 100B",
+        {"vocab_size": 196608, "num_hidden_layers": 48, "num_attention_heads": 64, "num_key_value_heads": 8,
+         "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+         "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1280,
+         "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
+        spelled=_DEEPSEEK,
+        fixed={"attn_out_bias": False},
+        unused=("first_k_dense_replace",),
+        more=_solar_open,
+    ),
+    "minimax_m2": Family(
+        "MiniMax-M2 and M2.1",
+        {"vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62,
+         "num_attention_heads": 48, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 196608,
+         "rope_theta": 5e6, "num_local_experts": 256, "num_experts_per_tok": 8},
+        fixed={"qk_norm": "row", "router_score": "sigmoid", "choice_bias": True},
+        only={"router_jitter_noise": 0.0, "scoring_func": "sigmoid", "use_qk_norm": True, "use_routing_bias": True,
+              "qk_norm_type": "per_layer", "shared_intermediate_size": 0},
+        unused=("attn_type_list", "mtp_transformer_layers", "num_mtp_modules", "use_mtp"),
+        rope=_minimax_m2_rope,
+        more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "ernie4_5_moe": Family(
+        "ERNIE-4.5 21B-A3B and 300B-A47B",
+        {"vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28,
+         "num_attention_heads": 20, "num_key_value_heads": 4, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+         "rope_theta": 5e5, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+         "num_local_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1536},
+        spelled={"attention_bias": "use_bias", "mlp_bias": "use_bias", "num_local_experts": "moe_num_experts",
+                 "num_experts_per_tok": "moe_k"},
+        fixed={"choice_bias": True, "rope_interleaved": True},
+        only={"moe_norm_min": 1e-12},
+        more=_ernie4_5_moe,
     ),
 }  # fmt: skip

@@ -75,8 +75,10 @@ LAYER_NORM_EPS: dict[str, str | None] = {"rms_norm_eps": "layer_norm_eps"}
 
 
 def used_window(k: Keys, default: int | None) -> int | None:
-    window = k.optional_size("sliding_window", default)
-    return window if k.flag("use_sliding_window", False) else None
+    if k.flag("use_sliding_window", False):
+        return k.optional_size("sliding_window", default)
+    k.unused("sliding_window")  # transformers writes 0
+    return None
 
 
 def without_rope(n_layer: int, window: Fields) -> Fields:

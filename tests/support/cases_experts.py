@@ -1,0 +1,44 @@
+"""Cases of mixtures of experts: name, family, arguments of its transformers configuration next to the common sizes."""
+
+from typing import Any
+
+_PAIR: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2}
+_QWEN: dict[str, Any] = {**_PAIR, "moe_intermediate_size": 24}
+_DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
+_GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+_ERNIE: dict[str, Any] = {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24}
+
+EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("qwen2_moe", "qwen2_moe", {**_QWEN, "shared_expert_intermediate_size": 40}),
+    ("qwen2_moe-window", "qwen2_moe", {
+        **_QWEN, "shared_expert_intermediate_size": 16, "norm_topk_prob": True, "num_hidden_layers": 4, "qkv_bias": False,
+        "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3, "vocab_size": 128}),
+    ("olmoe", "olmoe", _PAIR),
+    ("olmoe-clip", "olmoe", {**_PAIR, "clip_qkv": 0.5, "norm_topk_prob": True, "num_key_value_heads": 4}),
+    ("flex_olmo", "flex_olmo", _PAIR),
+    ("flex_olmo-normalized", "flex_olmo", {**_PAIR, "norm_topk_prob": True, "vocab_size": 128}),
+    ("phimoe", "phimoe", {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True}),
+    ("phimoe-longrope", "phimoe", {"num_local_experts": 4, "router_jitter_noise": 0.2, "vocab_size": 128, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0],
+        "original_max_position_embeddings": 40, "short_mscale": 1.24, "long_mscale": 1.24}}),
+    ("dots1", "dots1", {**_DEEPSEEK, "n_shared_experts": 2}),
+    ("dots1-groups-window", "dots1", {**_DEEPSEEK, **_GROUPS, "sliding_window": 6, "max_window_layers": 1, "vocab_size": 128}),
+    ("glm4_moe", "glm4_moe", {**_DEEPSEEK, "attention_bias": True, "use_qk_norm": True}),
+    ("glm4_moe-groups", "glm4_moe", {**_DEEPSEEK, **_GROUPS, "partial_rotary_factor": 1.0}),
+    ("solar_open", "solar_open", {k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"} | {"head_dim": 8}),
+    ("solar_open-groups", "solar_open", {**_DEEPSEEK, **_GROUPS, "n_shared_experts": 2, "attention_bias": True}),
+    ("minimax_m2", "minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8}),
+    ("ernie4_5_moe", "ernie4_5_moe", _ERNIE),
+    ("ernie4_5_moe-untied", "ernie4_5_moe", {
+        **_ERNIE, "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,
+        "num_hidden_layers": 4, "tie_word_embeddings": False}),
+]  # fmt: skip
+
+# Keys without which upstream cannot build a model.
+SIZES_WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    "glm4_moe": {"head_dim": 128},
+}
