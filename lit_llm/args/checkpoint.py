@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_llm.args.base import Checked, Rules
+from lit_llm.args.base import Checked, Rules, bounds
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
@@ -91,9 +91,28 @@ class MergeLoRAArgs(Checked):
     output_dir: Path
     """Folder to write the merged checkpoint into, which must be new or empty."""
     weights: list[float] | None = None
-    """Factor of each adapter; 1 for each if not given."""
+    """Factor of each adapter. Default: 1 for each; for slerp 0.5."""
+    combine: Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune", "slerp"] = "linear"
+    """Combination of the changes of each weight. linear: weighted sum. ties: mean of the largest entries of one sign. dare: a
+    random part of the entries, rescaled, then linear or ties. magnitude_prune: sum of the largest entries. slerp: along the arc
+    between two adapters."""
+    density: float | None = None
+    """Share of the entries that ties, dare and magnitude_prune keep. Default: 0.5."""
+    seed: int | None = None
+    """Seed of the random choice of dare. Default: 1337."""
 
     def rules(self) -> Rules:
         n = len(self.adapter_dir) if isinstance(self.adapter_dir, list) else 1
         found = 0 if self.weights is None else len(self.weights)
-        return [(found not in (0, n), f"`weights` has {found} numbers for {n} adapters")]
+        name, prunes, draws = self.combine, self.combine not in ("linear", "slerp"), self.combine.startswith("dare")
+        slerps = name == "slerp"
+        return [
+            (found not in (0, n), f"`weights` has {found} numbers for {n} adapters"),
+            (n == 1 and name != "linear", f"`combine` {name} needs several adapters. Specify a list as `adapter_dir`"),
+            (slerps and n > 2, f"`combine` slerp takes two adapters, found {n}. Use ties, or merge them one after another"),
+            (slerps and abs(sum(self.weights or [1]) - 1) > 1e-6, "`weights` of slerp must have the sum 1, as in [0.3,0.7]"),
+            (self.density is not None and not prunes, f"`density` has no effect with `combine` {name}. Omit it"),
+            (self.seed is not None and not draws, f"`seed` has no effect with `combine` {name}. Omit it"),
+            *bounds(self, "density", above=0, at_most=1),
+            *bounds(self, "seed", at_least=0),
+        ]

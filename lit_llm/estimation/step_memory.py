@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.prequantized import stored_quantization
-from lit_llm.checkpoint.read import read_config
+from lit_llm.checkpoint.read import empty_model, read_config
+from lit_llm.checkpoint.upstream_linears import with_our_targets
 from lit_llm.data.batches import MicroBatch
 from lit_llm.estimation.gpu_plan import plan
 from lit_llm.methods.inject import freeze
@@ -55,7 +56,7 @@ class _Alive(TorchDispatchMode):
 def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     """Return the estimate that `scripts/estimate.py` prints."""
     config = read_config(args.checkpoint_dir)
-    method = build_method(args)
+    method = build_method(with_our_targets(args, empty_model(config)))
     if args.quantize is None and not method.trains_base:
         args = replace(args, quantize=stored_quantization(args.checkpoint_dir))
     longest = min(args.max_seq_length or 2048, config.block_size)
