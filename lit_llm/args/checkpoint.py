@@ -17,6 +17,9 @@ class ConvertHfArgs(Checked):
     result is written next to them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the result. Default: that of the source."""
+    dequantize: bool = False
+    """Write plain weights from quantized ones (bitsandbytes, GPTQ, AWQ, FP8, compressed-tensors, MXFP4), by default in the
+    dtype of config.json."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class MergeLoRAArgs(Checked):
     """Merging of adapters into their base"""
 
     checkpoint_dir: Path
-    """Folder of the base model, in full precision."""
+    """Folder of the base model. Quantized weights are dequantized first, and the result is written in 16 bits."""
     adapter_dir: Path | list[Path]
     """LoRA adapter, ours or PEFT's, or a list of them, as in `[out/a/final, out/b/final]`."""
     output_dir: Path

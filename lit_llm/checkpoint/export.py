@@ -61,6 +61,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
         hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
         # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        hf.pop("quantization_config", None)  # of the folder that the weights were dequantized from
         hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
         lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")

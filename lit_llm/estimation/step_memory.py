@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.args.measure import EstimateArgs
+from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import MicroBatch
 from lit_llm.estimation.gpu_plan import plan
@@ -55,6 +56,8 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     """Return the estimate that `scripts/estimate.py` prints."""
     config = read_config(args.checkpoint_dir)
     method = build_method(args)
+    if args.quantize is None and not method.trains_base:
+        args = replace(args, quantize=stored_quantization(args.checkpoint_dir))
     longest = min(args.max_seq_length or 2048, config.block_size)
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
     sharded = args.devices * args.num_nodes > 1  # gradients then last from one micro-batch to the next

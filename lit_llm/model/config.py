@@ -257,11 +257,6 @@ class Config:
         Raises:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
-        if hf.get("quantization_config") is not None:
-            raise CheckpointError(
-                "the weights are quantized (quantization_config), which cannot be trained or converted. "
-                "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
-            )
         if (part := text_part(hf)) is not None:
             hf = part.config_json(hf)
         model_type = hf.get("model_type")
