@@ -62,7 +62,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "attention to keys that an index selects is not implemented",
         "axk2 deepseek_v32 deepseek_v4 dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text",
     ),
-    _refusal("attention with sinks is not implemented", "flint gpt_oss granite_swa granitemoe_swa mimo_v2_flash"),
+    _refusal(
+        "attention with sinks is implemented for GPT-OSS only, whose other layers differ",
+        "flint granite_swa granitemoe_swa mimo_v2_flash",
+    ),
     _refusal("attention whose output has a gate is not implemented", "afmoe beam laguna"),
     _refusal("differential attention is not implemented", "diffllama"),
     _refusal("attention with a mask that depends on the values is not implemented", "doge"),
@@ -70,12 +73,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal("the mixture of experts also has experts of attention", "jetmoe"),
     _refusal(
         "its way of choosing or weighting experts is not implemented",
-        "aria_text cohere2_moe dbrx exaone_moe hunyuan_v1_moe hy_v3 kolibri1 mellum",
-    ),
-    _refusal(
-        "the fused experts of Granite are not implemented",
-        "granitemoe granitemoeshared",
-        "Use Granite 3.3, whose model_type is granite",
+        "aria_text cohere2_moe dbrx exaone_moe hy_v3 kolibri1 mellum",
     ),
     _refusal(
         "embeddings for each layer, or keys that layers share, are not implemented",
@@ -85,7 +83,6 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     _refusal("queries without RoPE that grow with the position, and its experts, are not implemented", "llama4 llama4_text"),
     _refusal("sinusoidal positions are not implemented", "ctrl xglm"),
-    _refusal("its rotary attention in interleaved or fused blocks is not implemented", "codegen gptj persimmon"),
     _refusal("only its last layer has a bias of attention", "gpt_neox_japanese"),
     _refusal("weights are ternary, with activations of 8 bits", "bitnet"),
     _refusal("bytes are grouped into patches by another model", "blt"),
