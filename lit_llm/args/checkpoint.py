@@ -66,7 +66,7 @@ class MergeLoRAArgs(Checked):
     checkpoint_dir: Path
     """Folder of the base model, in full precision."""
     adapter_dir: Path | list[Path]
-    """LoRA adapter, or a list of them, as in `[out/a/final, out/b/final]`."""
+    """LoRA adapter, ours or PEFT's, or a list of them, as in `[out/a/final, out/b/final]`."""
     output_dir: Path
     """Folder to write the merged checkpoint into, which must be new or empty."""
     weights: list[float] | None = None

@@ -9,6 +9,7 @@ from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
 from lit_llm.model.families import FAMILIES, TEXT_PARTS, text_part
+from lit_llm.model.families.refused import why_refused
 from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
@@ -265,8 +266,8 @@ class Config:
             hf = part.config_json(hf)
         model_type = hf.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))
-            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
+            why = why_refused(model_type) or f"known families: {', '.join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))}"
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported: {why}")
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:
