@@ -144,7 +144,8 @@ def _attached(config: Config, method: Method, dtype: torch.dtype) -> GPT:
 
 def _without_router(config: Config) -> Config:
     """One MLP as wide as the experts of a token together: which they are depends on values, how much memory they take not."""
-    return replace(config, n_expert=0, intermediate_size=config.expert_size * config.n_expert_per_token)
+    size = config.expert_size * config.n_expert_per_token + config.shared_expert_size
+    return replace(config, n_expert=0, intermediate_size=size)
 
 
 def _without_values(model: GPT) -> None:
