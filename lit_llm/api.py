@@ -18,7 +18,7 @@ import yaml
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.args.generate import ModelArgs
-from lit_llm.checkpoint.adapters import read_adapter, trained_style
+from lit_llm.checkpoint.adapters import is_adapter, read_adapter, trained_style
 from lit_llm.checkpoint.read import expected_shapes
 from lit_llm.cli import demo_recipe
 from lit_llm.errors import OptionError
@@ -120,7 +120,7 @@ def load_llm(
     """Load a model to ask.
 
     Args:
-        folder: Checkpoint; or an adapter, as finetuning wrote it, which is loaded with its base. Default: the base of
+        folder: Checkpoint; or an adapter, as finetuning or PEFT wrote it, which is loaded with its base. Default: the base of
             `adapter_dir`, or the embedded demo's.
         adapter_dir: Adapter that was trained on this checkpoint.
         device: `auto` uses CUDA, else MPS, else the CPU.
@@ -131,7 +131,7 @@ def load_llm(
         FileNotFoundError: if files are missing.
         ValueError: if they do not fit together, or an argument is not valid.
     """
-    if folder is not None and adapter_dir is None and (Path(folder) / "adapter.json").is_file():
+    if folder is not None and adapter_dir is None and is_adapter(Path(folder)):
         folder, adapter_dir = None, folder
     given: dict[str, Any] = {"precision": precision, "quantize": quantize, "accelerator": device}
     args = ModelArgs(checkpoint_dir=folder, adapter_dir=adapter_dir, **given)  # type: ignore[arg-type]  # strings become paths

@@ -69,7 +69,7 @@ class MergeLoRAArgs(Checked):
     checkpoint_dir: Path
     """Folder of the base model. Quantized weights are dequantized first, and the result is written in 16 bits."""
     adapter_dir: Path | list[Path]
-    """LoRA adapter, or a list of them, as in `[out/a/final, out/b/final]`."""
+    """LoRA adapter, ours or PEFT's, or a list of them, as in `[out/a/final, out/b/final]`."""
     output_dir: Path
     """Folder to write the merged checkpoint into, which must be new or empty."""
     weights: list[float] | None = None

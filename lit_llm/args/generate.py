@@ -171,7 +171,7 @@ class InstructionArgs(GenerateArgs):
 @dataclass(frozen=True)
 class AdapterGenerateArgs(InstructionArgs):
     adapter_dir: Path = field(kw_only=True)
-    """Folder of the adapter, as finetuning wrote it."""
+    """Folder of the adapter, as finetuning wrote it; for LoRA, also one of PEFT."""
     checkpoint_dir: Path | None = None
     """Folder of the base model. Default: the one that the adapter was trained on."""
 
@@ -198,7 +198,7 @@ class ModelArgs(DecodingArgs):
     checkpoint_dir: Path | None = None
     """Folder of the model. Default: with adapter_dir, the base that it was trained on; otherwise the embedded demo's."""
     adapter_dir: Path | None = None
-    """Folder of an adapter."""
+    """Folder of an adapter, as finetuning or PEFT (LoRA only) wrote it."""
     merge: bool = False
     """Add a LoRA adapter to the weights, so that it costs no time."""
 

@@ -1,4 +1,4 @@
-"""Adapter folders: the trained parameters of a method, its arguments, and the base that they belong to."""
+"""Adapter folders, ours and PEFT's: the trained parameters of a method, its arguments, and the base that they belong to."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PeftAdapter, about_peft, is_peft, peft_weights, read_peft
 from lit_llm.checkpoint.read import check_finite, empty_model
 from lit_llm.checkpoint.write import save_safetensors, write_checkpoint
 from lit_llm.devices.fsdp import reshard, whole
@@ -19,10 +20,15 @@ from lit_llm.errors import CheckpointError, OptionError, brief
 from lit_llm.files import read_json_object, write_json
 from lit_llm.methods.method import Method
 from lit_llm.methods.registry import adapter_types, check_arguments
+from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.schema import conform, shown
-from lit_llm.text.conversation import CHAT_TEMPLATE
+from lit_llm.text.conversation import CHAT_TEMPLATE, default_style
 from lit_llm.text.styles import STYLES
+from lit_llm.text.tokenizer import Tokenizer
+
+SAME = 2**-7
+"""Largest difference of equal weights, as a share of the largest: one may have been rounded to bfloat16."""
 
 if TYPE_CHECKING:
     StyleName = str
@@ -40,8 +46,7 @@ def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_di
     if folder is None:
         return
     save_safetensors(tensors, folder / "adapter.safetensors")
-    about = {"method": method.name, "arguments": method.arguments()}
-    write_json(folder / "adapter.json", about | _about_base(model, checkpoint_dir, prompt_style))
+    write_json(folder / "adapter.json", _about_method(method) | _about_base(model, checkpoint_dir, prompt_style))
 
 
 def write_finetuned(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
@@ -52,8 +57,12 @@ def write_finetuned(folder: Path | None, model: GPT, method: Method, checkpoint_
     reshard(model)
     write_checkpoint(folder, model, checkpoint_dir)
     if folder is not None:
-        about = {"method": method.name, "arguments": method.arguments()}
-        write_json(folder / "finetuned.json", about | _about_base(model, checkpoint_dir, prompt_style))
+        write_json(folder / "finetuned.json", _about_method(method) | _about_base(model, checkpoint_dir, prompt_style))
+
+
+def _about_method(method: Method) -> dict[str, Any]:
+    about = {"method": method.name, "arguments": method.arguments()}
+    return about if method.init_from is None else about | {"init_from": method.init_from}
 
 
 def _about_base(model: GPT, checkpoint_dir: Path, prompt_style: str | None) -> dict[str, Any]:
@@ -71,6 +80,9 @@ def write_merged(folder: Path, model: GPT, checkpoint_dir: Path, adapters: Seque
     If they have several, the first one's is used, with a warning.
     """
     abouts = [read_adapter(adapter) for adapter in adapters]
+    for adapter, about in zip(adapters, abouts, strict=True):
+        if about["prompt_style"] is None and is_peft(adapter) and (folder / "tokenizer_config.json").is_file():
+            about["prompt_style"] = default_style(Tokenizer(folder), is_text=False)
     styles = list(dict.fromkeys(str(about["prompt_style"]) for about in abouts))
     if len(styles) > 1:
         print(
@@ -105,16 +117,30 @@ class AdapterAbout(Finetuned):
 _AGAIN = "Train the adapter again"
 
 
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter.json").is_file() or is_peft(folder)
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """Return the files that determine what an adapter computes."""
+    if is_peft(folder):
+        return [folder / PEFT_CONFIG, peft_weights(folder)]
+    return [folder / "adapter.json", folder / "adapter.safetensors"]
+
+
 def read_adapter(folder: Path) -> AdapterAbout:
-    """Return the contents of `adapter.json`, with all arguments of the method.
+    """Return the contents of `adapter.json`, with all arguments of the method; for an adapter of PEFT, as `about_peft` does.
 
     Raises:
         FileNotFoundError: if `folder` is not an adapter folder.
         CheckpointError: if the file is damaged.
     """
     path = folder / "adapter.json"
+    if not path.is_file() and is_peft(folder):
+        return conform(about_peft(folder), AdapterAbout, peft_weights(folder), "Export the adapter again")
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no adapter. Train one: python finetune/lora.py --out_dir {folder.parent}")
+        trained = f"Use {folder / 'final'}" if (folder / "final").is_dir() else "Train one: python finetune/lora.py"
+        raise FileNotFoundError(f"{folder} has no adapter, neither adapter.json nor PEFT's {PEFT_CONFIG}. {trained}")
     about = read_json_object(path, AdapterAbout, _AGAIN)
     if about["method"] not in (known := adapter_types()):
         raise CheckpointError(
@@ -144,36 +170,73 @@ def _naming(path: Path) -> Iterator[None]:
 
 def trained_style(folder: Path) -> str | None:
     """Return the prompt style that an adapter or a checkpoint was finetuned with; None for a plain checkpoint."""
-    if (folder / "adapter.json").is_file():
+    if is_adapter(folder):
         return read_adapter(folder)["prompt_style"]
     path = folder / "finetuned.json"
     return read_json_object(path, Finetuned, "Finetune or merge again")["prompt_style"] if path.is_file() else None
 
 
+class Adapter:
+    """A saved adapter for a model, whose method is known before the weights of the model are loaded."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        """Read the method. Raises as `read_adapter` and `read_peft` do."""
+        self.folder, self.blank = folder, empty_model(config)
+        self.about = read_adapter(folder)
+        self.path = adapter_files(folder)[0]
+        self.peft: PeftAdapter | None = None
+        if self.path.name == PEFT_CONFIG:
+            self.peft = read_peft(folder, self.blank)
+            self.about["arguments"] = self.peft.arguments
+        self.method = _method(self.path, self.about)
+
+    def check_base(self, model: GPT) -> None:
+        """Raise CheckpointError if the adapter was trained on another base, as far as that is known: PEFT only names it."""
+        for name, copy in ({} if self.peft is None else self.peft.copies).items():
+            weight = model.get_parameter(name).detach()
+            if (weight.float() - copy.to(weight.device)).abs().max() > SAME * copy.abs().max():
+                raise CheckpointError(
+                    f"{adapter_files(self.folder)[1]}: {name} differs from that of the base: the adapter was trained on "
+                    f"another one ({self.about['base_checkpoint_dir']}). Use that one as `checkpoint_dir`"
+                )
+        if self.peft is None and self.about["base_fingerprint"] != model.fingerprint:
+            raise CheckpointError(
+                f"the adapter in {self.folder} was trained on another base ({self.about['base_checkpoint_dir']}). "
+                "Use that one as `checkpoint_dir`"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read the parameters. Raises CheckpointError unless they are exactly those of the method."""
+        with _naming(self.path), torch.device("meta"):
+            self.method.attach(self.blank)  # without memory, until the file is known to hold all these tensors
+        shapes = {name: list(p.shape) for name, p in self.blank.named_parameters() if self.method.trainable(name)}
+        if self.peft is None:
+            return _read_parameters(self.folder / "adapter.safetensors", shapes)
+        assert {name: list(tensor.shape) for name, tensor in self.peft.tensors.items()} == shapes
+        return self.peft.tensors
+
+
 def attach_adapter(model: GPT, folder: Path) -> None:
-    """Attach a saved adapter to the model that it was trained on.
+    """Attach a saved adapter to the model that it was trained on, to generate with it.
 
     Raises:
         CheckpointError: if it was trained on another base, or its tensors are not exactly those of its method.
     """
-    about = read_adapter(folder)
-    if about["base_fingerprint"] != model.fingerprint:
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on another base ({about['base_checkpoint_dir']}). "
-            "Use that one as `checkpoint_dir`"
-        )
-    method, blank = _method(folder / "adapter.json", about), empty_model(model.config)
-    with _naming(folder / "adapter.json"), torch.device("meta"):
-        method.attach(blank)  # without memory, until the file is known to hold all these tensors
-    shapes = {name: list(p.shape) for name, p in blank.named_parameters() if method.trainable(name)}
-    tensors = _read_parameters(folder / "adapter.safetensors", shapes)
-    method.attach(model)
+    adapter = Adapter(folder, model.config)
+    adapter.check_base(model)
+    tensors = adapter.tensors()
+    adapter.method.attach(model)
+    fill(model, tensors)
+    adapter.method.prepare_generation(model)
+
+
+@torch.no_grad()
+def fill(model: GPT, tensors: dict[str, Tensor]) -> None:
+    """Put the values of an adapter into the parameters of its method, which are frozen then."""
     parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
-            parameters[name].requires_grad_(False)
-    method.prepare_generation(model)
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+        parameters[name].requires_grad_(False)
 
 
 def _read_parameters(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -1,26 +1,28 @@
 """Export to other libraries: checkpoints for transformers, adapters for PEFT."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_llm.checkpoint.adapters import attach_adapter, read_adapter
+from lit_llm.checkpoint.adapters import Adapter, attach_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates
+from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PEFT_WEIGHTS, STYLE_KEY
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
-from lit_llm.checkpoint.tables.rows import Fused, names_of
+from lit_llm.checkpoint.tables.rows import Fused
 from lit_llm.checkpoint.tensor_names import hf_names, to_hf
+from lit_llm.checkpoint.upstream_linears import LowRank, upstream_linears
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json
-from lit_llm.methods.lora import Update, base_weight
+from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
@@ -76,7 +78,7 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir, adapter_dir = Path(checkpoint_dir), Path(adapter_dir)
-    about = read_adapter(adapter_dir)
+    about = Adapter(adapter_dir, read_config(checkpoint_dir)).about
     if about["method"] != "lora":
         raise CheckpointError(f"{adapter_dir} is an {about['method']} adapter, which PEFT's format cannot hold. Only LoRA can")
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
@@ -84,78 +86,62 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         attach_adapter(model, adapter_dir)
         linears = _peft_linears(model, hf_names(model.config, checkpoint_dir).part)
         tensors: dict[str, Tensor] = {}
-        for target, linear in linears.items():
+        for target, (update, _) in linears.items():
             prefix = f"base_model.model.{target}.lora_"
-            tensors |= {f"{prefix}A.weight": linear.A, f"{prefix}B.weight": linear.B}
-            if linear.magnitude is not None:
-                tensors[f"{prefix}magnitude_vector"] = linear.magnitude
-        save_safetensors(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+            tensors |= {f"{prefix}A.weight": update.A, f"{prefix}B.weight": update.B}
+            if update.magnitude is not None:
+                tensors[f"{prefix}magnitude_vector"] = update.magnitude
+        saved = _saved_weights(model, about["arguments"].get("modules_to_save", []))
+        tensors |= {f"base_model.model.{name}": tensor for name, tensor in saved.items()}
+        style = {} if about["prompt_style"] is None else {STYLE_KEY: about["prompt_style"]}
+        save_safetensors(tensors, folder / PEFT_WEIGHTS[0], {"format": "pt", **style})
         config = _peft_config(model, checkpoint_dir, about["arguments"], linears)
+        config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in saved}) or None
         # ASCII: PEFT reads it in the locale's encoding.
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class _PeftLinear:
-    """The update of one upstream linear with C_in and C_out features, scale * B A."""
-
-    A: Tensor  # (r, C_in)
-    B: Tensor  # (C_out, r)
-    scale: float
-    magnitude: Tensor | None  # (C_out,), of DoRA
-
-
-def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, _PeftLinear]:
-    """Return the upstream linears that the adapter changes, by upstream name; with `part`, that in the multimodal model."""
-    updates, config, found = lora_updates(model), model.config, {}
-    for module, entry in TABLES[config.model_type](config).items():
-        names = names_of(entry)
-        for layer in range(config.n_layer) if "{}" in module else ("",):
-            parts = [name.format(layer, 0) for name in names]
-            if not any(part in updates for part in parts):
-                continue
-            if ".experts." in parts[0]:
-                raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
-            assert isinstance(entry, str | Fused)  # others hold experts, or no linear
-            target = "lm_head" if names == ("lm_head",) else module.format(layer)
-            if part is not None:  # PEFT finds the linears of the multimodal model
-                target = part.stored_names(target)[0]
-            found[target] = _peft_linear(model, entry, parts, updates)
+def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank, float]]:
+    """Return the update of each upstream linear that the adapter changes, and its scale; see `upstream_linears`."""
+    updates, found = lora_updates(model), {}
+    if any(".experts." in name for name in updates):
+        raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
+    for target, linear in upstream_linears(model, part).items():
+        adapted = {part: updates[part] for part in linear.parts if part in updates}
+        if not adapted:
+            continue
+        scales = [update.scale for update in adapted.values()]
+        factors = {
+            part: LowRank(
+                update.A.detach(),
+                update.B.detach() * (update.scale / scales[0]),  # one scale for all parts
+                None if update.magnitude is None else update.magnitude.detach(),
+            )
+            for part, update in adapted.items()
+        }
+        norms: dict[str, Tensor] = {}
+        if next(iter(adapted.values())).magnitude is not None:
+            norms = {part: base_weight(model.get_submodule(part)).norm(dim=1) for part in linear.parts}
+        found[target] = linear.join_updates(model.config, factors, norms), scales[0]
     return found
 
 
-def _peft_linear(model: GPT, entry: str | Fused, parts: list[str], updates: Mapping[str, Update]) -> _PeftLinear:
-    """Return one update for an upstream linear that holds `parts`, some of them adapted, one below the other.
-
-    [B_q A_q; 0; B_v A_v] = B A with A = [A_q; A_v] and B block diagonal, with zero rows for parts without an update.
-    """
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        """In upstream's order of rows."""
-        return tensors[0] if isinstance(entry, str) else replace(entry, transposed=False).join(model.config, tensors)
-
-    linears = [model.get_submodule(part) for part in parts]
-    present = [updates.get(part) for part in parts]
-    first, *_ = adapted = [update for update in present if update is not None]
-    blocks = [torch.zeros(m.out_features, 0) if u is None else u.B.detach() for m, u in zip(linears, present, strict=True)]  # type: ignore[arg-type]
-    magnitude = None
-    if first.magnitude is not None:
-        norms = [base_weight(m).norm(dim=1) if u is None else u.magnitude for m, u in zip(linears, present, strict=True)]
-        magnitude = join([norm.detach() for norm in norms])  # type: ignore[union-attr]
-    return _PeftLinear(
-        A=torch.cat([update.A.detach() for update in adapted]),
-        B=join(list(torch.block_diag(*blocks).split([len(block) for block in blocks]))),
-        scale=first.scale,
-        magnitude=magnitude,
-    )
+def _saved_weights(model: GPT, modules: Sequence[str]) -> dict[str, Tensor]:
+    """Return the weights of modules that were trained in full, by upstream name."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in modules}
+    found = dict(to_hf(model.config, {name: lambda tensor=tensor: tensor for name, tensor in weights.items()}))
+    head = hf_names(model.config).upstream("lm_head.weight")
+    return {name if name != head else "lm_head.weight": tensor for name, tensor in found.items()}
 
 
 def _peft_config(
-    model: GPT, checkpoint_dir: Path, arguments: Mapping[str, Any], linears: Mapping[str, _PeftLinear]
+    model: GPT, checkpoint_dir: Path, arguments: Mapping[str, Any], linears: Mapping[str, tuple[LowRank, float]]
 ) -> dict[str, Any]:
     """Return the contents of `adapter_config.json`."""
-    ranks = {target: len(linear.A) for target, linear in linears.items()}
-    alphas = {target: linear.scale * len(linear.A) for target, linear in linears.items()}  # PEFT's scale is alpha / r
+    ranks = {target: len(update.A) for target, (update, _) in linears.items()}
+    # PEFT's scale is alpha / r, or alpha / sqrt(r)
+    root = math.sqrt if arguments["use_rslora"] else float
+    alphas = {target: scale * root(ranks[target]) for target, (_, scale) in linears.items()}
     entries = TABLES[model.config.model_type](model.config).values()
     return {
         "peft_type": "LORA",
@@ -164,6 +150,7 @@ def _peft_config(
         "r": next(iter(ranks.values())),
         "lora_alpha": next(iter(alphas.values())),
         "lora_dropout": arguments["dropout"],
+        "use_rslora": arguments["use_rslora"],
         "use_dora": arguments["use_dora"],
         "target_modules": sorted(ranks),
         "rank_pattern": ranks,

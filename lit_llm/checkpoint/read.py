@@ -29,7 +29,7 @@ HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAPPED_ELEMENTS = 2**24
 
 LONGEST_NAME = 500
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_config(checkpoint_dir: Path) -> Config:
@@ -138,7 +138,7 @@ def checked(
             tensor = read()
         except SafetensorError as error:
             raise CheckpointError(f"{folder}: tensor {upstream} is damaged ({error}). Download the checkpoint again") from error
-        if tensor.dtype not in _DTYPES and name not in bits:
+        if tensor.dtype not in WEIGHT_DTYPES and name not in bits:
             raise CheckpointError(f"{folder}: tensor {upstream} has dtype {tensor.dtype}: {QUANTIZED}")
         if tensor.shape != shapes[name]:
             raise CheckpointError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.args.evaluate import CompareArgs
-from lit_llm.checkpoint.adapters import read_adapter, trained_style
+from lit_llm.checkpoint.adapters import is_adapter, read_adapter, trained_style
 from lit_llm.checkpoint.load import load
 from lit_llm.data.examples import tokenize
 from lit_llm.data.records import Record, answer_of
@@ -53,7 +53,7 @@ def compare_models(args: CompareArgs) -> None:
     results = []
     for folder, style in zip(args.models, styles, strict=True):
         print(f"evaluating {folder}", file=sys.stderr)
-        adapter = folder if (folder / "adapter.json").is_file() else None
+        adapter = folder if is_adapter(folder) else None
         base = folder if adapter is None else Path(read_adapter(folder)["base_checkpoint_dir"])
         model, tokenizer = load(base, adapter, str(resolve_device(args.accelerator)), args.precision, args.quantize)
         if records:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.args.generate import AdapterGenerateArgs, FullGenerateArgs, GenerateArgs
-from lit_llm.checkpoint.adapters import read_adapter, trained_style
+from lit_llm.checkpoint.adapters import adapter_files, read_adapter, trained_style
+from lit_llm.checkpoint.peft_adapters import is_peft
 from lit_llm.cli import DEMO
 from lit_llm.data.records import variables_of
 from lit_llm.errors import OptionError
@@ -25,7 +26,7 @@ from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks
-from lit_llm.text.conversation import check_rendered, prompt_ids, prompt_style
+from lit_llm.text.conversation import check_rendered, default_style, prompt_ids, prompt_style
 from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
@@ -54,7 +55,11 @@ def answer(args: AdapterGenerateArgs) -> None:
     prompts = _read_prompts(args)
     about = read_adapter(args.adapter_dir)
     model, tokenizer = load_for_inference(args, args.checkpoint_dir or Path(about["base_checkpoint_dir"]), args.adapter_dir)
-    _Generation(args, prompts, model, tokenizer, about["prompt_style"]).run()
+    style = about["prompt_style"]
+    if style is None and is_peft(args.adapter_dir):  # which does not record one
+        style = default_style(tokenizer, is_text=False)
+        print(f"prompt style {style}", file=sys.stderr)
+    _Generation(args, prompts, model, tokenizer, style).run()
 
 
 @_claiming_the_output
@@ -220,7 +225,7 @@ def _keys(args: GenerateArgs, model: GPT, draft: GPT | None, encoded: Sequence[l
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "logprobs", "precision",
              "quantize", "cpu_weights", "kv_cache")  # fmt: skip
     folder: Path | None = getattr(args, "adapter_dir", None)
-    files = [] if folder is None else [folder / "adapter.json", folder / "adapter.safetensors"]
+    files = [] if folder is None else adapter_files(folder)
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     models = [model.fingerprint, None if draft is None else draft.fingerprint]
     common = [*models, *sums, getattr(args, "merge", False), *[getattr(args, name) for name in names]]

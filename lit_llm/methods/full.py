@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from lit_llm.errors import OptionError
+from lit_llm.methods.inject import hold_in_float32
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
@@ -21,8 +19,7 @@ class Full(Method):
         self.prefixes = [name.strip() for name in names]
 
     def attach(self, model: GPT) -> None:
-        """Make the weights that train float32, whatever the others are held in: bfloat16 has 8 bits of precision, so that an
-        update below 1/256 of a weight would be lost. Autocast makes the half-precision copies that the products use.
+        """Make the weights that train float32. Autocast makes the half-precision copies that the products use.
 
         Raises:
             ValueError: if a name matches no parameter; the message lists what exists.
@@ -34,14 +31,8 @@ class Full(Method):
                 raise OptionError(
                     f"`full.trainable` {prefix!r} matches no parameter; there are {exist}, and h.0 to h.{len(model.h) - 1}"
                 )
-        if self.in_parts:
-            return
-        for name, module in model.named_modules():
-            for leaf, parameter in list(module.named_parameters(recurse=False)):
-                if self.trainable(f"{name}.{leaf}".lstrip(".")):
-                    setattr(module, leaf, nn.Parameter(parameter.detach().to(torch.float32, copy=True)))
-        if model.config.tie_embeddings:
-            model.lm_head.weight = model.wte.weight
+        if not self.in_parts:
+            hold_in_float32(model, self.trainable)
 
     def trainable(self, name: str) -> bool:
         return any(prefix == "all" or _under(name, prefix) for prefix in self.prefixes)

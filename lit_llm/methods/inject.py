@@ -5,8 +5,10 @@ its name, plain and quantized linears are treated alike, and taking the adapter 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from lit_llm.errors import OptionError
@@ -18,24 +20,54 @@ GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
 
 
 def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
-    """Return the linears that `targets` name, by name. Targets are names or groups, separated by commas or in a list.
+    """Return the linears that `targets` name, by name. Targets are groups, names in all layers, or full names as `h.0.attn.q`,
+    separated by commas or in a list.
 
     Raises:
         ValueError: for a target that matches nothing; the message lists what exists.
     """
-    linears = {
-        name: module for name, module in model.named_modules() if hasattr(module, "in_features") and not name.endswith("router")
-    }
-    short = {name: "head" if name == "lm_head" else name.rpartition(".")[2] for name in linears}
-    wanted: set[str] = set()
-    asked = targets if isinstance(targets, list) else targets.strip("[]").split(",")
-    for target in (t.strip() for t in asked):
-        names = set(GROUPS.get(target, (target,))) & set(short.values())
-        if not names:
+    linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
+    short, wanted = short_names(model), set[str]()
+    for target in as_list(targets):
+        names = GROUPS.get(target, (target,))
+        found = {target} & short.keys() or {name for name in short if short[name] in names}
+        if not found:
             exist = ", ".join(dict.fromkeys(short.values()))
             raise OptionError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
-        wanted |= names
-    return {name: linears[name] for name in linears if short[name] in wanted}
+        wanted |= found
+    return {name: linears[name] for name in linears if name in wanted}
+
+
+def as_list(targets: str | list[str]) -> list[str]:
+    """Return targets one by one."""
+    return [target.strip() for target in (targets if isinstance(targets, list) else targets.strip("[]").split(","))]
+
+
+def short_names(model: GPT) -> dict[str, str]:
+    """Return the name that a linear has in all layers, for the full name of each. Routers have none."""
+    linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    last = {name: name.rpartition(".")[2] for name in linears}
+    return {name: "head" if name == "lm_head" else last[name] for name in linears if last[name] != "router"}
+
+
+def hold_in_float32(model: GPT, trains: Callable[[str], bool]) -> None:
+    """Replace the weights whose names `trains` accepts by copies in float32, whatever the others are held in.
+
+    bfloat16 has 8 bits of precision, so that an update below 1/256 of a weight would be lost. A tied head stays tied if
+    `trains` accepts the embedding.
+    """
+    for name, module in model.named_modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            if trains(f"{name}.{leaf}".lstrip(".")):
+                setattr(module, leaf, nn.Parameter(parameter.detach().to(torch.float32, copy=True)))
+    if model.config.tie_embeddings:
+        model.lm_head.weight = model.wte.weight
+
+
+def untie(model: GPT) -> None:
+    """Make the head a weight of its own, equal to that of the embedding."""
+    model.config = replace(model.config, tie_embeddings=False)
+    model.lm_head.weight = nn.Parameter(model.wte.weight.detach(), requires_grad=False)
 
 
 def inject(linear: nn.Module, name: str, module: nn.Module, hook: Callable[..., Any], on_input: bool = False) -> None:

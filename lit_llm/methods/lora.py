@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_llm.args.finetune import MAX_RANK
 from lit_llm.errors import OptionError
-from lit_llm.methods.inject import eject, find_linears, inject
+from lit_llm.methods.inject import eject, find_linears, hold_in_float32, inject, untie
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
+from lit_llm.model.quantized_linear import QuantizedLinear
 
 UNMERGED = (
     "Use the adapter unmerged (`adapter_dir`, without `merge`), or write it for PEFT: "
@@ -25,7 +27,14 @@ UNMERGED = (
 
 
 class LoRA(Method):
-    """Attach low-rank updates to the targeted linears; see `LoRAArgs` for the meaning of the arguments."""
+    """Attach low-rank updates to the targeted linears; see `LoRAArgs` for the meaning of the arguments.
+
+    Adapters that other programs trained may need more than those:
+
+    Args:
+        ranks, alphas: Rank and alpha of a linear, by its full name, where they differ from `r` and `alpha`.
+        modules_to_save: Modules of the base whose own weights train in full, by full name, as in `lm_head`.
+    """
 
     name = "lora"
 
@@ -38,17 +47,53 @@ class LoRA(Method):
         use_rslora: bool = False,
         use_dora: bool = False,
         lr_ratio: float = 1.0,
+        ranks: dict[str, int] | None = None,
+        alphas: dict[str, float] | None = None,
+        modules_to_save: list[str] | None = None,
     ) -> None:
         self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
         self.use_rslora, self.use_dora, self.lr_ratio = use_rslora, use_dora, lr_ratio
+        self.ranks, self.alphas, self.modules_to_save = ranks or {}, alphas or {}, modules_to_save or []
+        if wrong := [f"{name}: {rank}" for name, rank in self.ranks.items() if not 0 < rank <= MAX_RANK]:
+            raise OptionError(f"`ranks` must be above 0 and at most {MAX_RANK}, found {wrong[0]}")
 
     def attach(self, model: GPT) -> None:
-        scale = self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
-        for linear in find_linears(model, self.targets).values():
-            update = Update(linear.in_features, linear.out_features, self.r, scale, self.dropout)  # type: ignore[arg-type]
+        if self.modules_to_save:
+            self._hold_modules(model)
+        linears = find_linears(model, self.targets)
+        if unknown := [name for name in (*self.ranks, *self.alphas) if name not in linears]:
+            raise OptionError(f"`ranks` and `alphas` name {unknown[0]}, which `targets` does not adapt")
+        for name, linear in linears.items():
+            r = self.ranks.get(name, self.r)
+            scale = self.alphas.get(name, self.alpha) / (math.sqrt(r) if self.use_rslora else r)
+            update = Update(linear.in_features, linear.out_features, r, scale, self.dropout)  # type: ignore[arg-type]
             if self.use_dora:
                 update.magnitude = nn.Parameter(base_weight(linear).norm(dim=1))
             inject(linear, "lora", update, apply_update)
+
+    def _hold_modules(self, model: GPT) -> None:
+        """Make the modules that train in full float32. A tied head or embedding becomes a weight of its own, as in PEFT."""
+        for name in self.modules_to_save:
+            module = dict(model.named_modules()).get(name)
+            if module is None or not list(module.parameters(recurse=False)):
+                raise OptionError(f"`modules_to_save` names {name}, which this model does not have")
+            if isinstance(module, QuantizedLinear):
+                raise OptionError(f"the adapter trains {name} in full, which `quantize` would round. Omit `quantize`")
+        if model.config.tie_embeddings and {"wte", "lm_head"} & {*self.modules_to_save}:
+            untie(model)
+        self._held_as = {name: p.dtype for name, p in model.named_parameters(remove_duplicate=False) if self._is_saved(name)}
+        hold_in_float32(model, self._is_saved)
+
+    def _is_saved(self, name: str) -> bool:
+        return name.rpartition(".")[0] in self.modules_to_save
+
+    def trainable(self, name: str) -> bool:
+        return super().trainable(name) or self._is_saved(name)
+
+    def prepare_generation(self, model: GPT) -> None:
+        for name in self.modules_to_save and self._held_as:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(self._held_as[name])  # without autocast all have one dtype
 
     def lr_scale(self, name: str) -> float:
         """LoRA+ (https://arxiv.org/abs/2402.12354): B learns faster than A."""
@@ -56,7 +101,8 @@ class LoRA(Method):
 
     def arguments(self) -> dict[str, Any]:
         names = ("r", "alpha", "dropout", "targets", "use_rslora", "use_dora", "lr_ratio")
-        return {name: getattr(self, name) for name in names}
+        more = {name: value for name in ("ranks", "alphas", "modules_to_save") if (value := getattr(self, name))}
+        return {name: getattr(self, name) for name in names} | more
 
     def warning(self, model: GPT) -> str | None:
         if not (model.config.tie_embeddings and hasattr(model.lm_head, "lora")):

@@ -26,6 +26,8 @@ class Method:
     """2 for preference pairs."""
     reference_passes: ClassVar[int] = 0
     """Forward passes of `loss` without a gradient, in addition to the trained one."""
+    init_from: str | None = None
+    """Folder of the adapter that the training starts from."""
     in_parts: bool = False
     """True if `devices.fsdp.shard` follows, which makes float32 masters of what each process holds."""
 

@@ -1,0 +1,154 @@
+"""Linears of transformers and ours: an update of one of theirs is an update of each of ours that it holds, and vice versa.
+
+r is the rank; C_in, C_out are the features of a linear.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.checkpoint.tables import TABLES
+from lit_llm.checkpoint.tables.rows import Fused, names_of
+from lit_llm.checkpoint.tensor_names import hf_names
+from lit_llm.errors import OptionError
+from lit_llm.methods.inject import GROUPS, as_list, short_names
+from lit_llm.model.config import Config
+from lit_llm.model.families import TextPart
+from lit_llm.model.gpt import GPT
+
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The factors of an update scale * B A, with DoRA's magnitude of each row."""
+
+    A: Tensor  # (r, C_in)
+    B: Tensor  # (C_out, r)
+    magnitude: Tensor | None = None  # (C_out,)
+
+
+@dataclass(frozen=True)
+class UpstreamLinear:
+    """A linear of transformers that holds one or several of ours, one below the other."""
+
+    name: str
+    """The module in transformers, without a prefix of PEFT."""
+    entry: str | Fused
+    parts: tuple[str, ...]
+    """Full names of ours, in the order of `entry`."""
+    in_features: int
+    out_features: tuple[int, ...]
+    """One for each part."""
+
+    def join(self, config: Config, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all parts in upstream's order. PEFT's B has them along dim 0, even for a Conv1D."""
+        return tensors[0] if isinstance(self.entry, str) else replace(self.entry, transposed=False).join(config, tensors)
+
+    def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
+        """Inverse of `join`."""
+        return [tensor] if isinstance(self.entry, str) else replace(self.entry, transposed=False).split(config, tensor)
+
+    def join_updates(self, config: Config, updates: Mapping[str, LowRank], norms: Mapping[str, Tensor]) -> LowRank:
+        """Return one update for those of the parts, some of which may have none.
+
+        [B_q A_q; 0; B_v A_v] = B A with A = [A_q; A_v] and B block diagonal, with zero rows for parts without an update.
+
+        Args:
+            norms: Norms of the rows of each part, which are DoRA's magnitudes where it has no update.
+        """
+        found = [updates.get(part) for part in self.parts]
+        present = [update for update in found if update is not None]
+        blocks = [torch.zeros(n, 0) if u is None else u.B for u, n in zip(found, self.out_features, strict=True)]
+        magnitudes = [norms.get(p) if u is None else u.magnitude for p, u in zip(self.parts, found, strict=True)]
+        return LowRank(
+            torch.cat([update.A for update in present]),
+            self.join(config, torch.block_diag(*blocks).split([len(block) for block in blocks])),
+            self.join(config, [m for m in magnitudes if m is not None]) if present[0].magnitude is not None else None,
+        )
+
+    def split_updates(self, config: Config, update: LowRank) -> dict[str, LowRank]:
+        """Return the update of each part; the inverse of `join_updates`.
+
+        Parts share the rows of A. One whose column of B is zero in a part, and not in another, adds nothing there.
+        """
+        b = self.split(config, update.B)
+        magnitudes = [None] * len(b) if update.magnitude is None else self.split(config, update.magnitude)
+        used = torch.stack([(part != 0).any(0) for part in b])  # (parts, r)
+        used |= ~used.any(0)
+        found = {}
+        for name, part, magnitude, kept in zip(self.parts, b, magnitudes, used, strict=True):
+            if magnitude is not None and not kept.any():
+                kept = torch.ones_like(kept)  # the magnitude scales rows without an update too
+            if kept.any():
+                found[name] = LowRank(update.A[kept].clone(), part[:, kept].clone(), magnitude)
+        return found
+
+
+def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, UpstreamLinear]:
+    """Return the linears of transformers that hold those of the model, by their module in transformers.
+
+    Experts are not linears there. With `part` the modules are those of the multimodal model.
+    """
+    linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
+    names, table, found = hf_names(model.config), TABLES[model.config.model_type](model.config), {}
+    for name, linear in linears.items():
+        module = names.upstream(f"{name}.weight").removesuffix(".weight")
+        entry = table[_INDEX.sub("{}", module)]
+        if not isinstance(entry, str | Fused):
+            continue
+        first, *_ = names_of(entry)
+        indices = _INDEX.findall(name)
+        if first.format(*indices) != name:
+            continue
+        parts = tuple(part.format(*indices) for part in names_of(entry))
+        rows = tuple(_features(linears[part], "out_features") for part in parts)
+        module = "lm_head" if name == "lm_head" else module  # files name some heads otherwise than transformers
+        module = module if part is None else part.stored_names(module)[0]
+        found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows)
+    return found
+
+
+def _features(linear: nn.Module, which: str) -> int:
+    return int(getattr(linear, which))
+
+
+def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
+    """Return targets with names of transformers, as `q_proj` or `model.layers.0.mlp.down_proj`, replaced by ours.
+
+    Raises:
+        OptionError: for a name that neither has; the message lists all.
+    """
+    upstream, short = upstream_linears(model), short_names(model)
+    ours: list[str] = []
+    for target in as_list(targets):
+        if target in GROUPS or target in short or target in short.values():
+            ours.append(target)
+            continue
+        found = [part for name, linear in upstream.items() if _ends_with(name, target) for part in linear.parts]
+        if not found and target in ("embed_out", "output_layer"):
+            found = ["lm_head"]
+        if not found:
+            theirs = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in upstream))
+            raise OptionError(
+                f"target {target!r} matches no linear of this model; it has {', '.join(dict.fromkeys(short.values()))}; in "
+                f"transformers {theirs}; groups: {', '.join(GROUPS)}"
+            )
+        ours += names_in_all_layers(model, found)
+    if isinstance(targets, list):
+        return list(dict.fromkeys(ours))
+    return ",".join(dict.fromkeys(ours))
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def names_in_all_layers(model: GPT, linears: Sequence[str]) -> list[str]:
+    """Return the shortest targets for these linears: `q` for those of all layers, and full names for the others."""
+    short, wanted = short_names(model), {*linears}
+    partial = {short.get(name) for name in short if name not in wanted}
+    return list(dict.fromkeys(s if (s := short.get(name)) and s not in partial else name for name in linears))
