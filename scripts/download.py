@@ -20,6 +20,9 @@ def main(args: DownloadArgs) -> None:
     if args.tokenizer_only:
         print(f"{folder} holds config and tokenizer. Next, for example what finetuning would take:")
         print(f"  python scripts/estimate.py --checkpoint_dir {path} --method lora")
+    elif not (folder / "config.json").is_file():
+        print(f"{folder} holds an adapter of PEFT. Download its base, which adapter_config.json names. Next:")
+        print(f'  python generate/lora.py --adapter_dir {path} --prompt "Hello!"')
     else:
         print(f"{folder} is complete. Next:")
         print(f'  python generate/base.py --checkpoint_dir {path} --prompt "Hello, my name is"')

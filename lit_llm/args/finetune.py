@@ -119,7 +119,8 @@ class LoRAArgs(Checked):
     dropout: float = 0.05
     """Dropout probability of the input of the update."""
     targets: str | list[str] = "q,v"
-    """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp)."""
+    """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp). Names of transformers,
+    as q_proj or query_key_value, are accepted too, and full names of single linears."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead, for high ranks (rsLoRA, https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
@@ -162,6 +163,9 @@ class FinetuneArgs(ExampleArgs):
     """Seed of initialization, dropout and the order of the examples."""
     resume: str | None = None
     """Resume an interrupted run in out_dir: `auto` from its newest checkpoint, or the path of one."""
+    init_from: Path | None = None
+    """Adapter that a new run starts from, with a fresh optimizer: one of ours, or of PEFT for LoRA and DPO. The run keeps its
+    rank, targets and so on."""
     logger: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
     """Also send the rows of metrics.csv, which is always written, to this logger. Its package must be installed."""
     dry_run: bool = False
@@ -207,7 +211,11 @@ class FullFinetuneArgs(FinetuneArgs):
 
     def rules(self) -> Rules:
         quantized = "`quantize` freezes the weights that full finetuning trains. Use finetune/lora.py for a quantized base"
-        return [*super().rules(), (self.quantize is not None, quantized)]
+        started = (
+            "`init_from` takes an adapter, which full finetuning does not train. To start from a finetuned model, use it as "
+            "`checkpoint_dir`; scripts/merge_lora.py makes one of base and adapter"
+        )
+        return [*super().rules(), (self.quantize is not None, quantized), (self.init_from is not None, started)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused
 from lit_llm.checkpoint.tensor_names import hf_names, to_hf
-from lit_llm.checkpoint.upstream_linears import LowRank, upstream_linears
+from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, upstream_linears
 from lit_llm.checkpoint.write import copy_companions, save_safetensors, write_shards
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object, unused_folder, write_json
@@ -26,6 +26,7 @@ from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
+from lit_llm.text.gguf_file import is_gguf
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
@@ -39,6 +40,9 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
+    if is_gguf(checkpoint_dir):
+        convert_first = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+        raise CheckpointError(f"{checkpoint_dir} is a GGUF file. Convert it first: {convert_first}")
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise CheckpointError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -61,6 +65,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
         hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
         # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        hf.pop("quantization_config", None)  # of the folder that the weights were dequantized from
         hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
         lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")
@@ -83,14 +88,15 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32)
         attach_adapter(model, adapter_dir)
-        linears = _peft_linears(model, hf_names(model.config, checkpoint_dir).part)
+        part = hf_names(model.config, checkpoint_dir).part
+        linears = _peft_linears(model, part)
         tensors: dict[str, Tensor] = {}
         for target, (update, _) in linears.items():
             prefix = f"base_model.model.{target}.lora_"
             tensors |= {f"{prefix}A.weight": update.A, f"{prefix}B.weight": update.B}
             if update.magnitude is not None:
                 tensors[f"{prefix}magnitude_vector"] = update.magnitude
-        saved = _saved_weights(model, about["arguments"].get("modules_to_save", []))
+        saved = _saved_weights(model, about["arguments"].get("modules_to_save", []), part)
         tensors |= {f"base_model.model.{name}": tensor for name, tensor in saved.items()}
         style = {} if about["prompt_style"] is None else {STYLE_KEY: about["prompt_style"]}
         save_safetensors(tensors, folder / PEFT_WEIGHTS[0], {"format": "pt", **style})
@@ -101,7 +107,7 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
 
 
 def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank, float]]:
-    """Return the update of each upstream linear that the adapter changes, and its scale; see `upstream_linears`."""
+    """Return the update of each upstream linear that the adapter changes, and its scale; `part` is of a multimodal model."""
     updates, found = lora_updates(model), {}
     if any(".experts." in name for name in updates):
         raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
@@ -121,16 +127,18 @@ def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank,
         norms: dict[str, Tensor] = {}
         if next(iter(adapted.values())).magnitude is not None:
             norms = {part: base_weight(model.get_submodule(part)).norm(dim=1) for part in linear.parts}
+        target = target if part is None else part.stored_names(target)[0]  # PEFT finds the linears of the multimodal model
         found[target] = linear.join_updates(model.config, factors, norms), scales[0]
     return found
 
 
-def _saved_weights(model: GPT, modules: Sequence[str]) -> dict[str, Tensor]:
+def _saved_weights(model: GPT, modules: Sequence[str], part: TextPart | None) -> dict[str, Tensor]:
     """Return the weights of modules that were trained in full, by upstream name."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in modules}
     found = dict(to_hf(model.config, {name: lambda tensor=tensor: tensor for name, tensor in weights.items()}))
-    head = hf_names(model.config).upstream("lm_head.weight")
-    return {name if name != head else "lm_head.weight": tensor for name, tensor in found.items()}
+    renamed = {f"{old}.weight": f"{new}.weight" for old, new in RENAMED.items()}
+    stored = {name: name if part is None else part.stored_names(name)[0] for name in found}
+    return {renamed.get(name, stored[name]): tensor for name, tensor in found.items()}
 
 
 def _peft_config(

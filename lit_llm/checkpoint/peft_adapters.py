@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.checkpoint.read import WEIGHT_DTYPES, check_finite, read_tensors
-from lit_llm.checkpoint.tensor_names import hf_names
-from lit_llm.checkpoint.upstream_linears import LowRank, UpstreamLinear, names_in_all_layers, upstream_linears
+from lit_llm.checkpoint.tensor_names import family_names
+from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, UpstreamLinear, names_in_all_layers, upstream_linears
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG
@@ -184,13 +184,13 @@ class _Targets:
     def alpha(self, module: str) -> float:
         return next((value for pattern, value in self.alphas if pattern.match(module)), self.config.get("lora_alpha", 8.0))
 
-    def among(self, modules: Iterable[str]) -> set[str]:
-        """Return the modules that are adapted."""
+    def among(self, modules: Iterable[str], heads: set[str]) -> set[str]:
+        """Return the modules that are adapted; `all-linear` excludes `heads`."""
         targets, excluded = self.config.get("target_modules"), self.config.get("exclude_modules", [])
         if targets is None:
             raise CheckpointError(f"{self.path}: target_modules is missing, a string or a list. {_AGAIN}")
         if isinstance(targets, str) and targets.lower() == "all-linear":
-            found = {module for module in modules if module != "lm_head"}
+            found = {*modules} - heads
         else:
             found = {module for module in modules if self._names(targets, module)}
             if isinstance(targets, list):
@@ -235,7 +235,8 @@ class _Reading:
         self.path, self.model, self.peft = peft_weights(folder), model, _read_config(folder)
         self.targets = _Targets(folder / PEFT_CONFIG, self.peft)
         self.linears = upstream_linears(model)
-        self.names = hf_names(model.config)
+        self.names = family_names(model.config)
+        self.stored: dict[str, str] = {}  # names of linears in the file, where it has another prefix
         base = self.peft.get("base_model_name_or_path", "")
         self.other_base = (
             f"The adapter was trained on another base{f', {base}' if base else ''}. Use that one as `checkpoint_dir`"
@@ -266,17 +267,20 @@ class _Reading:
         """Find a linear by its name, which in older or multimodal classes of transformers has other prefixes."""
         bare = module.removeprefix(_PREFIX)
         text = re.sub(r"(^|\.)language_model\.", r"\1", bare)
-        head = re.sub(r"^embed_out$", "lm_head", bare)
-        found = next((self.linears[n] for n in (bare, text, head, self.names.prefix + bare) if n in self.linears), None)
+        candidates = (bare, text, RENAMED.get(bare, bare), self.names.prefix + bare)
+        found = next((self.linears[name] for name in candidates if name in self.linears), None)
         if found is None:
             raise CheckpointError(
                 f"{self.path}: unexpected tensor {shown(tensor)}: the base has no linear {shown(bare)}. {self.other_base}"
             )
+        self.stored[found.name] = bare
         return found
 
     def _updates(self, factors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, LowRank]:
         """Return an update for each linear that the config adapts, by the name in transformers."""
-        expected = self.targets.among(self.linears)
+        heads = {name for name, linear in self.linears.items() if linear.parts == ("lm_head",)}
+        stored = {self.stored.get(name, name): name for name in self.linears}
+        expected = {stored[name] for name in self.targets.among(stored, {self.stored.get(name, name) for name in heads})}
         if unexpected := next((name for name in factors if name not in expected), None):
             raise CheckpointError(
                 f"{self.path} has an update of {unexpected}, which {PEFT_CONFIG} does not adapt: see target_modules, "
@@ -292,7 +296,7 @@ class _Reading:
         return updates
 
     def _update(self, name: str, found: Mapping[str, Tensor]) -> LowRank:
-        linear, r = self.linears[name], self.targets.rank(name)
+        linear, r = self.linears[name], self.targets.rank(self.stored.get(name, name))
         shapes = {"A": [r, linear.in_features], "B": [sum(linear.out_features), r]}
         if self.peft.get("use_dora", False):
             shapes["magnitude_vector"] = [sum(linear.out_features)]
@@ -315,18 +319,20 @@ class _Reading:
         for key, tensor in tensors.items():
             bare = re.sub(r"\.base_layer|\.modules_to_save(\.\w+(?=\.\w+$))?", "", key.removeprefix(_PREFIX))
             bare = re.sub(r"(^|\.)language_model\.", r"\1", bare)
-            if bare in ("lm_head.weight", "lm_head.bias"):  # for `ours`, a tied head is one with the embedding
-                found[bare] = tensor
+            module, _, leaf = bare.rpartition(".")
+            linear = self.linears.get(RENAMED.get(module, module))
+            if linear is not None and linear.parts == ("lm_head",):  # for `ours`, a tied head is one with the embedding
+                found[f"lm_head.{leaf}"] = tensor
                 continue
             for name, _, read in self.names.ours([(bare, lambda tensor=tensor: tensor)]):
                 if name is None or name not in shapes:
                     raise CheckpointError(f"{self.path}: unexpected tensor {shown(key)}: not one of LoRA. {self.other_base}")
                 found[name] = read()
         for name, tensor in found.items():
-            if shapes[name] != list(tensor.shape):
+            if shapes.get(name) != list(tensor.shape):
                 raise CheckpointError(
-                    f"{self.path}: the weight of {name} has shape {list(tensor.shape)}, the base has {shapes[name]}. If tokens "
-                    f"were added to the vocabulary, merge the adapter with PEFT first. {self.other_base}"
+                    f"{self.path}: the weight of {name} has shape {list(tensor.shape)}, the base has {shapes.get(name)}. If "
+                    f"tokens were added to the vocabulary, merge the adapter with PEFT first. {self.other_base}"
                 )
         return found
 
@@ -338,7 +344,7 @@ class _Reading:
             for part, own in self.linears[name].split_updates(self.model.config, update).items():
                 ranks[part] = len(own.A)
                 share = len(own.A) / whole  # of the scale, alpha / r
-                alphas[part] = self.targets.alpha(name) * (math.sqrt(share) if use_rslora else share)
+                alphas[part] = self.targets.alpha(self.stored.get(name, name)) * (math.sqrt(share) if use_rslora else share)
                 tensors |= {f"{part}.lora.A": own.A, f"{part}.lora.B": own.B}
                 if own.magnitude is not None:
                     tensors[f"{part}.lora.magnitude"] = own.magnitude

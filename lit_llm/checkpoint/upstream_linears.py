@@ -6,18 +6,24 @@ r is the rank; C_in, C_out are the features of a linear.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lit_llm.args.finetune import FinetuneArgs, LoRAArgs
+from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused, names_of
-from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.errors import OptionError
 from lit_llm.methods.inject import GROUPS, as_list, short_names
 from lit_llm.model.config import Config
 from lit_llm.model.families import TextPart
 from lit_llm.model.gpt import GPT
+
+RENAMED = {"embed_out": "lm_head"}
+"""Modules that transformers 5 names otherwise than files of weights, and than adapters from before it."""
+Options = TypeVar("Options", FinetuneArgs, EstimateArgs)
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -94,21 +100,20 @@ def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, Upst
     Experts are not linears there. With `part` the modules are those of the multimodal model.
     """
     linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
-    names, table, found = hf_names(model.config), TABLES[model.config.model_type](model.config), {}
+    rows = {ours: row for row in TABLES[model.config.model_type](model.config).items() for ours in names_of(row[1])}
+    found = {}
     for name, linear in linears.items():
-        module = names.upstream(f"{name}.weight").removesuffix(".weight")
-        entry = table[_INDEX.sub("{}", module)]
+        theirs, entry = rows.get(_INDEX.sub("{}", name), ("", None))
         if not isinstance(entry, str | Fused):
-            continue
-        first, *_ = names_of(entry)
+            continue  # of parts that transformers does not hold as linears
         indices = _INDEX.findall(name)
-        if first.format(*indices) != name:
-            continue
         parts = tuple(part.format(*indices) for part in names_of(entry))
-        rows = tuple(_features(linears[part], "out_features") for part in parts)
-        module = "lm_head" if module == "embed_out" else module  # files name this head otherwise than transformers
-        module = module if part is None else part.stored_names(module)[0]
-        found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows)
+        if parts[0] == name:
+            module = theirs.format(*indices)
+            module = RENAMED.get(module, module)
+            module = module if part is None else part.stored_names(module)[0]
+            rows_of_parts = tuple(_features(linears[part], "out_features") for part in parts)
+            found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows_of_parts)
     return found
 
 
@@ -125,12 +130,12 @@ def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
     upstream, short = upstream_linears(model), short_names(model)
     ours: list[str] = []
     for target in as_list(targets):
-        if target in GROUPS or target in short or target in short.values():
+        if target in GROUPS or target in short.values():
             ours.append(target)
             continue
-        found = [part for name, linear in upstream.items() if _ends_with(name, target) for part in linear.parts]
-        if not found and target in ("embed_out", "output_layer"):
-            found = ["lm_head"]
+        module = RENAMED.get(target, target)
+        found = [target] if target in short else []
+        found = found or [part for name, linear in upstream.items() if _ends_with(name, module) for part in linear.parts]
         if not found:
             theirs = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in upstream))
             raise OptionError(
@@ -141,6 +146,14 @@ def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
     if isinstance(targets, list):
         return list(dict.fromkeys(ours))
     return ",".join(dict.fromkeys(ours))
+
+
+def with_our_targets(args: Options, model: GPT) -> Options:
+    """Return options whose `lora.targets` are resolved."""
+    lora = getattr(args, "lora", None)
+    if not isinstance(lora, LoRAArgs):
+        return args
+    return replace(args, lora=replace(lora, targets=resolve_targets(model, lora.targets)))  # type: ignore[call-arg]
 
 
 def _ends_with(name: str, target: str) -> bool:

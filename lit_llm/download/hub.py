@@ -21,10 +21,11 @@ from lit_llm.schema import conform, shown
 # Files to fetch of a repository: all companions, and the weights in the first of these forms that it has.
 _COMPANIONS = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|tokenizer\.model|chat_template\.jinja|LICEN[CS]E(\.\w+)?"
+    r"|adapter_config\.json|merges\.txt|tokenizer\.model|chat_template\.jinja|LICEN[CS]E(\.\w+)?"
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_ANY_WEIGHTS = re.compile(r"(lit_model|model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_ANY_WEIGHTS = re.compile(r"(lit_model|model|pytorch_model|adapter_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 # Family -> its repositories: a prefix, then the endings of their names.
 _FAMILIES = {
@@ -137,7 +138,7 @@ def download_checkpoint(
 
     with explained(constants.ENDPOINT, refusal):
         files = _list_files(repo_id, revision, headers)
-        if "config.json" not in files:
+        if "config.json" not in files and "adapter_config.json" not in files:
             raise CheckpointError(
                 f"{repo_id} is not a checkpoint: it has no config.json, but {_some(files)}. Choose another `repo_id`"
             )
@@ -178,7 +179,8 @@ def _list_files(repo_id: str, revision: str | None, headers: dict[str, str]) -> 
 
 def _weight_files(repo_id: str, files: dict[str, _File], folder: Path) -> list[_File]:
     """Return the weights in the preferred form. An index is fetched at once, as it names the shards."""
-    form = next((name for name in _WEIGHTS if name in files), None)
+    forms = (*_WEIGHTS, *(_ADAPTERS if "adapter_config.json" in files else ()))
+    form = next((name for name in forms if name in files), None)
     if form is None:
         raise CheckpointError(
             f"{repo_id} has no model.safetensors or pytorch_model.bin, but only {_some(files)}. Choose another `repo_id`"

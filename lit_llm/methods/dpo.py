@@ -1,5 +1,5 @@
 """Direct preference optimisation (https://arxiv.org/abs/2305.18290) with LoRA: the reference is the same model with the
-adapter switched off, so there is no second copy.
+adapter switched off, so there is no second copy. A run that starts from an adapter keeps a copy of it for the reference.
 
 P pairs of a micro-batch, whose documents are chosen and rejected answer in turn.
 """
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.data.batches import MicroBatch
-from lit_llm.methods.lora import LoRA, switched_off
+from lit_llm.errors import OptionError
+from lit_llm.methods.lora import LoRA, Update, switched_off
 from lit_llm.methods.loss import document_log_probs
 from lit_llm.model.gpt import GPT
 
@@ -26,6 +27,18 @@ class DPO(LoRA):
     def __init__(self, beta: float = 0.1, **lora: Any) -> None:
         super().__init__(**lora)
         self.beta = beta
+
+    def start(self, model: GPT) -> None:
+        """Make the model that training starts from, with its adapter, the reference."""
+        if self.modules_to_save:
+            names = ", ".join(self.modules_to_save)
+            raise OptionError(
+                f"the adapter of `init_from` trains {names} in full, so that DPO would need a second copy of the model as its "
+                "reference. Merge it with scripts/merge_lora.py and use the result as `checkpoint_dir`"
+            )
+        for module in model.modules():
+            if isinstance(module, Update):
+                module.keep_start()
 
     def loss(self, model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the loss over pairs (eq. 7), and sums of the reward margin in nats and of the pairs ranked rightly."""

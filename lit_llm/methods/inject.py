@@ -47,7 +47,7 @@ def short_names(model: GPT) -> dict[str, str]:
     """Return the name that a linear has in all layers, for the full name of each. Routers have none."""
     linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
     last = {name: name.rpartition(".")[2] for name in linears}
-    return {name: "head" if name == "lm_head" else last[name] for name in linears if last[name] != "router"}
+    return {name: "head" if name == "lm_head" else last[name] for name in linears if not name.endswith("router")}
 
 
 def hold_in_float32(model: GPT, trains: Callable[[str], bool]) -> None:

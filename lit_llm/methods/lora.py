@@ -130,30 +130,47 @@ class Update(nn.Module):
         self.dropout = dropout
         self.scale = scale
         self.on = True
+        # Frozen copies of the three, which take their place while `on` is False; None: then there is no update.
+        self.register_buffer("start_A", None, persistent=False)
+        self.register_buffer("start_B", None, persistent=False)
+        self.register_buffer("start_magnitude", None, persistent=False)
+
+    def keep_start(self) -> None:
+        """Make the present update that of `switched_off`."""
+        self.start_A, self.start_B = self.A.detach().clone(), self.B.detach().clone()
+        self.start_magnitude = None if self.magnitude is None else self.magnitude.detach().clone()
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A, B and magnitude."""
+        return (self.A, self.B, self.magnitude) if self.on else (self.start_A, self.start_B, self.start_magnitude)  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        A = self.A.to(x.dtype)
-        drops = self.training and self.dropout > 0
+        A, B, _ = self.factors
+        A = A.to(x.dtype)
+        drops = self.training and self.dropout > 0 and self.on
         if drops and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             low = _DroppedLinear.apply(x, A, self.dropout)
         else:
             low = F.linear(F.dropout(x, self.dropout, drops), A)
         low = low * self.scale  # (..., r): scaling the output would cost more
-        return F.linear(low, self.B.to(x.dtype))
+        return F.linear(low, B.to(x.dtype))
 
     def delta(self) -> Tensor:
         """The update of the weight, (C_out, C_in), before DoRA's magnitude."""
-        return self.B @ self.A * self.scale
+        A, B, _ = self.factors
+        return B @ A * self.scale
 
     def gain(self, weight: Tensor) -> Tensor:
         """Return DoRA's magnitude over the norm of the updated rows (https://arxiv.org/abs/2402.09353, eq. 5), (C_out,).
 
         A row of zeros stays zero: its direction is undefined, and its magnitude is 0.
         """
-        assert self.magnitude is not None
+        magnitude = self.factors[2]
+        assert magnitude is not None
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (weight + self.delta()).norm(dim=1)
-        return self.magnitude / norm.where(norm > 0, 1)
+        return magnitude / norm.where(norm > 0, 1)
 
 
 class _DroppedLinear(torch.autograd.Function):
@@ -178,7 +195,7 @@ class _DroppedLinear(torch.autograd.Function):
 
 def apply_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     update: Update = linear.lora  # type: ignore[assignment]
-    if not update.on:
+    if not update.on and update.start_A is None:
         return output
     if update.magnitude is None:
         return output + update(inputs[0])
@@ -196,7 +213,7 @@ def base_weight(linear: nn.Module) -> Tensor:
 
 @contextmanager
 def switched_off(model: GPT) -> Iterator[None]:
-    """The base model, for as long as this lasts."""
+    """The model that training started from, for as long as this lasts: the base, or base and adapter as of `keep_start`."""
     updates = [module for module in model.modules() if isinstance(module, Update)]
     for update in updates:
         update.on = False

@@ -31,6 +31,11 @@ class Method:
     in_parts: bool = False
     """True if `devices.fsdp.shard` follows, which makes float32 masters of what each process holds."""
 
+    @property
+    def started_as(self) -> str:
+        """Name of the model before the training."""
+        return "base" if self.init_from is None else "adapter before"
+
     def attach(self, model: GPT) -> None:
         """Add the method's parameters. The outputs of the model do not change."""
         raise NotImplementedError
@@ -50,6 +55,9 @@ class Method:
     def loss(self, model: GPT, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a `Loss` of the micro-batch."""
         return next_token_loss(model, batch)
+
+    def start(self, model: GPT) -> None:
+        """Note that the parameters now have the values of the adapter that the training starts from."""
 
     def warning(self, model: GPT) -> str | None:
         """Return a warning about the attached model, to show before training."""

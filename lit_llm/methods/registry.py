@@ -28,9 +28,9 @@ def _groups(name: str) -> dict[str, Checked]:
     return {group: value for group, value in options.items() if isinstance(value, Checked) and group not in ("train", "eval")}
 
 
-def build_method(args: FinetuneArgs | EstimateArgs) -> Method:
-    """Build the method that `args` name from its groups of options; defaults where `args` lack a group."""
-    options: dict[str, Any] = {}
+def build_method(args: FinetuneArgs | EstimateArgs, **more: Any) -> Method:
+    """Build the method that `args` name from its groups of options and `more`; defaults where `args` lack a group."""
+    options: dict[str, Any] = dict(more)
     for group, default in _groups(args.method).items():
         options |= vars(getattr(args, group, default))
     return method_type(args.method)(**options)

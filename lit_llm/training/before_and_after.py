@@ -78,7 +78,7 @@ def print_result(
     after: list[Completion], outcome: Sequence[str],
 ) -> None:  # fmt: skip
     """Print the answers next to one another, the outcome, the folder of the result and the command to try it."""
-    columns = {name: found for name, found in {"base": before, "finetuned": after}.items() if found}
+    columns = {name: found for name, found in {method.started_as: before, "finetuned": after}.items() if found}
     if columns and held_out.n_shown:
         width = min(shutil.get_terminal_size((120, 24)).columns, 160)
         cell = max((width - 3 * len(columns)) // (1 + len(columns)), 16)

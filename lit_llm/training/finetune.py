@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.checkpoint.adapters import write_adapter, write_finetuned
+from lit_llm.checkpoint.adapters import Adapter, fill, write_adapter, write_finetuned
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.checkpoint.read import empty_model, read_config
 from lit_llm.cli import DEMO
-from lit_llm.errors import OutOfMemory
+from lit_llm.errors import OptionError, OutOfMemory
 from lit_llm.estimation.advice import estimate_for, explain, terms
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.method import Method
-from lit_llm.methods.registry import build_method
+from lit_llm.methods.registry import method_type
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.config import Config
 from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
@@ -40,6 +41,7 @@ from lit_llm.training.run import Run
 from lit_llm.training.run_data import DataFiles, read_data
 from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.saves import State
+from lit_llm.training.started_method import method_of
 from lit_llm.training.summary import summary
 
 if TYPE_CHECKING:
@@ -60,22 +62,26 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     device = resolve_device(args.accelerator)
     if args.train.compile and not args.dry_run:
         check_compiler(device, "train.compile")
-    args = _resolve(args, device)
-    method = method or build_method(args)
+    args = _resolve(args, device, (method or method_type(args.method)).trains_base)
     with claimed_for_all(None if args.dry_run else args.out_dir, "out_dir", in_place=True):
         return _finetune(args, method, device)
 
 
-def _finetune(args: FinetuneArgs, method: Method, device: torch.device) -> Run:
+def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -> Run:
     model_dir, data_dir = args.checkpoint_dir, args.data_dir
     assert model_dir and data_dir
     config = read_config(model_dir)
     check_router_loss(args.train.router_loss, config)
     empty = empty_model(config)
+    start = None if args.init_from is None else Adapter(args.init_from, config)
+    if method is not None and start is not None:
+        raise OptionError("`init_from` has a method already. Omit `method`")
+    if method is None:
+        args, method = method_of(args, empty, start)
     strategy, why = choose_strategy(args, device, sum(p.numel() for p in empty.parameters()), method.trains_base)
     tokenizer = load_tokenizer(model_dir, config)
     files = DataFiles.open(data_dir)
-    style = args.prompt_style or files.style(tokenizer)
+    style = args.prompt_style or (start and start.about["prompt_style"]) or files.style(tokenizer)
     prompt_style(style, tokenizer)  # refuses an unknown one
     args = dataclasses.replace(args, prompt_style=style)
     folder = RunFolder.open(args)
@@ -94,7 +100,7 @@ def _finetune(args: FinetuneArgs, method: Method, device: torch.device) -> Run:
 
     _say(f"strategy: {why}")
     fabric = launch(args, strategy, device, method.trains_base, make_loggers(args.logger, folder.path, folder.resume_step))
-    model = _load(job, fabric, empty, strategy)
+    model = _load(job, fabric, empty, strategy, start)
     folder.start(args, fabric.loggers)
     held_out = HeldOut(args, model, tokenizer, files.val or [], style)
     # In parts, the model answers at the end only: what inference mode has gathered cannot train any more.
@@ -118,13 +124,14 @@ def _write_report(
 ) -> None:
     assert job.args.checkpoint_dir is not None
     title = f"{job.method.name} of {job.args.checkpoint_dir.name} on {data_dir.name}"
-    end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens"
+    started = "" if job.args.init_from is None else f", started from the adapter {job.args.init_from}"
+    end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens{started}"
     changed = changed_options(job.args, type(job.args)())
-    write_report(job.folder.path, title, [end, *outcome], preflight, changed, rows)
+    write_report(job.folder.path, title, [end, *outcome], preflight, changed, rows, job.method.started_as)
 
 
-def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
-    """Fill in the options that depend on device and data, so that args.yaml records what runs.
+def _resolve(args: FinetuneArgs, device: torch.device, trains_base: bool) -> FinetuneArgs:
+    """Fill in the options that depend on device, checkpoint and data, so that args.yaml records what runs.
 
     Raises:
         ValueError: if optimizer, devices or logger are not available.
@@ -135,10 +142,14 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
+    precision, quantize = resolve_precision(args.precision, device), args.quantize
+    if quantize is None and not trains_base and precision != "16-mixed" and args.checkpoint_dir is not None:
+        quantize = stored_quantization(args.checkpoint_dir)
     args = dataclasses.replace(
         args,
         out_dir=args.out_dir or Path("out") / args.method / name,
-        precision=resolve_precision(args.precision, device),
+        precision=precision,
+        quantize=quantize,
         train=train,
     )
     check_optimizer(train.optimizer, device)
@@ -147,8 +158,8 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     return args
 
 
-def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy) -> GPT:
-    """Fill the model, attach the method, and freeze the rest."""
+def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy, start: Adapter | None) -> GPT:
+    """Fill the model, attach the method with the values that it starts from, and freeze the rest."""
     args, method, in_parts = job.args, job.method, strategy == "fsdp"
     assert args.checkpoint_dir is not None
     dtype = weights_dtype(args.precision, fabric.device)
@@ -157,6 +168,10 @@ def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy) -> GPT:
     fabric.seed_everything(args.seed, verbose=False)  # before the method draws its initial weights
     method.in_parts = in_parts
     method.attach(model)
+    if start is not None:
+        start.check_base(model)
+        fill(model, start.tensors())
+        method.start(model)
     freeze(model, method)
     if warning := method.warning(model):
         _say(f"warning: {warning}")

@@ -37,6 +37,7 @@ def write_report(
     data: str,
     changed: Sequence[tuple[str, Any]],
     answers: Sequence[tuple[str, str, str, str]],
+    started_as: str = "base",
 ) -> None:
     """Write both files next to `metrics.csv`.
 
@@ -44,7 +45,8 @@ def write_report(
         summary: Lines about the end of the run.
         data: Counts over the data.
         changed: Flags and values that differ from the defaults.
-        answers: Rows of prompt, reference, base's answer, finetuned answer.
+        answers: Rows of prompt, reference, answers before and after finetuning.
+        started_as: Name of the model before finetuning.
     """
     with (out_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -54,7 +56,7 @@ def write_report(
     parts = [
         f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(line)}</li>' for line in summary)}</ul>",
         f'<h2>Curves</h2><div class="curves">{curves}</div>',
-        _table("Answers to held-out prompts", ("prompt", "reference", "base", "finetuned"), answers) if answers else "",
+        _table("Answers to held-out prompts", ("prompt", "reference", started_as, "finetuned"), answers) if answers else "",
         f"<h2>Data</h2><pre>{escape(data)}</pre>",
         _table("Settings that differ from the defaults", ("option", "value"), changed),
         f"<h2>Environment</h2><pre>{escape(yaml.safe_dump(environment, sort_keys=False))}</pre>",

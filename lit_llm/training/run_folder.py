@@ -246,7 +246,7 @@ def _by_flag(options: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in options.items():
         found |= {f"{name}.{n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
-    return found | {n: str(Path(found[n]).resolve()) for n in ("checkpoint_dir", "data_dir") if found.get(n)}
+    return found | {n: str(Path(found[n]).resolve()) for n in ("checkpoint_dir", "data_dir", "init_from") if found.get(n)}
 
 
 def _step_of(save: Path) -> int:

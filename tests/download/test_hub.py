@@ -465,3 +465,19 @@ def test_local_file_fetches_an_address_once(server, tmp_path, capsys):
     assert local_file(f"{server.url}/b/data.json", tmp_path) == second
     assert len(server.requests) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_an_adapter_of_peft_arrives_in_one_form(hub, fetch_here, tmp_path):
+    adapter = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": noise(1000)}
+    others = {"adapter_model.bin": noise(900), "training_args.bin": b"no", "optimizer.pt": b"no", "README.md": b"no"}
+    hub.repos[REPO] = {**adapter, **others, "tokenizer.json": b"{}"}
+    folder = fetch_here()
+    assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {*adapter, "tokenizer.json"}
+
+
+def test_weights_arrive_in_one_of_several_formats(hub, fetch_here):
+    others = {"pytorch_model.bin": noise(900), "model.Q4_0.gguf": noise(800), "original/consolidated.00.pth": b"no"}
+    more = {"consolidated.safetensors": noise(700), "onnx/model.onnx": b"no", "adapter_model.safetensors": noise(600)}
+    hub.repos[REPO] = {"config.json": b"{}", "model.safetensors": noise(1000), **others, **more}
+    folder = fetch_here()
+    assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {"config.json", "model.safetensors"}

@@ -76,7 +76,7 @@ class Stacked:
 
     def parts(self, config: Config, indices: Sequence[str]) -> list[str]:
         """Return our names in the layer of these indices, expert by expert."""
-        return [name.format(*indices, expert) for expert in range(config.n_expert) for name in self.names]
+        return [name.format(*indices[:1], expert) for expert in range(config.n_expert) for name in self.names]
 
     def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
         """Return views of the tensor. Raise CheckpointError if it does not have a slice for each expert."""
