@@ -104,12 +104,12 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
 def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank, float]]:
     """Return the update of each upstream linear that the adapter changes, and its scale; `part` is of a multimodal model."""
     updates, found = lora_updates(model), {}
-    for target, linear in upstream_linears(model).items():
+    if any(".experts." in name for name in updates):
+        raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
+    for target, linear in upstream_linears(model, part).items():
         adapted = {part: updates[part] for part in linear.parts if part in updates}
         if not adapted:
             continue
-        if ".experts." in linear.parts[0]:
-            raise CheckpointError("the adapter changes experts, which transformers does not hold as linears. Merge it")
         scales = [update.scale for update in adapted.values()]
         factors = {
             part: LowRank(
@@ -122,7 +122,6 @@ def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank,
         norms: dict[str, Tensor] = {}
         if next(iter(adapted.values())).magnitude is not None:
             norms = {part: base_weight(model.get_submodule(part)).norm(dim=1) for part in linear.parts}
-        target = target if part is None else part.stored_names(target)[0]  # PEFT finds the linears of the multimodal model
         found[target] = linear.join_updates(model.config, factors, norms), scales[0]
     return found
 

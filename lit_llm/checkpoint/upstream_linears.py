@@ -18,6 +18,7 @@ from lit_llm.checkpoint.tables.rows import Fused, names_of
 from lit_llm.errors import OptionError
 from lit_llm.methods.inject import GROUPS, as_list, short_names
 from lit_llm.model.config import Config
+from lit_llm.model.families import TextPart
 from lit_llm.model.gpt import GPT
 
 RENAMED = {"embed_out": "lm_head"}
@@ -93,8 +94,11 @@ class UpstreamLinear:
         return found
 
 
-def upstream_linears(model: GPT) -> dict[str, UpstreamLinear]:
-    """Return the linears of transformers that hold those of the model, by their module in transformers."""
+def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, UpstreamLinear]:
+    """Return the linears of transformers that hold those of the model, by their module in transformers.
+
+    Experts are not linears there. With `part` the modules are those of the multimodal model.
+    """
     linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
     rows = {ours: row for row in TABLES[model.config.model_type](model.config).items() for ours in names_of(row[1])}
     found = {}
@@ -103,11 +107,12 @@ def upstream_linears(model: GPT) -> dict[str, UpstreamLinear]:
         if not isinstance(entry, str | Fused):
             continue  # of parts that transformers does not hold as linears
         indices = _INDEX.findall(name)
-        parts = tuple(part.format(*indices) for part in names_of(entry))
+        parts = tuple(ours.format(*indices) for ours in names_of(entry))
         if parts[0] == name:
             module = theirs.format(*indices)
             module = RENAMED.get(module, module)
-            rows_of_parts = tuple(_features(linears[part], "out_features") for part in parts)
+            module = module if part is None else part.stored_names(module)[0]
+            rows_of_parts = tuple(_features(linears[ours], "out_features") for ours in parts)
             found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows_of_parts)
     return found
 

@@ -30,7 +30,7 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
     short, wanted = short_names(model), set[str]()
     for target in as_list(targets):
         names = GROUPS.get(target, (target,))
-        found = {target} & linears.keys() or {name for name in short if short[name] in names}
+        found = {target} & short.keys() or {name for name in short if short[name] in names}
         if not found:
             exist = ", ".join(dict.fromkeys(short.values()))
             raise OptionError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
