@@ -186,7 +186,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *attn_args) -> Tensor:
         if self.normalizes_sums:
             x = self.norm_1(x + self.attn(x, *attn_args))
-            return self.norm_2(x + self.mlp(x))
+            norm, x = self.norm_2, x + self.mlp(x)
+            assert isinstance(norm, Norm)
+            # Not recomputed: the next block would ask for it, when FSDP has freed the weights of this one.
+            return norm.normalized(x, norm.weight, norm.bias)
         h = self.norm_1(x)
         a = self.post_attn_norm(self.attn(h, *attn_args))
         if self.parallel:
