@@ -14,7 +14,7 @@ def combination(name: str, density: float, seed: int) -> Combine:
 
     Args:
         density: Share of the entries of each change that are kept: by `ties` and `magnitude_prune` the largest, by `dare` any.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -127,7 +127,6 @@ def _peft_linears(model: GPT, part: TextPart | None) -> dict[str, tuple[LowRank,
         norms: dict[str, Tensor] = {}
         if next(iter(adapted.values())).magnitude is not None:
             norms = {part: base_weight(model.get_submodule(part)).norm(dim=1) for part in linear.parts}
-        target = target if part is None else part.stored_names(target)[0]  # PEFT finds the linears of the multimodal model
         found[target] = linear.join_updates(model.config, factors, norms), scales[0]
     return found
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.checkpoint.read import WEIGHT_DTYPES, check_finite, read_tensors
-from lit_llm.checkpoint.tensor_names import family_names
+from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, UpstreamLinear, names_in_all_layers, upstream_linears
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
@@ -235,7 +235,7 @@ class _Reading:
         self.path, self.model, self.peft = peft_weights(folder), model, _read_config(folder)
         self.targets = _Targets(folder / PEFT_CONFIG, self.peft)
         self.linears = upstream_linears(model)
-        self.names = family_names(model.config)
+        self.names = hf_names(model.config)
         self.stored: dict[str, str] = {}  # names of linears in the file, where it has another prefix
         base = self.peft.get("base_model_name_or_path", "")
         self.other_base = (

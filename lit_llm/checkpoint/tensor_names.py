@@ -154,14 +154,10 @@ class Names:
         return ends | {name.removeprefix(self.prefix): ours for name, ours in ends.items()}
 
 
-def hf_names(config: Config, checkpoint_dir: Path) -> Names:
-    """Return the names in a folder in Hugging Face's layout. Its `config.json` says if it is of a multimodal model."""
-    path = checkpoint_dir / "config.json"
-    return family_names(config, text_part(read_json_object(path)) if path.is_file() else None)
-
-
-def family_names(config: Config, part: TextPart | None = None) -> Names:
-    """Return the names of the family of a config."""
+def hf_names(config: Config, checkpoint_dir: Path | None = None) -> Names:
+    """Return the names of a family; in a folder in Hugging Face's layout, whose `config.json` may be of a multimodal model."""
+    path = checkpoint_dir and checkpoint_dir / "config.json"
+    part = text_part(read_json_object(path)) if path and path.is_file() else None
     return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), part)
 
 

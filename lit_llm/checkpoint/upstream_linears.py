@@ -107,12 +107,12 @@ def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, Upst
         if not isinstance(entry, str | Fused):
             continue  # of parts that transformers does not hold as linears
         indices = _INDEX.findall(name)
-        parts = tuple(part.format(*indices) for part in names_of(entry))
+        parts = tuple(ours.format(*indices) for ours in names_of(entry))
         if parts[0] == name:
             module = theirs.format(*indices)
             module = RENAMED.get(module, module)
             module = module if part is None else part.stored_names(module)[0]
-            rows_of_parts = tuple(_features(linears[part], "out_features") for part in parts)
+            rows_of_parts = tuple(_features(linears[ours], "out_features") for ours in parts)
             found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows_of_parts)
     return found
 

@@ -190,7 +190,6 @@ def test_the_stored_tensors_decide_if_the_head_is_tied(tmp_path):
         ({"model_type": "llava"}, "text_config must be an object, found null"),
         ({"model_type": "llava", "text_config": {"model_type": "llava"}}, "model_type 'llava' is not supported"),
         ({"model_type": "qwen3_vl", "text_config": {"rope_scaling": {"rope_type": "mystery"}}}, "mystery"),
-        ({"model_type": "llava", "text_config": {}, "quantization_config": {}}, "the weights are quantized"),
     ],
 )
 def test_what_is_not_a_text_part_is_refused(hf, told):
