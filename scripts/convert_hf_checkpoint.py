@@ -7,7 +7,7 @@ from lit_llm.cli import run
 def main(args: ConvertHfArgs) -> None:
     from lit_llm.checkpoint.convert import convert
 
-    convert(args.checkpoint_dir, args.dtype)
+    convert(args.checkpoint_dir, args.dtype, args.dequantize)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,16 @@ def test_merging_and_export_run_as_written(tmp_path):
     assert (tmp_path / "out/for-peft/adapter_model.safetensors").is_file()
 
 
+def test_the_tutorial_on_gguf_runs_as_written(tmp_path):
+    pytest.importorskip("gguf")
+    make_checkpoint(tmp_path / "checkpoints" / "org" / "model", hidden_size=64, intermediate_size=96)
+    make_data(tmp_path / "data" / "rows")
+    run_all(commands("tutorials/gguf.md"), tmp_path)
+    assert (tmp_path / "out/gguf/Modelfile").is_file()
+    assert (tmp_path / "out/gguf-adapter/adapter.gguf").is_file()
+    assert (tmp_path / "out/from-gguf/final/adapter.json").is_file()
+
+
 def test_the_readme_runs_on_a_csv(tmp_path):
     """The commands of "Your model, your data", with a tiny model where the download would be."""
     lines = [line for line in commands("README.md") if line.startswith("python")]

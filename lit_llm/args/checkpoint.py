@@ -7,6 +7,8 @@ from typing import Literal
 
 from lit_llm.args.base import Checked, Rules, bounds
 
+GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+
 
 @dataclass(frozen=True)
 class ConvertHfArgs(Checked):
@@ -17,6 +19,9 @@ class ConvertHfArgs(Checked):
     result is written next to them."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """dtype of the result. Default: that of the source."""
+    dequantize: bool = False
+    """Write plain weights from quantized ones (bitsandbytes, GPTQ, AWQ, FP8, compressed-tensors, MXFP4), by default in the
+    dtype of config.json."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,30 @@ class DownloadArgs(Checked):
 
 @dataclass(frozen=True)
 class ConvertLitArgs(Checked):
-    """Conversion to the formats of Hugging Face"""
+    """Conversion to the formats of Hugging Face and to GGUF"""
 
     checkpoint_dir: Path
     """Folder of the model; with adapter_dir, the base that the adapter was trained on."""
     output_dir: Path
-    """Folder to write, which must be new or empty: for transformers, or with adapter_dir for PEFT."""
+    """Folder to write, which must be new or empty: for transformers, or with adapter_dir for PEFT; or for llama.cpp."""
     adapter_dir: Path | None = None
-    """LoRA adapter to write in PEFT's format."""
+    """LoRA adapter to write in PEFT's format, or to merge into a GGUF file."""
+    format: Literal["hf", "gguf"] = "hf"
+    """hf: the formats of transformers and PEFT. gguf: the format of llama.cpp and Ollama."""
+    gguf_type: GGUFType | list[GGUFType] = "f16"
+    """Type of the matrices in the GGUF file, or a list of types, as in `[f16, q8_0]`, for a file of each."""
+    adapter_only: bool = False
+    """Write the adapter alone as a GGUF file, to be loaded over its base."""
+
+    def rules(self) -> Rules:
+        return [
+            (
+                self.format == "hf" and (self.gguf_type != "f16" or self.adapter_only),
+                "`gguf_type` and `adapter_only` need `format` gguf",
+            ),
+            (self.adapter_only and self.adapter_dir is None, "`adapter_only` needs `adapter_dir`"),
+            (self.adapter_only and self.gguf_type != "f16", "`gguf_type` is of a model; an adapter is written in float32"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class MergeLoRAArgs(Checked):
     """Merging of adapters into their base"""
 
     checkpoint_dir: Path
-    """Folder of the base model, in full precision."""
+    """Folder of the base model. Quantized weights are dequantized first, and the result is written in 16 bits."""
     adapter_dir: Path | list[Path]
     """LoRA adapter, ours or PEFT's, or a list of them, as in `[out/a/final, out/b/final]`."""
     output_dir: Path

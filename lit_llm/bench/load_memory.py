@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.measuring import in_new_process, report, require_linux, table
@@ -23,13 +24,24 @@ from lit_llm.model.gpt import GPT
 
 SHARD_BYTES = 500 * 10**6
 LLAMA_1B = shape("llama", 32000, 2048, 16, 32, 8192, num_key_value_heads=8)
-# Options of `load_model`, and the aim, if there is one: at most this factor of the loaded weights, plus MB.
-CASES: dict[str, tuple[dict[str, Any], float | None, int]] = {
-    "as stored": ({}, 1.1, 0),
-    "float32": ({"dtype": torch.float32}, 1.1, 0),
-    "bnb.nf4": ({"dtype": torch.bfloat16, "quantize": "bnb.nf4"}, 1.3, 100),
-    "fp16 for a CPU": ({"dtype": torch.float32, "layout": "fp16"}, None, 0),
-    "int8 for a CPU": ({"dtype": torch.float32, "layout": "int8"}, None, 0),
+TINYLLAMA = shape("llama", 32000, 2048, 22, 32, 5632, num_key_value_heads=4)
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "gptq": {"bits": 4, "group_size": 128, "desc_act": False},
+}
+"""`quantization_config` of folders that are quantized already; "plain" is not."""
+_AS_NF4 = {"dtype": torch.bfloat16, "quantize": "bnb.nf4"}
+# Folder, options of `load_model`, and the aim, if there is one: at most this factor of the loaded weights, plus MB.
+CASES: dict[str, tuple[str, dict[str, Any], float | None, int]] = {
+    "as stored": ("plain", {}, 1.1, 0),
+    "float32": ("plain", {"dtype": torch.float32}, 1.1, 0),
+    "bnb.nf4": ("plain", _AS_NF4, 1.3, 100),
+    "fp16 for a CPU": ("plain", {"dtype": torch.float32, "layout": "fp16"}, None, 0),
+    "int8 for a CPU": ("plain", {"dtype": torch.float32, "layout": "int8"}, None, 0),
+    "a bnb-4bit folder as stored": ("bitsandbytes", _AS_NF4, 1.3, 0),
+    "a bnb-4bit folder, dequantized": ("bitsandbytes", {}, 1.3, 0),
+    "a GPTQ folder, dequantized": ("gptq", {}, 1.3, 0),
+    "a GPTQ folder, in bnb.nf4": ("gptq", _AS_NF4, 1.3, 0),
 }
 COLUMNS = {
     "loaded as": "{name}", "weights MB": "{weights_mb:.0f}", "peak MB": "{peak_mb:.0f}",
@@ -41,8 +53,8 @@ def measure(args: BenchmarkArgs) -> None:
     """Print the memory beyond that of the process before loading, in MB (10^6 bytes)."""
     require_linux("load_memory")
     with tempfile.TemporaryDirectory() as folder:
-        n_weights = _make_checkpoint(Path(folder))
-        cases = {name: in_new_process(load_case, folder, name, as_user=True) for name in CASES}
+        n_weights = {kind: _make_checkpoint(Path(folder) / kind, kind) for kind in ("plain", *QUANTIZED)}
+        cases = {name: in_new_process(load_case, str(Path(folder) / CASES[name][0]), name, as_user=True) for name in CASES}
     rows = [{"name": name, "aim": "", "as_aimed": "", **case} for name, case in cases.items()]
     for row in rows:
         if row["met"] is not None:
@@ -51,17 +63,39 @@ def measure(args: BenchmarkArgs) -> None:
     report({"check": "load_memory", "n_weights": n_weights, **machine, "cases": cases}, table(COLUMNS, rows))
 
 
-def _make_checkpoint(folder: Path) -> int:
-    """Write random bfloat16 weights in the shape of a Llama as Hugging Face publishes it; return their number."""
-    write_json(folder / "config.json", LLAMA_1B)
-    config = Config.from_hf(LLAMA_1B)
+def _make_checkpoint(folder: Path, kind: str) -> int:
+    """Write random weights in the shape of a published Llama, in bfloat16 or quantized. Return their number."""
+    hf = LLAMA_1B if kind == "plain" else {**TINYLLAMA, "quantization_config": {"quant_method": kind, **QUANTIZED[kind]}}
+    folder.mkdir()
+    write_json(folder / "config.json", {**hf, "dtype": "bfloat16"})
+    config = Config.from_hf(hf)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     readers = {
         name: lambda shape=shape: torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02) for name, shape in shapes.items()
     }
-    write_shards(to_hf(config, readers), folder, "model.safetensors", SHARD_BYTES)
+    tensors = (part for name, tensor in to_hf(config, readers) for part in _stored(kind, name, tensor))
+    write_shards(tensors, folder, "model.safetensors", SHARD_BYTES)
     return sum(shape.numel() for shape in shapes.values())
+
+
+def _stored(kind: str, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """Return the tensors of a weight in the layout of `kind`."""
+    if kind == "plain" or not name.endswith("proj.weight"):
+        return [(name, weight)]
+    stem, (n_out, n_in) = name.removesuffix(".weight"), weight.shape
+    if kind == "bitsandbytes":
+        from bitsandbytes.functional import quantize_4bit
+
+        codes, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+        packed = state.as_dict(packed=True)
+        return [(name, codes), *((f"{name}.{part}", tensor) for part, tensor in packed.items())]
+    groups = n_in // QUANTIZED[kind]["group_size"]
+    return [
+        (f"{stem}.qweight", torch.randint(2**31, (n_in // 8, n_out), dtype=torch.int32)),
+        (f"{stem}.qzeros", torch.randint(2**31, (groups, n_out // 8), dtype=torch.int32)),
+        (f"{stem}.scales", torch.full((groups, n_out), 0.01, dtype=torch.float16)),
+    ]
 
 
 class _Peak(threading.Thread):
@@ -88,7 +122,7 @@ def _memory() -> dict[str, float]:
 
 def load_case(folder: str, name: str) -> dict[str, Any]:
     """Load the checkpoint in this process, which has done no other work."""
-    options, factor, more = CASES[name]
+    _, options, factor, more = CASES[name]
     if "quantize" in options:
         import bitsandbytes  # noqa: F401  (its own size is not that of the model)
     peak, start = _Peak(), time.perf_counter()

@@ -26,11 +26,12 @@ from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
+from lit_llm.text.gguf_file import is_gguf
 
 
 def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. Of a multimodal
-    model it holds the text part alone.
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens, in shards of at most 5 GB. If the
+    checkpoint is of a multimodal model, the folder holds its text model alone.
 
     Raises:
         FileNotFoundError: if the checkpoint has no `config.json`, which describes the model to transformers.
@@ -39,6 +40,9 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         ValueError: if `output_dir` is in use (`unused_folder`).
     """
     checkpoint_dir = Path(checkpoint_dir)
+    if is_gguf(checkpoint_dir):
+        convert_first = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+        raise CheckpointError(f"{checkpoint_dir} is a GGUF file. Convert it first: {convert_first}")
     config = read_config(checkpoint_dir)
     if not (checkpoint_dir / LIT_CONFIG).is_file():
         raise CheckpointError(f"{checkpoint_dir} is in Hugging Face's layout already: transformers opens it as it is")
@@ -61,6 +65,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         most_common = sizes.most_common(1)[0][0]  # transformers casts all weights to the one dtype in config.json
         hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = str(most_common).removeprefix("torch.")
         # Weights that Lit-GPT finetuned may be untied or padded where its base was not.
+        hf.pop("quantization_config", None)  # of the folder that the weights were dequantized from
         hf |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
         lit = dict(read_tensors(*weight_files(checkpoint_dir, native=True)))
         write_shards(to_hf(config, lit), folder, "model.safetensors")

@@ -3,21 +3,34 @@
 import hashlib
 import json
 import re
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.checkpoint.read import MAPPED_ELEMENTS, checked, empty_model, read_config, read_model_tensors, shapes_of
+from lit_llm.checkpoint.prequantized import prequantized
+from lit_llm.checkpoint.read import (
+    MAPPED_ELEMENTS,
+    checked,
+    empty_model,
+    read_config,
+    read_model_tensors,
+    read_tensors,
+    shapes_of,
+    weight_files,
+)
+from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.devices.layer_placement import place
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, linears, replace
 from lit_llm.model.experts import MoE
 from lit_llm.model.gpt import GPT
-from lit_llm.model.quantized_linear import quantize_linears
+from lit_llm.model.quantized_linear import QuantizedLinear, quantize_linears
 from lit_llm.progress import Progress
+from lit_llm.ranks import rank
 
 _SECONDS_BEFORE_PROGRESS = 3
 
@@ -39,6 +52,8 @@ def load_model(
 
     Args:
         dtype: None: the checkpoint's own.
+        quantize: Applies to the linears of the blocks. None: what is stored quantized is dequantized. The value of
+            `stored_quantization`: it is held as stored.
         in_parts: Load for `fsdp.shard`, which moves and casts the rows of a rank: weights stay in the mapped file, unless
             `dtype` makes them smaller, and each rank quantizes its own rows onto `device`.
         layout: Lay out the linears, each as it is read.
@@ -53,8 +68,8 @@ def load_model(
     devices = [torch.device(device)] if isinstance(device, (str, torch.device)) else device
     model = empty or empty_model(read_config(checkpoint_dir))
     config, shapes = model.config, shapes_of(model)  # before a linear is quantized
-    if quantize is not None:
-        quantize_linears(model, quantize, in_parts)
+    held, bits = _quantize(model, checkpoint_dir, quantize, in_parts)
+    shapes |= bits
     if layout is not None:
         check_layout(layout, devices[0], dtype, quantize is not None)
         if layout != "columns":
@@ -66,10 +81,9 @@ def load_model(
     if columns and config.tie_embeddings:
         columns.add("wte.weight")  # the head multiplies with it
     converts = bool(columns) or any(hasattr(module, "load_weight") for module in model.modules())
-    tensors = checked(*read_model_tensors(checkpoint_dir, config), shapes, checkpoint_dir, in_parts)
-    if converts:  # else it is a matter of mapping files
-        tensors = _with_progress(tensors, len(shapes))
-    model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts)
+    tensors = checked(*read_model_tensors(checkpoint_dir, config, held), shapes, checkpoint_dir, in_parts, bits)
+    tensors = _with_progress(tensors, len(shapes)) if converts else tensors  # else it is a matter of mapping files
+    model.fingerprint = _fill(model, tensors, devices[0], dtype, in_parts, columns, converts, bits)
     for module in model.modules():
         if isinstance(module, MoE) and any(device.type == "cuda" for device in devices):
             module.put_together()
@@ -83,15 +97,38 @@ def load_model(
     return model
 
 
+def _quantize(
+    model: GPT, checkpoint_dir: Path, quantize: str | None, in_parts: bool
+) -> tuple[dict[str, str], dict[str, torch.Size]]:
+    """Replace linears by quantized ones. Return those to hold as they are stored, by upstream name, and the names and shapes of
+    their parameters in stored bits.
+    """
+    stored = prequantized(checkpoint_dir)
+    if stored is None or quantize is None or quantize != stored.quantization:
+        if quantize is not None:
+            quantize_linears(model, quantize, in_parts)
+        held, linears = {}, {}
+    else:
+        files = weight_files(checkpoint_dir, native=False)
+        held = stored.hold(model, lambda: read_tensors(*files), hf_names(model.config, checkpoint_dir), in_parts)
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+        model.stored_dtypes |= {f"{name}.weight": stored.dtype for name in linears}
+    if stored is not None and rank() == 0:
+        print(stored.about(len(linears), quantize), file=sys.stderr)
+    parameters = ((f"{name}.{leaf}", p) for name, module in linears.items() for leaf, p in module.named_parameters())
+    return held, {name: p.shape for name, p in parameters if not name.endswith(".bias")}
+
+
 def _fill(
     model: GPT, tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype | None, in_parts: bool,
-    columns: set[str], converts: bool,
+    columns: set[str], converts: bool, bits: Collection[str],
 ) -> str:  # fmt: skip
     """Put every tensor in its place, on `device` unless `placement` has another for its block, and return the fingerprint.
 
     Args:
         columns: Weights to hold by columns.
         converts: Some weights are not held as the file has them.
+        bits: Parameters of quantized linears that are held as the file has them.
     """
     # A tensor left in the mapped file keeps the pages of its neighbours there in memory, next to what was made from them: small
     # ones are copied out of it. A large one has a mapping of its own. In parts, `fsdp.shard` copies the rows of its rank.
@@ -99,12 +136,15 @@ def _fill(
     plain_dtype = None if in_parts and dtype == torch.float32 else dtype  # float32 would be larger than the file's
     first_rows = {}
     for name, tensor in tensors:
-        if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
-            first_rows[name] = tensor[0].to(torch.bfloat16).float()
-        model.stored_dtypes[name] = tensor.dtype
         path, _, leaf = name.rpartition(".")
         module, block = model.get_submodule(path), re.match(r"h\.(\d+)\.", name)
         place_of = model.placement[int(block[1])] if model.placement and block else device
+        if name in bits:
+            module.hold(leaf, tensor, place_of)  # type: ignore[operator]
+            continue
+        if tensor.dim() == 2 and name not in ("wte.weight", "wpe.weight"):
+            first_rows[name] = tensor[0].to(torch.bfloat16).float()
+        model.stored_dtypes[name] = tensor.dtype
         if leaf == "weight" and hasattr(module, "load_weight"):
             module.load_weight(tensor, place_of, dtype)  # type: ignore[operator]
             continue
@@ -115,6 +155,10 @@ def _fill(
         copy = held is tensor and (tensor.dim() < 2 or tensor.numel() < small)
         held = held.to("cpu" if in_parts else place_of, plain_dtype or tensor.dtype, copy=copy)
         setattr(module, leaf, nn.Parameter(held, requires_grad=False))
+    for name in bits:
+        if name.endswith(".weight"):  # the row that a dequantized twin has
+            row = model.get_submodule(name.removesuffix(".weight")).first_row()  # type: ignore[operator]
+            first_rows[name] = row.to("cpu", model.stored_dtypes[name]).to(torch.bfloat16).float()
     return _fingerprint(model.config, first_rows)
 
 

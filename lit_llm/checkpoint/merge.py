@@ -50,16 +50,7 @@ def merge_adapters(
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, *adapters]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32)
         _attach_sum(model, adapters, weights, combine)
-        model.eval()  # the updates too: their dropout would change the logits
-        expected = _logits(model)
-        merge(model)
-        merged = _logits(model)
-        share = _share(merged, expected)
-        if not share <= TOLERANCE:  # NaN fails too
-            raise CheckpointError(
-                f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
-                f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
-            )
+        expected, merged, share = merge_attached(model)
         rounds = set(model.stored_dtypes.values()) != {torch.float32}
         write_checkpoint(folder, model, checkpoint_dir)
         style = write_merged(folder, model, checkpoint_dir, adapters, weights)
@@ -77,6 +68,28 @@ def merge_adapters(
         "kl": F.kl_div(written.log_softmax(-1), expected.log_softmax(-1), reduction="sum", log_target=True).item() / n_tokens,
         "prompt_style": style,
     }
+
+
+def merge_attached(model: GPT) -> tuple[Tensor, Tensor, float]:
+    """Add the attached LoRA to the weights, in place.
+
+    Returns:
+        Logits before and after, and their largest difference as a share of the largest logit.
+
+    Raises:
+        CheckpointError: if that share is more than rounding makes.
+    """
+    model.eval()  # the updates too: their dropout would change the logits
+    expected = _logits(model)
+    merge(model)
+    merged = _logits(model)
+    share = _share(merged, expected)
+    if not share <= TOLERANCE:  # NaN fails too
+        raise CheckpointError(
+            f"the merged model's logits differ from those of adapter and base by {share:.1e} of the largest one, where "
+            f"rounding makes less than {TOLERANCE:.0e}; nothing was written. {UNMERGED}"
+        )
+    return expected, merged, share
 
 
 class _Change(Update):

@@ -4,7 +4,7 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_llm.checkpoint.gguf_read import gguf_config, gguf_tensors
+from lit_llm.checkpoint.prequantized import read_quantization
 from lit_llm.checkpoint.tensor_names import QUANTIZED, Names, Reader, hf_names, why_unexpected
 from lit_llm.errors import CheckpointError, brief
 from lit_llm.files import read_weight_map
@@ -19,6 +21,7 @@ from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config, convert_fi
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import own_rows
 from lit_llm.schema import shown
+from lit_llm.text.gguf_file import is_gguf
 
 LIT_WEIGHTS = "lit_model.safetensors"
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -32,12 +35,14 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_config(checkpoint_dir: Path) -> Config:
-    """Return the config of a folder, whose head is tied to the embedding if the stored tensors say so.
+    """Return the config of a folder, whose head is tied to the embedding if the stored tensors say so, or of a GGUF file.
 
     Raises:
-        FileNotFoundError: if it is not a folder.
+        FileNotFoundError: if it is neither.
         CheckpointError: as `Config.from_checkpoint`.
     """
+    if is_gguf(checkpoint_dir):
+        return gguf_config(checkpoint_dir)
     if not checkpoint_dir.is_dir():
         state = "is a file, not a folder" if checkpoint_dir.exists() else "does not exist"
         raise FileNotFoundError(
@@ -53,11 +58,12 @@ def tied_as_stored(config: Config, checkpoint_dir: Path) -> Config:
     Tied are tensors that are equal, and one that is stored alone, under either name. Without weights `config` is right.
     """
     try:
-        files, weight_map = weight_files(checkpoint_dir, native=False)
+        _, weight_map = weight_files(checkpoint_dir, native=False)
     except FileNotFoundError:  # an estimate needs no weights
         return config
-    ends = hf_names(config, checkpoint_dir).ends()
-    stored = {ends[name]: read for name, read in read_tensors(files, weight_map) if name in ends}
+    names = hf_names(config, checkpoint_dir)
+    ends = names.ends()
+    stored = {ends[name]: read for name, read in read_hf_tensors(checkpoint_dir, names) if name in ends}
     if len(stored) == 2:
         tied = config.tie_embeddings and same_values(stored["wte"](), stored["lm_head"]())
         found = "different tensors for embedding and head"
@@ -82,11 +88,29 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return all(torch.equal(x.double(), y.double()) for x, y in zip(a.split(rows), b.split(rows), strict=True))
 
 
-def read_model_tensors(checkpoint_dir: Path, config: Config) -> tuple[Names, Iterable[tuple[str, Reader]]]:
-    """Return the names in a folder of either layout, and its tensors."""
-    native = (checkpoint_dir / LIT_CONFIG).is_file()
-    names = Names(config, None) if native else hf_names(config, checkpoint_dir)
-    return names, read_tensors(*weight_files(checkpoint_dir, native))
+def read_model_tensors(
+    checkpoint_dir: Path, config: Config, held: Mapping[str, str] | None = None
+) -> tuple[Names, Iterable[tuple[str, Reader]]]:
+    """Return the names in a folder of either layout or in a GGUF file, and its tensors.
+
+    Args:
+        held: Quantized linears to hold as stored, as `Prequantized.hold` returns them; others are dequantized.
+    """
+    if is_gguf(checkpoint_dir):
+        return gguf_tensors(checkpoint_dir, config)
+    if (checkpoint_dir / LIT_CONFIG).is_file():
+        return Names(config, None), read_tensors(*weight_files(checkpoint_dir, native=True))
+    names = hf_names(config, checkpoint_dir)
+    return names, read_hf_tensors(checkpoint_dir, names, held)
+
+
+def read_hf_tensors(checkpoint_dir: Path, names: Names, held: Mapping[str, str] | None = None) -> Iterable[tuple[str, Reader]]:
+    """Return the tensors of a folder in Hugging Face's layout, with a weight for each linear that is quantized."""
+    files, weight_map = weight_files(checkpoint_dir, native=False)
+    stored = read_quantization(checkpoint_dir / "config.json")
+    if stored is None:
+        return read_tensors(files, weight_map)
+    return stored.weights(lambda: read_tensors(files, weight_map), names, held)
 
 
 def checked(
@@ -95,18 +119,22 @@ def checked(
     shapes: Mapping[str, torch.Size],
     folder: Path,
     in_parts: bool = False,
+    bits: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield our name and the tensor for each of `tensors`.
 
     Args:
         shapes: As `expected_shapes` returns them.
         in_parts: Look for NaN in the rows of this rank only.
+        bits: Names of parameters in stored bits, which may be integers.
 
     Raises:
         CheckpointError: unless they are exactly those in `shapes`, each once, and finite. Messages have the names in the files.
     """
     missing = set(shapes)
     for name, upstream, read in names.ours(tensors):
+        if name is not None and name not in shapes and name.endswith(".bias") and not read().any():
+            continue  # AutoGPTQ writes zeros for linears without a bias
         if name is None or name not in shapes:
             raise CheckpointError(f"{folder}: unexpected tensor {upstream}: {why_unexpected(upstream, folder)}")
         if name not in missing:
@@ -116,7 +144,7 @@ def checked(
             tensor = read()
         except SafetensorError as error:
             raise CheckpointError(f"{folder}: tensor {upstream} is damaged ({error}). Download the checkpoint again") from error
-        if tensor.dtype not in WEIGHT_DTYPES:
+        if tensor.dtype not in WEIGHT_DTYPES and name not in bits:
             raise CheckpointError(f"{folder}: tensor {upstream} has dtype {tensor.dtype}: {QUANTIZED}")
         if tensor.shape != shapes[name]:
             raise CheckpointError(

@@ -33,9 +33,11 @@ _PREDICT_LATER_TOKENS = {
 }
 
 QUANTIZED = (
-    "the weights are quantized, which cannot be trained or converted. "
-    "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
+    "the weights are quantized, but quantization_config in config.json is missing or of another format. Copy config.json from "
+    "the checkpoint that they belong to, or use the original one and quantize it while loading: `quantize` bnb.nf4"
 )
+LEAVES = ("weight", "bias", "absmax", "nested_absmax", "nested_offset")
+"""Parameters of linears, of those in stored bits included."""
 # Tensors of other tools.
 _FOREIGN = {
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|W_q|weight_(scale\w*|packed|zero_point))$": QUANTIZED,
@@ -69,7 +71,7 @@ class Names:
     prefix: str = ""
     """Prefix of the names in `table` that files may lack."""
     part: TextPart | None = None
-    """Of a multimodal model, whose other tensors are omitted."""
+    """The row of a multimodal model, whose other tensors are omitted."""
 
     def ours(self, tensors: Iterable[tuple[str, Reader]]) -> Iterator[Stored]:
         """Yield our tensors for those in files. Only fused ones are read here, to be split.
@@ -110,6 +112,16 @@ class Names:
         if omitted:
             parts = ", ".join(f"{prefix} ({n})" for prefix, n in sorted(omitted.items()))
             warnings.warn(f"the text model is opened alone; {omitted.total()} tensors are omitted: {parts}", stacklevel=2)
+
+    def modules(self, upstream: str) -> tuple[list[str], bool]:
+        """Return our modules in an upstream one, and whether upstream stores its weight transposed."""
+        name = f"{upstream}.weight" if self.part is None else self.part.name(f"{upstream}.weight")
+        found = None if name is None or self.table is None else _find(self.table, name) or _find(self.table, self.prefix + name)
+        if found is None:
+            return [], False
+        entry, _, indices = found
+        names = [entry.format(*indices)] if isinstance(entry, str) else entry.parts(self.config, indices)
+        return names, isinstance(entry, Fused) and entry.transposed
 
     def _predicts_later_tokens(self, name: str) -> bool:
         pattern = _PREDICT_LATER_TOKENS.get(self.config.model_type)
@@ -165,12 +177,14 @@ def why_unexpected(name: str, folder: Path) -> str:
     )
 
 
-def to_hf(config: Config, lit: dict[str, Reader]) -> Iterator[tuple[str, Tensor]]:
+def to_hf(config: Config, lit: dict[str, Reader], table: Table | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield upstream names and tensors from ours, one at a time; the inverse of `Names.ours`. A tied head is omitted.
+
+    Another `table` than that of the family gives the names and the layout of other files.
 
     Readers are removed from `lit` once used, so that a file is closed after its last tensor.
     """
-    rows = {ours: row for row in TABLES[config.model_type](config).items() for ours in names_of(row[1])}
+    rows = {ours: row for row in (table or TABLES[config.model_type](config)).items() for ours in names_of(row[1])}
     for name in list(lit):
         if name not in lit or (name == "lm_head.weight" and config.tie_embeddings):
             continue  # written with an earlier part
@@ -209,9 +223,9 @@ def _find(rows: Mapping[str, T], name: str) -> tuple[T, str, list[str]] | None:
 
 
 def _split_kind(name: str) -> tuple[str, str]:
-    """Split a tensor's name into its module and `.weight` or `.bias`; other tensors have no kind."""
+    """Split a tensor's name into its module and `.weight` or another of LEAVES; other tensors have no kind."""
     module, dot, kind = name.rpartition(".")
-    return (module, dot + kind) if kind in ("weight", "bias") else (name, "")
+    return (module, dot + kind) if kind in LEAVES else (name, "")
 
 
 def _pattern(name: str) -> tuple[str, list[str]]:

@@ -10,11 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_llm.checkpoint.gguf_read import gguf_companions
 from lit_llm.checkpoint.read import LIT_WEIGHTS
 from lit_llm.devices.fsdp import whole
 from lit_llm.files import write_json
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.gpt import GPT
+from lit_llm.text.gguf_file import is_gguf
 
 # Files that are copied with the weights into converted, merged and finetuned folders.
 COMPANION_FILES = (
@@ -45,7 +47,10 @@ def write_checkpoint(folder: Path | None, model: GPT, source_dir: Path, dtype: t
 
 
 def copy_companions(source_dir: Path, folder: Path) -> None:
-    """Copy the tokenizer, configurations and licence."""
+    """Copy the tokenizer, configurations and licence; those of a GGUF file are made from its metadata."""
+    if is_gguf(source_dir):
+        for name, content in gguf_companions(source_dir).items():
+            (folder / name).write_bytes(content)
     for name in COMPANION_FILES:
         if (source_dir / name).is_file():
             shutil.copyfile(source_dir / name, folder / name)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.args.measure import EstimateArgs
+from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.checkpoint.read import empty_model, read_config
 from lit_llm.checkpoint.upstream_linears import with_our_targets
 from lit_llm.data.batches import MicroBatch
@@ -56,6 +57,8 @@ def estimate_run(args: EstimateArgs) -> dict[str, Any]:
     """Return the estimate that `scripts/estimate.py` prints."""
     config = read_config(args.checkpoint_dir)
     method = build_method(with_our_targets(args, empty_model(config)))
+    if args.quantize is None and not method.trains_base:
+        args = replace(args, quantize=stored_quantization(args.checkpoint_dir))
     longest = min(args.max_seq_length or 2048, config.block_size)
     micro_batch_size = min(args.micro_batch_size, args.global_batch_size)
     sharded = args.devices * args.num_nodes > 1  # gradients then last from one micro-batch to the next
@@ -141,7 +144,8 @@ def _attached(config: Config, method: Method, dtype: torch.dtype) -> GPT:
 
 def _without_router(config: Config) -> Config:
     """One MLP as wide as the experts of a token together: which they are depends on values, how much memory they take not."""
-    return replace(config, n_expert=0, intermediate_size=config.expert_size * config.n_expert_per_token)
+    size = config.expert_size * config.n_expert_per_token + config.shared_expert_size
+    return replace(config, n_expert=0, intermediate_size=size)
 
 
 def _without_values(model: GPT) -> None:

@@ -48,7 +48,7 @@ def load_for_inference(args: Options, checkpoint_dir: Path, adapter_dir: Path | 
     layout = _layout(args, config, devices[0]) if strategy is None else None
     names, in_parts = [str(device) for device in devices], strategy == "tensor"
     early = None if merging else layout  # merging adds to the weights, so it comes before the layout
-    model, tokenizer = load(checkpoint_dir, adapter_dir, names, args.precision, args.quantize, in_parts, early)
+    model, tokenizer = load(checkpoint_dir, adapter_dir, names, args.precision, args.quantize, in_parts, early, merging)
     if merging:
         merge(model)
         if layout is not None:

@@ -25,18 +25,21 @@ def attend(
     window: int | None,
     scale: float | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(scale * q k^T) v, (B, nh, T, hs); nh / ng query heads share a key/value head.
+
+    `sinks` (nh,) are further scores in the softmax, which belong to no key.
 
     Queries attend causally within `window` or within each of `documents`; or, with a `mask` (..., T, S), to the keys where it
     is True (or to all, with the mask added to the scores). A single query without a mask attends to all keys.
     """
     if documents is not None:
-        return documents.attend(q, k, v, window, scale, softcap)
+        return documents.attend(q, k, v, window, scale, softcap, sinks)
     if mask is None and window is not None and q.size(2) > window:
-        return _attend_in_window(q, k, v, window, scale, softcap)
-    if softcap is not None:
-        return _attend_softcapped(q, k, v, mask, scale, softcap)
+        return _attend_in_window(q, k, v, window, scale, softcap, sinks)
+    if softcap is not None or sinks is not None:
+        return _attend_unfused(q, k, v, mask, scale, softcap, sinks)
     gqa = q.size(1) != k.size(1)
     causal = mask is None and q.size(2) > 1
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
@@ -53,19 +56,23 @@ class Documents:
     def to(self, device: torch.device) -> "Documents":
         return Documents(self.lengths, device)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, softcap: float | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, softcap: float | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Attend causally within each document. `compiled_blocks.py` keeps this method out of compiled code."""
-        if softcap is None and _runs_varlen(q):
+        if softcap is None and sinks is None and _runs_varlen(q):
             return _attend_varlen(q, k, v, self, window, scale)
-        return _attend_by_document(q, k, v, self, window, scale, softcap)
+        return _attend_by_document(q, k, v, self, window, scale, softcap, sinks)
 
 
 def _attend_by_document(
-    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None, softcap: float | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Run one causal attention per document, where no kernel handles all of them at once."""
     parts = zip(*(x.split(documents.lengths, dim=2) for x in (q, k, v)), strict=True)
-    return torch.cat([attend(q, k, v, None, None, window, scale, softcap) for q, k, v in parts], dim=2)
+    return torch.cat([attend(q, k, v, None, None, window, scale, softcap, sinks) for q, k, v in parts], dim=2)
 
 
 def _runs_varlen(q: Tensor) -> bool:
@@ -89,7 +96,9 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window
     return y.transpose(0, 1)[None]
 
 
-def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, softcap: float | None) -> Tensor:
+def _attend_in_window(
+    q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
     """Attend causally to the last `window` positions, in blocks of queries.
 
     A T x T mask would cost T^2 scores. A block of queries start..stop-1 needs only the keys start-window+1..stop-1, so that all
@@ -102,21 +111,29 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float
         queries, keys = (torch.arange(*span, device=q.device) for span in ((start, stop), (first, stop)))
         mask = (keys <= queries[:, None]) & (keys > queries[:, None] - window)
         k_block, v_block = k[:, :, first:stop], v[:, :, first:stop]
-        outputs.append(attend(q[:, :, start:stop], k_block, v_block, None, mask, None, scale, softcap))
+        outputs.append(attend(q[:, :, start:stop], k_block, v_block, None, mask, None, scale, softcap, sinks))
     return torch.cat(outputs, dim=2)
 
 
-def _attend_softcapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float) -> Tensor:
-    """Attend with bounded scores (https://arxiv.org/abs/2408.00118, section 2), which no fused kernel computes."""
+def _attend_unfused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attend with bounded scores (https://arxiv.org/abs/2408.00118, section 2) or sinks (https://arxiv.org/abs/2309.17453),
+    which no fused kernel computes."""
     grouped = q.unflatten(1, (k.size(1), -1))  # (B, ng, nh / ng, T, hs)
     scores = grouped @ k[:, :, None].transpose(-1, -2) * (q.size(-1) ** -0.5 if scale is None else scale)
-    scores = soft_capped(scores, softcap)  # before the mask: capped, -inf would become -softcap
+    if softcap is not None:
+        scores = soft_capped(scores, softcap)  # before the mask: capped, -inf would become -softcap
     if mask is None and q.size(2) > 1:
         mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         mask = mask.unsqueeze(-3)
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(k.size(1), -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sink), dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32)[..., : k.size(2)]
+    return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)
 
 
 def soft_capped(x: Tensor, cap: float) -> Tensor:

@@ -9,6 +9,7 @@ from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config_json import MAX_LAYERS, MAX_MODULES, MAX_WEIGHTS, check_rope, check_size, positive
 from lit_llm.model.families import FAMILIES, TEXT_PARTS, text_part
+from lit_llm.model.families.refused import why_refused
 from lit_llm.schema import conform, shown
 
 LIT_CONFIG = "lit_config.json"
@@ -20,7 +21,7 @@ _CHOICES = {
     "qk_norm": (None, "head", "heads", "each_head", "row"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
-    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
 }
 
 
@@ -63,6 +64,8 @@ class Config:
     activation: str = "silu"
     """Among them `relu2`, max(x, 0)^2 (https://arxiv.org/abs/2109.08668), and `xielu`, which has parameters of its own in each
     plain MLP (https://arxiv.org/abs/2411.13010)."""
+    swiglu_limit: float | None = None
+    """Gated MLPs compute down(act(min(gate, limit)) * (clamp(up, -limit, limit) + 1)), as in gpt-oss."""
     n_expert: int = 0
     """Gated MLPs among which a router chooses for each token (https://arxiv.org/abs/2101.03961). 0: one MLP, no router."""
     n_expert_per_token: int = 0
@@ -101,6 +104,8 @@ class Config:
     """q, k and v are clamped to plus and minus this."""
     attention_scale: float | None = None
     """Factor of q k^T. None: 1 / sqrt(head_size)."""
+    attention_sinks: bool = False
+    """Each head has a trained score that takes part in the softmax and belongs to no key (https://arxiv.org/abs/2309.17453)."""
     attention_softcap: float | None = None
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
@@ -175,6 +180,7 @@ class Config:
             "clip_qkv",
             "attention_scale",
             "attention_softcap",
+            "swiglu_limit",
             "query_growth",
             "logit_scale",
             "logit_softcap",
@@ -251,17 +257,12 @@ class Config:
         Raises:
             CheckpointError: if the family is unknown, or a field changes the maths in a way that is not supported.
         """
-        if hf.get("quantization_config") is not None:
-            raise CheckpointError(
-                "the weights are quantized (quantization_config), which cannot be trained or converted. "
-                "Use the original checkpoint and quantize it while loading: `quantize` bnb.nf4"
-            )
         if (part := text_part(hf)) is not None:
             hf = part.config_json(hf)
         model_type = hf.get("model_type")
         if not isinstance(model_type, str) or model_type not in FAMILIES:
-            known = ", ".join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))
-            raise CheckpointError(f"model_type {shown(model_type)} is not supported; known families: {known}")
+            why = why_refused(model_type) or f"known families: {', '.join(sorted(FAMILIES.keys() | TEXT_PARTS.keys()))}"
+            raise CheckpointError(f"model_type {shown(model_type)} is not supported: {why}")
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:

@@ -25,7 +25,7 @@ _NEUTRAL_KEYS = frozenset(
     output_router_logits pad_key_length pad_token_id pre_allocate_kv_cache pretraining_tp problem_type resid_pdrop return_dict
     router_aux_loss_coef scale_attention_softmax_in_fp32 summary_activation summary_first_dropout summary_proj_to_labels
     summary_type summary_use_proj task_specific_params torch_dtype transformers_version unk_token_id unsloth_fixed
-    unsloth_version use_cache validate_runner_input""".split()
+    quantization_config unsloth_version use_cache validate_runner_input""".split()
 )
 
 

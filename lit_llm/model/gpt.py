@@ -26,6 +26,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 CHUNK_LOGITS = 2**22  # logits held at once: 16 MiB in float32
@@ -185,7 +186,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *attn_args) -> Tensor:
         if self.normalizes_sums:
             x = self.norm_1(x + self.attn(x, *attn_args))
-            return self.norm_2(x + self.mlp(x))
+            norm, x = self.norm_2, x + self.mlp(x)
+            assert isinstance(norm, Norm)
+            # Not recomputed: the next block would ask for it, when FSDP has freed the weights of this one.
+            return norm.normalized(x, norm.weight, norm.bias)
         h = self.norm_1(x)
         a = self.post_attn_norm(self.attn(h, *attn_args))
         if self.parallel:
@@ -216,6 +220,7 @@ class CausalSelfAttention(nn.Module):
         self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
         self.q_norm = _qk_norm(config, config.n_head)
         self.k_norm = _qk_norm(config, config.n_query_groups)
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
     def forward(
@@ -236,7 +241,7 @@ class CausalSelfAttention(nn.Module):
         if store is not None:
             k, v = store(k, v)
         if of_keys is None:
-            y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap)
+            y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap, self.sinks)
         else:
             y = attend(*with_biases(q, k, v, of_keys), documents, mask, self.window, self.scale, self.softcap)[..., :-EXTRA]
         if self.adapter is not None:
@@ -273,7 +278,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         size = config.intermediate_size if size is None else size
         bias = config.mlp_bias if bias is None else bias
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation, self.limit = ACTIVATIONS[config.activation], config.swiglu_limit
         self.gate = nn.Linear(config.n_embd, size, bias=bias)
         self.up = nn.Linear(config.n_embd, size, bias=bias)
         self.down = nn.Linear(size, config.n_embd, bias=bias)
@@ -282,6 +287,8 @@ class GatedMLP(nn.Module):
         return self.down(recomputed(self.gated, self.gate(x), self.up(x)))
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit) + 1
         return self.activation(gate) * up
 
 

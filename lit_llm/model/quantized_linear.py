@@ -39,15 +39,27 @@ def quantize_linears(model: GPT, quantization: str, in_parts: bool = False) -> N
     """
     if quantization not in QUANTIZATIONS:
         raise OptionError(f"`quantize` {quantization!r} does not exist. Use one of {', '.join(QUANTIZATIONS)}")
+    for name in quantizable(model):
+        quantize_linear(model, name, quantization, in_parts)
+
+
+def quantizable(model: GPT) -> list[str]:
+    """Return the names of the linears of the blocks, except routers."""
+    linears = [name for name, module in model.h.named_modules(prefix="h") if isinstance(module, nn.Linear)]
+    return [name for name in linears if not name.endswith("router")]
+
+
+def quantize_linear(model: GPT, name: str, quantization: str, in_parts: bool = False) -> "QuantizedLinear":
+    """Replace one linear as `quantize_linears` does, and return the new one."""
     _import_bitsandbytes()
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
     kind, _, nested = quantization.removeprefix("bnb.").partition("-")
-    for name, linear in list(model.h.named_modules()):
-        if not isinstance(linear, nn.Linear) or name.endswith("router"):
-            continue
-        shape = linear.in_features, linear.out_features, linear.bias
-        new = LinearInt8(*shape) if kind == "int8" else Linear4bit(*shape, kind, nested=nested == "dq")
-        new.in_parts = in_parts and new.out_features >= n_ranks()
-        model.h.set_submodule(name, new)
+    shape = linear.in_features, linear.out_features, linear.bias
+    new = LinearInt8(*shape) if kind == "int8" else Linear4bit(*shape, kind, nested=nested == "dq")
+    new.in_parts = in_parts and new.out_features >= n_ranks()
+    model.set_submodule(name, new)
+    return new
 
 
 class QuantizedLinear(nn.Module):
@@ -81,6 +93,16 @@ class QuantizedLinear(nn.Module):
         rows = max(1, CHUNK_SIZE // self.in_features)
         own = own_rows(self.out_features) if self.in_parts else slice(None)
         self._store(chunk.to(device, dtype or weight.dtype) for chunk in weight.detach()[own].split(rows))
+
+    def hold(self, leaf: str, stored: Tensor, device: torch.device | str) -> None:
+        """Take over a parameter that was quantized before, as it is, onto `device`; with `in_parts`, the rows of this rank."""
+        has_rows = leaf in ("weight", "absmax")
+        own = stored[own_rows(self.out_features)] if self.in_parts and has_rows else stored
+        setattr(self, leaf, _frozen(own.to(device, copy=True)))
+
+    def first_row(self) -> Tensor:
+        """Return the first row (in_features,) of `dequantize()`. With `in_parts` all ranks must call it."""
+        return next(self._chunks(0, torch.float32))[0]
 
     def gather_rows(self) -> None:
         """Gather all rows, if each rank has only its own. All ranks must call it."""
@@ -195,7 +217,7 @@ class Linear4bit(QuantizedLinear):
             absmax = self._whole(absmax)
             offset = absmax.mean()  # over the whole weight, so the scales are quantized after the last chunk
             absmax, state = functional.quantize_blockwise(
-                absmax - offset, _dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
+                absmax - offset, dynamic_code(absmax.device), blocksize=NESTED_BLOCK_SIZE
             )
             self.nested_absmax, self.nested_offset = _frozen(state.absmax), _frozen(offset.view(1))
             absmax = absmax[own_rows(self.out_features)].clone() if self.in_parts else absmax
@@ -280,14 +302,22 @@ def _nested_state(absmax: Tensor) -> Any:
     """Describe to bitsandbytes quantized scales whose own scales are `absmax`."""
     from bitsandbytes.functional import QuantState
 
-    code = _dynamic_code(absmax.device)
+    code = dynamic_code(absmax.device)
     return QuantState(absmax=absmax, code=code, blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32)
 
 
 _DYNAMIC_CODES: dict[torch.device, Tensor] = {}  # a plain dict: torch.compile ignores functools.cache and traces the function
 
 
-def _dynamic_code(device: torch.device) -> Tensor:
+def four_bit_code(quant_type: str) -> Tensor:
+    """Return the 16 values of `nf4` or `fp4`, on the CPU."""
+    _import_bitsandbytes()
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type(quant_type, "cpu")
+
+
+def dynamic_code(device: torch.device) -> Tensor:
     """Return the 256 values of the 8-bit dynamic data type (https://arxiv.org/abs/2110.02861, section 2.1)."""
     if device not in _DYNAMIC_CODES:
         from bitsandbytes.functional import create_dynamic_map

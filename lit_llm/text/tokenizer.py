@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.files import read_json_object, read_text
 from lit_llm.schema import shown
+from lit_llm.text.gguf_tokenizer import tokenizer_folder
 from lit_llm.text.tokenizer_backends import FastBackend, SentencePieceBackend, naming, read_gpt2, read_tokenizer_json
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ class _Ids(TypedDict, total=False):
 class Tokenizer:
     """The tokenizer of a checkpoint: `tokenizer.json`, else `tokenizer.model` (sentencepiece), else GPT-2's `vocab.json`.
 
+    That of a GGUF file is in its metadata.
+
     Attributes:
         bos_id, eos_id: Ids of the special tokens, or None if the checkpoint names none.
         adds_bos: True if `encode` puts BOS first by default: `add_bos_token` of `tokenizer_config.json`, else the
@@ -94,7 +97,7 @@ class Tokenizer:
     """
 
     def __init__(self, checkpoint_dir: Path | str) -> None:
-        folder = Path(checkpoint_dir)
+        folder = tokenizer_folder(Path(checkpoint_dir))
         config = _read_config(folder)
         self._backend = _open_backend(folder, config)
         self.vocab_size = self._backend.vocab_size
@@ -117,6 +120,11 @@ class Tokenizer:
         self.other_templates = () if self.chat_template is not None else tuple(templates)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()
+
+    @property
+    def backend(self) -> FastBackend | SentencePieceBackend:
+        """The library behind it."""
+        return self._backend
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -74,6 +74,10 @@ class FastBackend:
         # If "a" alone gets another token than after a line break, the pipeline puts a space before a text.
         self._break = self.encode("\n") if self.encode("\na")[-1:] != self.encode("a") else []
 
+    @property
+    def pipeline(self) -> HFTokenizer:
+        return self._tokenizer
+
     def encode(self, text: str, continued: bool = False) -> list[int]:
         with naming(self._path):
             if not (continued and self._break):
@@ -170,6 +174,16 @@ class SentencePieceBackend:
 
     def token(self, i: int) -> str:
         return self._token(i) or ""
+
+    def pieces(self) -> tuple[list[str], list[float], list[int]]:
+        """Return the string, the score and the kind, as sentencepiece numbers kinds, of each id."""
+        processor, ids = self._processor, range(self.vocab_size)
+        own = processor.vocab_size()
+        checks = ((processor.is_unknown, 2), (processor.is_control, 3), (processor.is_unused, 5), (processor.is_byte, 6))
+        kinds = [next((kind for check, kind in checks if check(i)), 1) if i < own else 5 for i in ids]
+        kinds = [(3 if i in self._skipped else 4) if i in self._tokens and kinds[i] in (1, 5) else kinds[i] for i in ids]
+        scores = [processor.get_score(i) if i < own else 0.0 for i in ids]
+        return [self.token(i) or f"[PAD{i}]" for i in ids], scores, kinds
 
     def _token(self, i: int) -> str | None:
         """Return the string of id `i`, or None beyond the vocabulary or in a gap before the added tokens."""

@@ -12,12 +12,14 @@ from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.checkpoint.adapters import Adapter, fill, write_adapter, write_finetuned
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.checkpoint.read import empty_model, read_config
 from lit_llm.cli import DEMO
 from lit_llm.errors import OptionError, OutOfMemory
 from lit_llm.estimation.advice import estimate_for, explain, terms
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.method import Method
+from lit_llm.methods.registry import method_type
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.config import Config
 from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
@@ -60,7 +62,7 @@ def finetune(args: FinetuneArgs, method: Method | None = None) -> Run:
     device = resolve_device(args.accelerator)
     if args.train.compile and not args.dry_run:
         check_compiler(device, "train.compile")
-    args = _resolve(args, device)
+    args = _resolve(args, device, (method or method_type(args.method)).trains_base)
     with claimed_for_all(None if args.dry_run else args.out_dir, "out_dir", in_place=True):
         return _finetune(args, method, device)
 
@@ -128,8 +130,8 @@ def _write_report(
     write_report(job.folder.path, title, [end, *outcome], preflight, changed, rows, job.method.started_as)
 
 
-def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
-    """Fill in the options that depend on device and data, so that args.yaml records what runs.
+def _resolve(args: FinetuneArgs, device: torch.device, trains_base: bool) -> FinetuneArgs:
+    """Fill in the options that depend on device, checkpoint and data, so that args.yaml records what runs.
 
     Raises:
         ValueError: if optimizer, devices or logger are not available.
@@ -140,10 +142,14 @@ def _resolve(args: FinetuneArgs, device: torch.device) -> FinetuneArgs:
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
+    precision, quantize = resolve_precision(args.precision, device), args.quantize
+    if quantize is None and not trains_base and precision != "16-mixed" and args.checkpoint_dir is not None:
+        quantize = stored_quantization(args.checkpoint_dir)
     args = dataclasses.replace(
         args,
         out_dir=args.out_dir or Path("out") / args.method / name,
-        precision=resolve_precision(args.precision, device),
+        precision=precision,
+        quantize=quantize,
         train=train,
     )
     check_optimizer(train.optimizer, device)

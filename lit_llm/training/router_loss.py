@@ -19,7 +19,7 @@ def check_router_loss(coefficient: float, config: Config) -> None:
     """Raise OptionError if the routers of the model cannot be trained with this loss."""
     if coefficient and not config.n_expert:
         raise OptionError(
-            f"`train.router_loss` {coefficient} balances experts, but a model of type {config.model_type} has none. Omit it"
+            f"`train.router_loss` {coefficient} balances experts, but models of type {config.model_type} have none. Omit it"
         )
     if coefficient and config.router_score == "sigmoid":
         raise OptionError(

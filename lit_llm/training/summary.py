@@ -8,7 +8,8 @@ from lit_llm.model.gpt import GPT
 from lit_llm.model.quantized_linear import QuantizedLinear
 
 _KINDS = (
-    (("wte", "wpe"), "embeddings"), (("lm_head",), "head"), (("attn",), "attention"), (("router", "mlp"), "mlp"),
+    (("wte", "wpe", "project_in", "project_out"), "embeddings"), (("lm_head",), "head"), (("attn",), "attention"),
+    (("router", "mlp"), "mlp"),
 )  # fmt: skip
 
 

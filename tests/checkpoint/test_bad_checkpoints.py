@@ -159,9 +159,9 @@ def test_pickle_with_code_in_it_is_refused_and_not_executed(folder, tmp_path_fac
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("model.layers.0.self_attn.q_proj.qweight", "the weights are quantized"),  # GPTQ, AWQ
-        ("model.layers.0.mlp.up_proj.weight_scale_inv", "the weights are quantized"),  # DeepSeek's float8
-        ("model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4", "the weights are quantized"),
+        ("model.layers.0.self_attn.q_proj.qweight", "quantization_config in config.json is missing"),  # GPTQ, AWQ
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", "quantization_config in config.json is missing"),  # DeepSeek's float8
+        ("model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4", "quantization_config in"),
         ("model.layers.0.self_attn.k_proj.k_scale", "8-bit key/value cache"),
         ("v_head.summary.weight", "value head of TRL"),
         ("model.layers.0.mlp.up_proj.lora_A.default.weight", "adapter of PEFT"),
@@ -244,7 +244,6 @@ _MINIMAL = {"model_type": "llama", "vocab_size": 99, "hidden_size": 32, "num_hid
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"hidden_act": "snake"}, "snake"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 10**8}, "n_expert"),
         ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise"),
         ({"model_type": "qwen2", "layer_types": ["linear_attention"] * 2}, "linear_attention"),

@@ -93,3 +93,21 @@ def test_files_that_lack_an_expert_are_refused(tmp_path):
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"1 tensors are missing, among them {name}. Download the checkpoint again"):
         load_model(tmp_path)
+
+
+def test_the_bias_of_the_choice_stays_float32_and_untrained(tmp_path):
+    """Rounded to bfloat16 it would choose other experts."""
+    from safetensors.torch import load_file
+
+    from lit_llm.methods.full import Full
+    from lit_llm.methods.inject import freeze
+
+    make_reference(_case("dots1"), tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")["model.layers.1.mlp.gate.e_score_correction_bias"]
+    model, method = load_model(tmp_path, dtype=torch.bfloat16), Full()
+    method.attach(model)
+    trained = freeze(model, method)
+    bias = model.h[1].mlp.router.choice_bias
+    assert bias.dtype == torch.float32
+    assert torch.equal(bias, stored)
+    assert all(parameter is not bias for parameter in trained)

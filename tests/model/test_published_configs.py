@@ -109,6 +109,9 @@ _REFERENCE = [
     ("biogpt", {}),
     ("openai-gpt", {}),
     ("gpt_neo", {}),
+    ("gptj", {}),
+    ("codegen", {}),
+    ("persimmon", {}),
     *(
         (family, {"num_hidden_layers": 3, **SIZES_WITHOUT_DEFAULT.get(family, {})})
         for family in dict.fromkeys(family for _, family, _ in EXPERTS)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from families import make_reference
+from families import CASES, make_reference, random_ids
 from methods import METHODS, ONE_PER_FAMILY, documents
 
 import lit_llm.model.gpt
@@ -152,3 +152,17 @@ def test_activation_checkpointing_drops_the_inputs_too():
     ]
     blocks = LLAMA.n_layer * LLAMA.n_embd * 256 * 4  # the input of each block
     assert by[0] < 2 * blocks < by[1] / 3
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt-350m"])
+def test_a_block_is_not_asked_again_for_its_result(name, tmp_path):
+    """FSDP frees the weights of a block after its forward pass, and gathers them when its own backward pass begins."""
+    case = next(case for case in CASES if case.name == name)
+    make_reference(case, tmp_path)
+    model, results = load_model(tmp_path).train(), []
+    model.requires_grad_(True)
+    for block in model.h:
+        block.register_forward_hook(lambda module, inputs, output: results.append(output.grad_fn.name()))
+    model(random_ids(case, 1, 8))
+    assert len(results) == len(model.h)
+    assert not any("Recomputed" in result for result in results)

@@ -31,6 +31,17 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
     ("solar_open", "solar_open", {k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"} | {"head_dim": 8}),
     ("solar_open-groups", "solar_open", {**_DEEPSEEK, **_GROUPS, "n_shared_experts": 2, "attention_bias": True}),
     ("minimax_m2", "minimax_m2", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8}),
+    ("granitemoe", "granitemoe", {
+        "num_local_experts": 6, "embedding_multiplier": 3.0, "logits_scaling": 1.7, "residual_multiplier": 0.6,
+        "attention_multiplier": 0.2, "attention_bias": True}),
+    ("granitemoeshared", "granitemoeshared", {"num_local_experts": 6, "shared_intermediate_size": 24, "vocab_size": 128}),
+    ("granitemoeshared-none", "granitemoeshared", {"num_local_experts": 4, "tie_word_embeddings": True}),
+    ("hunyuan_v1_moe", "hunyuan_v1_moe", {"num_experts": 6, "moe_topk": 2, "head_dim": 16}),
+    ("hunyuan_v1_moe-lists", "hunyuan_v1_moe", {"num_experts": 4, "moe_topk": [2, 2, 2], "head_dim": 8}),
+    ("gpt_oss", "gpt_oss", {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 6}),
+    ("gpt_oss-clamped", "gpt_oss", {
+        "num_local_experts": 4, "head_dim": 8, "sliding_window": 64, "swiglu_limit": 0.1, "num_experts_per_tok": 3,
+        "layer_types": ["full_attention"] * 3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     ("ernie4_5_moe", "ernie4_5_moe", _ERNIE),
     ("ernie4_5_moe-untied", "ernie4_5_moe", {
         **_ERNIE, "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,
@@ -41,4 +52,5 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
 SIZES_WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
     "glm4_moe": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
 }

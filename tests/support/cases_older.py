@@ -9,6 +9,9 @@ _OPT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 64,
 }  # fmt: skip
 _FALCON: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": True}
+_PERSIMMON: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
 _GPT_NEO: dict[str, Any] = {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 64}
 
 OLDER: list[tuple[Any, ...]] = [
@@ -28,6 +31,11 @@ OLDER: list[tuple[Any, ...]] = [
          "max_position_embeddings": 64}),
     ("openai-gpt", "openai-gpt", _GPT),
     ("gpt_neo", "gpt_neo", {**_GPT_NEO, "attention_types": [[["global", "local"], 2]], "window_size": 6}),
+    ("gptj", "gptj", {**_GPT, "rotary_dim": 4}),
+    ("gptj-whole-head", "gptj", {**_GPT, "rotary_dim": 8, "n_inner": 40, "tie_word_embeddings": True}, 128),
+    ("codegen", "codegen", {**_GPT, "rotary_dim": 4}),
+    ("persimmon", "persimmon", _PERSIMMON),
+    ("persimmon-without-norms", "persimmon", {**_PERSIMMON, "qk_layernorm": False, "hidden_act": "gelu"}, 128),
     ("gpt_neo-global", "gpt_neo", {**_GPT_NEO, "num_layers": 2, "attention_types": [[["global"], 2]],
          "intermediate_size": 40, "activation_function": "gelu"}, 128),
 ]  # fmt: skip

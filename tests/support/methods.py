@@ -1,6 +1,7 @@
 """Every method of finetuning on one model of every family."""
 
 import torch
+from cases_dense import SAME_MODULES
 from families import CASES
 
 from lit_llm.data.examples import Example
@@ -21,7 +22,7 @@ METHODS = {
 }
 
 
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
+ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES) if case.family not in SAME_MODULES}.values())
 
 
 def documents(vocab_size, n=6):

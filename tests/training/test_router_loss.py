@@ -74,7 +74,7 @@ def test_it_is_a_column_of_the_metrics(tmp_path, script):
 @pytest.mark.parametrize(
     ("family", "sizes", "reason"),
     [
-        ("llama", {}, "of type llama has no experts"),
+        ("llama", {}, "of type llama have none"),
         (
             "dots1",
             {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "num_key_value_heads": 2},

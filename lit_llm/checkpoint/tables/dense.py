@@ -23,7 +23,7 @@ _VAULTGEMMA_NORMS: Table = {"input_layernorm": "norm_1", "pre_feedforward_layern
 _GEMMA2 = ATTENTION | GATED_MLP | POST_NORMS | _VAULTGEMMA_NORMS
 _COHERE: Table = {"input_layernorm": "norm_1"} | ATTENTION | GATED_MLP
 _GLM4_POST_NORMS: Table = {"post_self_attn_layernorm": "post_attn_norm", "post_mlp_layernorm": "post_mlp_norm"}
-_HUNYUAN_QK_NORMS: Table = {"self_attn.query_layernorm": "attn.q_norm", "self_attn.key_layernorm": "attn.k_norm"}
+HUNYUAN_QK_NORMS: Table = {"self_attn.query_layernorm": "attn.q_norm", "self_attn.key_layernorm": "attn.k_norm"}
 _APERTUS_NORMS: Table = {"attention_layernorm": "norm_1", "feedforward_layernorm": "norm_2"}
 
 
@@ -73,7 +73,7 @@ DENSE: dict[str, Callable[[Config], Table]] = {
     "seed_oss": lambda config: model_table(LLAMA),
     "ernie4_5": lambda config: model_table(LLAMA),
     "exaone4": lambda config: model_table(ATTENTION | QK_NORMS | GATED_MLP | POST_NORMS),
-    "hunyuan_v1_dense": lambda config: model_table(LLAMA | _HUNYUAN_QK_NORMS),
+    "hunyuan_v1_dense": lambda config: model_table(LLAMA | HUNYUAN_QK_NORMS),
     "nemotron": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "arcee": lambda config: model_table(PRE_NORMS | ATTENTION | PLAIN_MLP),
     "apertus": lambda config: model_table(_APERTUS_NORMS | ATTENTION | QK_NORMS | PLAIN_MLP | _xielu(config)),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from lit_llm.checkpoint.tables.dense import HUNYUAN_QK_NORMS
 from lit_llm.checkpoint.tables.rows import (
     ATTENTION,
     GATED_MLP,
@@ -63,6 +64,16 @@ def _hunyuan(config: Config) -> Table:
     return {"mlp.gate.wg": "mlp.router"} | _EXPERTS | shared("shared_mlp")
 
 
+_GPT_OSS: Table = {
+    "self_attn.sinks": "attn.sinks",
+    "mlp.router": "mlp.router",
+    "mlp.experts.gate_up_proj": stacked("gate.weight", "up.weight", transposed=True, interleaved=True),
+    "mlp.experts.gate_up_proj_bias": stacked("gate.bias", "up.bias", interleaved=True),
+    "mlp.experts.down_proj": stacked("down.weight", transposed=True),
+    "mlp.experts.down_proj_bias": stacked("down.bias"),
+}
+
+
 def _layers(config: Config, rows: Table, mixture: Table, **ends: str) -> Table:
     """Return a table with the rows of a layer, and of mixtures and MLPs where a layer has them."""
     kinds = {config.has_experts(layer) for layer in range(config.n_layer)}
@@ -82,5 +93,9 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "minimax_m2": lambda config: model_table(
         PRE_NORMS | ATTENTION | QK_NORMS | _MIXTRAL | {"block_sparse_moe.e_score_correction_bias": "mlp.router.choice_bias"}
     ),
+    "granitemoe": lambda config: model_table(PRE_NORMS | ATTENTION | _granite(config)),
+    "granitemoeshared": lambda config: model_table(PRE_NORMS | ATTENTION | _granite(config)),
+    "hunyuan_v1_moe": lambda config: model_table(PRE_NORMS | ATTENTION | HUNYUAN_QK_NORMS | _hunyuan(config)),
+    "gpt_oss": lambda config: model_table(PRE_NORMS | ATTENTION | _GPT_OSS),
     "ernie4_5_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -48,6 +48,14 @@ _GPT_NEO = _gpt2({
     **{f"attn.attention.{part}_proj": f"attn.{part}" for part in "qkv"},
     "attn.attention.out_proj": "attn.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
 })  # fmt: skip
+_GPTJ_MLP: Table = {"mlp.fc_in": "mlp.up", "mlp.fc_out": "mlp.down"}
+_GPTJ_ENDS: Table = {"transformer.wte": "wte", "transformer.ln_f": "norm", "lm_head": "lm_head"}
+_GPTJ = _GPTJ_ENDS | in_layers("transformer.h", {
+    "ln_1": "norm_1", **{f"attn.{part}_proj": f"attn.{part}" for part in "qkv"}, "attn.out_proj": "attn.o", **_GPTJ_MLP,
+})  # fmt: skip
+_CODEGEN = _GPTJ_ENDS | in_layers("transformer.h", {
+    "ln_1": "norm_1", "attn.qkv_proj": fused("attn.q", "attn.v", "attn.k", blocks=4), "attn.out_proj": "attn.o", **_GPTJ_MLP,
+})  # fmt: skip
 _FAIRSEQ: Table = {
     **{f"self_attn.{part}_proj": f"attn.{part}" for part in "qkv"}, "self_attn.out_proj": "attn.o",
     "self_attn_layer_norm": "norm_1", "fc1": "mlp.up", "fc2": "mlp.down", "final_layer_norm": "norm_2",
@@ -99,6 +107,18 @@ def _falcon(config: Config) -> Table:
     return ends | in_layers("transformer.h", norms | attention | _NEOX_MLP)
 
 
+def _persimmon(config: Config) -> Table:
+    rows: Table = {
+        "self_attn.query_key_value": fused(*QKV, grouped=True),
+        "self_attn.dense": "attn.o",
+        **PRE_NORMS,
+        **_NEOX_MLP,
+    }
+    if config.qk_norm:
+        rows |= {f"self_attn.{x}_layernorm": f"attn.{x}_norm" for x in "qk"}
+    return model_table(rows, norm="final_layernorm")
+
+
 OLDER: dict[str, Callable[[Config], Table]] = {
     "phi": _phi,
     "gpt_neox": lambda config: _GPT_NEOX,
@@ -112,6 +132,9 @@ OLDER: dict[str, Callable[[Config], Table]] = {
     "gpt2": lambda config: _GPT2,
     "openai-gpt": lambda config: _OPENAI_GPT,
     "gpt_neo": lambda config: _GPT_NEO,
+    "gptj": lambda config: _GPTJ,
+    "codegen": lambda config: _CODEGEN,
+    "persimmon": _persimmon,
     "gpt_bigcode": lambda config: _GPT_BIGCODE,
     "starcoder2": lambda config: model_table(PRE_NORMS | ATTENTION | {"mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}),
 }

@@ -19,6 +19,8 @@ class Fused:
     """Rows are interleaved: for each key/value head its query heads, its key, its value (GPT-NeoX, Falcon)."""
     transposed: bool = False
     """Weights are stored as (in, out) (GPT-2's Conv1D)."""
+    blocks: int = 1
+    """Rows are in this many blocks, each with an equal share of every part (CodeGen)."""
 
     def rows(self, config: Config) -> tuple[int, ...]:
         """Return the rows of each of ours."""
@@ -40,7 +42,8 @@ class Fused:
                 f"has {len(tensor)} rows, its config says {sum(rows)}. Weights and config do not belong together"
             )
         if not self.grouped:
-            return tensor.split(rows)
+            parts = tensor.unflatten(0, (self.blocks, -1)).split([n // self.blocks for n in rows], dim=1)
+            return [part.flatten(0, 1) for part in parts]
         ng, hs = config.n_query_groups, config.head_size
         grouped = tensor.unflatten(0, (ng, config.n_head // ng + 2, hs))
         return grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)
@@ -50,7 +53,7 @@ class Fused:
         if self.grouped:
             ng, hs = config.n_query_groups, config.head_size
             return torch.cat([part.unflatten(0, (ng, -1, hs)) for part in parts], dim=1).flatten(0, 2)
-        tensor = torch.cat(list(parts))
+        tensor = torch.cat([part.unflatten(0, (self.blocks, -1)) for part in parts], dim=1).flatten(0, 1)
         return tensor.t().contiguous() if self.transposed else tensor
 
 
@@ -73,7 +76,7 @@ class Stacked:
 
     def parts(self, config: Config, indices: Sequence[str]) -> list[str]:
         """Return our names in the layer of these indices, expert by expert."""
-        return [name.format(*indices, expert) for expert in range(config.n_expert) for name in self.names]
+        return [name.format(*indices[:1], expert) for expert in range(config.n_expert) for name in self.names]
 
     def split(self, config: Config, tensor: Tensor) -> Sequence[Tensor]:
         """Return views of the tensor. Raise CheckpointError if it does not have a slice for each expert."""
@@ -120,8 +123,8 @@ class Row:
         return parts[0][None]
 
 
-def fused(*parts: str, grouped: bool = False, transposed: bool = False) -> Fused:
-    return Fused(tuple(f"h.{{}}.{part}" for part in parts), grouped, transposed)
+def fused(*parts: str, grouped: bool = False, transposed: bool = False, blocks: int = 1) -> Fused:
+    return Fused(tuple(f"h.{{}}.{part}" for part in parts), grouped, transposed, blocks)
 
 
 def stacked(*parts: str, transposed: bool = False, interleaved: bool = False) -> Stacked:

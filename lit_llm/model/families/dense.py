@@ -125,8 +125,12 @@ def _exaone4(k: Keys, fields: Fields) -> Fields:
     return found if window is None else found | without_rope(n_layer, found)
 
 
-def _hunyuan_rope(k: Keys) -> Fields:
-    """`dynamic` with `alpha` is a larger theta at every length; see `_hunyuan`."""
+def granite(k: Keys, fields: Fields) -> Fields:
+    return {"logit_scale": 1 / positive("logits_scaling", k.get("logits_scaling", 1.0))}
+
+
+def hunyuan_rope(k: Keys) -> Fields:
+    """`dynamic` with `alpha` is a larger theta at every length; see `hunyuan`."""
     parameters = rope_parameters(k)
     return {"rope_theta": parameters.get("rope_theta")} if _hunyuan_alpha(k) else parameters
 
@@ -137,7 +141,7 @@ def _hunyuan_alpha(k: Keys) -> float | None:
     return positive("rope_scaling's alpha", parameters["alpha"]) if is_dynamic and parameters.get("alpha") else None
 
 
-def _hunyuan(k: Keys, fields: Fields) -> Fields:
+def hunyuan(k: Keys, fields: Fields) -> Fields:
     alpha, size = _hunyuan_alpha(k), fields["head_size"]
     return {"rope_theta": fields["rope_theta"] * alpha ** (size / (size - 2))} if alpha else {}
 
@@ -160,7 +164,7 @@ _COHERE: Fields = {
     "logit_scale": 0.0625,
 }  # fmt: skip
 _COHERE_FIXED: Fields = {"norm": "layer", "parallel_residual": True, "shared_attention_norm": True, "rope_interleaved": True}
-_GRANITE: Fields = {
+GRANITE: Fields = {
     "attention_bias": False, "mlp_bias": False, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
 }  # fmt: skip
 
@@ -239,12 +243,12 @@ DENSE: dict[str, Family] = {
     ),
     "granite": Family(
         "Granite 3.0 to 3.3 2B and 8B",
-        _GRANITE | {"attention_multiplier": 1.0},
-        more=lambda k, fields: {"logit_scale": 1 / positive("logits_scaling", k.get("logits_scaling", 1.0))},
+        GRANITE | {"attention_multiplier": 1.0},
+        more=granite,
     ),
     "hyperclovax": Family(
         "HyperCLOVA X SEED Think 14B",
-        _GRANITE | {"logit_scale": 1.0},
+        GRANITE | {"logit_scale": 1.0},
         spelled={"logit_scale": "logits_scaling"},
         more=_hyperclovax,
     ),
@@ -290,8 +294,8 @@ DENSE: dict[str, Family] = {
         {"vocab_size": 290943, "rms_norm_eps": 1e-5, "attention_bias": False},
         fixed={"qk_norm": "head", "qk_norm_after_rope": True},
         unused=("eod_token_id",),
-        rope=_hunyuan_rope,
-        more=_hunyuan,
+        rope=hunyuan_rope,
+        more=hunyuan,
     ),
     "nemotron": Family(
         "Nemotron 3 8B, Nemotron 4 15B and 340B, Minitron 4B and 8B",

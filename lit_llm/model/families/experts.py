@@ -1,8 +1,9 @@
 """Families with mixtures of experts."""
 
 from lit_llm.errors import CheckpointError
-from lit_llm.model.config_json import Fields, Keys, rope_parameters, window_fields
-from lit_llm.model.families.family import LAYER_NORM, MISTRAL, QWEN, Family, used_window
+from lit_llm.model.config_json import Fields, Keys, check_size, positive, rope_parameters, window_fields
+from lit_llm.model.families.dense import GRANITE, granite, hunyuan, hunyuan_rope
+from lit_llm.model.families.family import LAYER_NORM, MISTRAL, QWEN, Family, rope_or, used_window
 from lit_llm.schema import shown
 
 
@@ -88,6 +89,37 @@ def _minimax_m2_rope(k: Keys) -> Fields:
     return rope_parameters(k) | ({} if rotary_dim is None else {"partial_rotary_factor": rotary_dim / k.size("head_dim", 128)})
 
 
+def _granitemoe(k: Keys, fields: Fields) -> Fields:
+    return {**granite(k, fields), "expert_size": fields["intermediate_size"]}
+
+
+def _hunyuan_v1_moe(k: Keys, fields: Fields) -> Fields:
+    """Some keys may be lists with an entry for each layer, which are supported if the entries are equal."""
+    chosen = k.get("moe_topk", 1)
+    if isinstance(chosen, list) and chosen and all(n == chosen[0] for n in chosen):
+        chosen = chosen[0]
+    size = fields["intermediate_size"]
+    return {
+        **hunyuan(k, fields),
+        "n_expert_per_token": check_size("moe_topk", chosen),
+        "expert_size": size,
+        "shared_expert_size": size,
+    }
+
+
+def _gpt_oss(k: Keys, fields: Fields) -> Fields:
+    slides = [i % 2 == 0 for i in range(fields["n_layer"])]
+    window = window_fields(k, len(slides), k.optional_size("sliding_window", 128), slides)
+    limit = positive("swiglu_limit", k.get("swiglu_limit", 7.0))
+    k.unused("hidden_act", "swiglu_alpha")
+    return {**window, "swiglu_limit": limit, "expert_size": fields["intermediate_size"]}
+
+
+_GPT_OSS_ROPE: Fields = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
+_GRANITEMOE = GRANITE | {"attention_multiplier": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2}
 _MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _OLMOE: dict[str, str | None] = {"num_local_experts": "num_experts"}
 _DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
@@ -187,6 +219,38 @@ EXPERTS: dict[str, Family] = {
         unused=("attn_type_list", "mtp_transformer_layers", "num_mtp_modules", "use_mtp"),
         rope=_minimax_m2_rope,
         more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
+    ),
+    "granitemoe": Family(
+        "Granite 3.0 and 3.1 1B-A400M and 3B-A800M",
+        {name: value for name, value in _GRANITEMOE.items() if name != "mlp_bias"},
+        more=_granitemoe,
+    ),
+    "granitemoeshared": Family(
+        "Granite mixtures with a shared expert",
+        {name: value for name, value in _GRANITEMOE.items() if name != "mlp_bias"},
+        more=lambda k, fields: {
+            **_granitemoe(k, fields), "shared_expert_size": k.count("shared_intermediate_size", 0)
+        },
+    ),
+    "hunyuan_v1_moe": Family(
+        "Hunyuan-A13B",
+        {"vocab_size": 290943, "rms_norm_eps": 1e-5, "attention_bias": False, "num_local_experts": 1},
+        spelled=_OLMOE,
+        fixed={"qk_norm": "head", "qk_norm_after_rope": True},
+        unused=("eod_token_id", "sep_token_id"),
+        rope=hunyuan_rope,
+        more=_hunyuan_v1_moe,
+    ),
+    "gpt_oss": Family(
+        "gpt-oss 20B and 120B with weights in bfloat16",
+        {"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
+         "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
+         "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "attention_bias": True, "num_local_experts": 128,
+         "num_experts_per_tok": 4},
+        fixed={"attention_sinks": True, "router_bias": True, "expert_bias": True, "activation": "quick_gelu"},
+        only={"swiglu_alpha": 1.702},
+        rope=rope_or(_GPT_OSS_ROPE),
+        more=_gpt_oss,
     ),
     "ernie4_5_moe": Family(
         "ERNIE-4.5 21B-A3B and 300B-A47B",

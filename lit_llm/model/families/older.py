@@ -108,6 +108,17 @@ _REFINED_WEB = {
     "more": _refined_web,
 }
 
+
+def _gptj(k: Keys, fields: Fields) -> Fields:
+    return {"rotary_size": k.size("rotary_dim", 64)}
+
+
+def _codegen(k: Keys, fields: Fields) -> Fields:
+    if fields["n_head"] % 4:
+        raise CheckpointError(f"n_head must be divisible by 4, found {fields['n_head']}: weights are stored in 4 blocks")
+    return _gptj(k, fields)
+
+
 _MPT_ATTENTION_ONLY: Fields = {"attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False, "alibi": True}
 
 _GPT2: Fields = {
@@ -124,6 +135,18 @@ _GPT2_KEYS: Fields = {
     "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
 }  # fmt: skip
 _GPT2_ONLY: Fields = {"scale_attn_weights": True, "add_cross_attention": False}
+
+_GPTJ: Fields = {
+    "keys": _GPT2_KEYS | {
+        "vocab_size": 50400, "hidden_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "max_position_embeddings": 2048, "hidden_act": "gelu_new", "tie_word_embeddings": False,
+    },
+    "spelled": _GPT2["spelled"],
+    "fixed": {**PLAIN_LAYER_NORM, "mlp_bias": True, "lm_head_bias": True, "parallel_residual": True,
+              "shared_attention_norm": True, "rope_interleaved": True},
+    "rope": None,
+    "only": {"rotary": True, "scale_attn_weights": True},
+}  # fmt: skip
 
 OLDER: dict[str, Family] = {
     "phi": Family(
@@ -173,6 +196,16 @@ OLDER: dict[str, Family] = {
         rope=None,
         unused=("attention_layers", "embed_dropout", "resid_dropout", "window_size"),
         more=_gpt_neo,
+    ),
+    "gptj": Family("GPT-J 6B, GPT4All-J, Dolly v1", **_GPTJ, more=_gptj),
+    "codegen": Family("CodeGen 350M to 16B", **_GPTJ, more=_codegen),
+    "persimmon": Family(
+        "Persimmon 8B",
+        {"vocab_size": 262144, "intermediate_size": 16384, "num_hidden_layers": 36, "num_attention_heads": 64,
+         "max_position_embeddings": 16384, "partial_rotary_factor": 0.5, "hidden_act": "relu2", "rms_norm_eps": 1e-5},
+        spelled={**LAYER_NORM_EPS, "head_dim": None, "num_key_value_heads": None},
+        fixed={**PLAIN_LAYER_NORM, **ALL_BIASES},
+        more=lambda k, fields: {"qk_norm": "head" if k.flag("qk_layernorm", True) else None},
     ),
     "opt": Family(
         "OPT 125M to 66B, Galactica",
