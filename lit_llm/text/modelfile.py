@@ -25,7 +25,7 @@ class Pieces(NamedTuple):
     """None: the style has no place for a system message."""
     asked: str
     lead: str
-    """What the model writes first, such as a space."""
+    """Text that the model writes first, such as a space."""
     answered: str
 
 
