@@ -69,7 +69,12 @@ def _layers() -> Iterator[list[str]]:
 def rooms_table() -> dict[str, list[str]]:
     """Folder of lit_llm -> its modules."""
     folders = sorted(path.parent for path in (REPOSITORY / "lit_llm").glob("*/__init__.py"))
-    modules = {f.name: sorted(path.stem for path in f.glob("*.py") if path.stem != "__init__") for f in folders}
+    modules = {
+        f.name: sorted(
+            [p.stem for p in f.glob("*.py") if p.stem != "__init__"] + [p.parent.name for p in f.glob("*/__init__.py")]
+        )
+        for f in folders
+    }
     return {name: found for name, found in modules.items() if found}
 
 
