@@ -2,14 +2,7 @@
 
 from collections.abc import Callable
 
-from lit_llm.checkpoint.tables.rows import (
-    ATTENTION,
-    GATED_MLP,
-    PRE_NORMS,
-    QK_NORMS,
-    Table,
-    model_table,
-)
+from lit_llm.checkpoint.tables.rows import ATTENTION, GATED_MLP, PRE_NORMS, QK_NORMS, Table, model_table
 from lit_llm.model.config import Config
 
 _MIXTRAL: Table = {

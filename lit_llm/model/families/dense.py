@@ -2,14 +2,7 @@
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys, check_size, rope_parameters, window_fields
-from lit_llm.model.families.family import (
-    LAYER_NORM,
-    LAYER_NORM_EPS,
-    MISTRAL,
-    QWEN,
-    Family,
-    used_window,
-)
+from lit_llm.model.families.family import LAYER_NORM, LAYER_NORM_EPS, MISTRAL, QWEN, Family, used_window
 
 
 def _llama(k: Keys, fields: Fields) -> Fields:

@@ -2,9 +2,7 @@
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys, positive, window_fields
-from lit_llm.model.families.family import (
-    Family,
-)
+from lit_llm.model.families.family import Family
 from lit_llm.schema import shown
 
 

@@ -2,12 +2,7 @@
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys
-from lit_llm.model.families.family import (
-    ALL_BIASES,
-    LAYER_NORM_EPS,
-    PLAIN_LAYER_NORM,
-    Family,
-)
+from lit_llm.model.families.family import ALL_BIASES, LAYER_NORM_EPS, PLAIN_LAYER_NORM, Family
 
 
 def _falcon(k: Keys, fields: Fields) -> Fields:
