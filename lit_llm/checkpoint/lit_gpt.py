@@ -15,7 +15,7 @@ from lit_llm.checkpoint.tensor_names import Names, Reader, lit_gpt_names, parts_
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG, LIT_GPT_WEIGHTS, Config
-from lit_llm.model.config_json import Keys
+from lit_llm.model.config_json import Keys, positive
 from lit_llm.model.gpt import GPT
 from lit_llm.schema import shown
 
@@ -211,7 +211,7 @@ def _positions(k: Keys, n_layer: int, head_size: int) -> dict[str, Any]:
 
 def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
     if given.keys() == {"factor"}:
-        return {"rope_type": "linear", **given}
+        return {"rope_type": "linear", "factor": positive("rope_adjustments.factor", given["factor"])}
     if given.keys() != {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
         raise ValueError(f"rope_adjustments with {', '.join(sorted(given))} are not supported")
     others = {name: value for name, value in given.items() if name != "original_max_seq_len"}
@@ -220,7 +220,7 @@ def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
 
 def _family(fields: dict[str, Any], wanted: str | None) -> str:
     """Return `wanted` if that family has the parts of this model, else the first that has. It decides the names on export."""
-    fields = fields | {"n_layer": min(fields["n_layer"], 2)}
+    fields = fields | {"n_layer": min(fields["n_layer"], 2)}  # the parts are the same in all layers
     for family in sorted(TABLES, key=lambda family: family != wanted):
         config = Config(model_type=family, **fields)
         with torch.device("meta"):

@@ -52,7 +52,7 @@ class Connection(H11Protocol):
                 self.waiting.pop(self, None)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are not HTTP, at the pace of all errors."""
+        """Answer bytes that are not HTTP, at the pace of other errors, which the middleware keeps."""
         self.transport.pause_reading()
         self._stop_timer()
         self.loop.call_later(self.quick.delay(1), self._send_400_response, msg)

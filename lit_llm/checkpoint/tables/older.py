@@ -2,15 +2,7 @@
 
 from collections.abc import Callable
 
-from lit_llm.checkpoint.tables.rows import (
-    ATTENTION,
-    PRE_NORMS,
-    QKV,
-    Table,
-    fused,
-    in_layers,
-    model_table,
-)
+from lit_llm.checkpoint.tables.rows import ATTENTION, PRE_NORMS, QKV, Table, fused, in_layers, model_table
 from lit_llm.model.config import Config
 
 _NEOX_MLP: Table = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}

@@ -58,7 +58,7 @@ LLAMA_KEYS: Fields = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
-    "num_key_value_heads": None,  # as many as query heads
+    "num_key_value_heads": None,  # num_attention_heads
     "head_dim": None,  # hidden_size / num_attention_heads
     "intermediate_size": 11008,
     "max_position_embeddings": 2048,
@@ -75,6 +75,7 @@ LAYER_NORM_EPS: dict[str, str | None] = {"rms_norm_eps": "layer_norm_eps"}
 
 
 def used_window(k: Keys, default: int | None) -> int | None:
+    """Return the sliding window of families with a flag that switches it on."""
     if k.flag("use_sliding_window", False):
         return k.optional_size("sliding_window", default)
     k.unused("sliding_window")  # transformers writes 0
