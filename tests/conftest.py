@@ -22,7 +22,10 @@ def pytest_collection_modifyitems(config, items):
 
     if not config.getoption("-m"):
         for item in items:
-            for name, reason in (("slow", "takes more than half a minute"), ("real", "needs a real model of 135M weights")):
+            for name, reason in (
+                ("slow", "long, or one more family"),
+                ("real", "needs a real model of 135M weights"),
+            ):
                 if name in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=f"{reason}; run with -m {name}"))
     if not torch.cuda.is_available():

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from families import CASES, make_reference
+from families import BY_NAME, CASES, make_reference
 from safetensors.torch import load_file, save_file
 
 from lit_llm.checkpoint.convert import convert
@@ -110,7 +110,7 @@ def test_wrong_shape(folder, index):
 
 
 def test_wrong_rows_of_a_fused_tensor(tmp_path):
-    make_reference(next(case for case in CASES if case.name == "phi3"), tmp_path)
+    make_reference(BY_NAME["phi3"], tmp_path)
     name = "model.layers.1.self_attn.qkv_proj.weight"
     edit(tmp_path / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(65, 32)}))
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.qkv_proj\.weight has 65 rows, its config says 64"):

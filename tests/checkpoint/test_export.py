@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cases_dense import SAME_MODULES
-from families import CASES, make_reference
+from families import all_families, make_reference
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
@@ -20,8 +19,6 @@ from lit_llm.checkpoint.read import read_config, read_tensors, weight_files
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.full import Full
 from lit_llm.methods.lora import LoRA
-
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES) if case.family not in SAME_MODULES}.values())
 
 
 def make_adapter(folder, base, seed=0, style="alpaca", **arguments):
@@ -49,7 +46,7 @@ def probe(case):
     return torch.randint(case.vocab_size, (2, 20), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_merged_adapter_has_the_same_logits_in_transformers(case, tmp_path):
     base = tmp_path / "base"
     make_reference(case, base)
@@ -76,7 +73,7 @@ def _attached(base, adapter):
 
 
 @pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_adapter_opens_in_peft_with_the_same_logits(case, variant, tmp_path):
     import peft
 

@@ -8,7 +8,7 @@ import warnings
 import peft
 import pytest
 import torch
-from families import CASES, make_reference, relative_difference
+from families import BY_NAME, all_families, make_reference, relative_difference
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
@@ -20,9 +20,6 @@ from lit_llm.checkpoint.merge import merge_adapters
 from lit_llm.errors import CheckpointError
 from lit_llm.methods.inject import find_linears
 from lit_llm.methods.lora import LoRA
-
-BY_NAME = {case.name: case for case in CASES}
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 
 
 def make_peft(base, folder, seed=0, suffix=".safetensors", **options):
@@ -60,7 +57,7 @@ def make_base(name, folder):
     return folder
 
 
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_adapter_of_peft_gives_its_logits(case, tmp_path):
     make_reference(case, tmp_path / "base")
     has_experts = load_model(tmp_path / "base").config.n_expert > 0  # PEFT does not adapt these as linears

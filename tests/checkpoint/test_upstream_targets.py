@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import CASES
+from families import CASES, all_families
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -14,7 +14,6 @@ from lit_llm.errors import OptionError
 from lit_llm.estimation.step_memory import estimate_run
 from lit_llm.model.config import Config
 
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES)}.values())
 TARGETS = {
     "llama": {"q_proj,v_proj": "q,v", "gate_proj,k": "gate,k", "lm_head": "head", "all-linear": "all-linear"},
     "phi3": {"qkv_proj": "q,k,v", "gate_up_proj,o_proj": "gate,up,o"},
@@ -41,7 +40,7 @@ def test_names_of_transformers_select_the_linears_that_they_hold(family):
         assert resolve_targets(model, theirs.split(",")) == ours.split(",")
 
 
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_all_linears_of_transformers_are_found_by_name(case):
     config, model = both(case)
     found = upstream_linears(empty_model(config))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from devices import NAME, make_believe_devices
-from families import CASES, make_reference, random_ids
+from families import BY_NAME, all_families, make_reference, random_ids
 from greedy import LENGTHS, N_NEW, NoText, continued
 from tiny import make_checkpoint
 
@@ -47,7 +47,7 @@ def test_an_operation_on_tensors_of_two_devices_is_an_error():
     assert (torch.ones(2, device=FIRST) + torch.ones(2, device=SECOND).to(FIRST)).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_two_devices_write_and_score_as_one(case, tmp_path):
     make_reference(case, tmp_path)
     one, two = load_model(tmp_path), load_model(tmp_path, [FIRST, SECOND])
@@ -61,7 +61,7 @@ def test_two_devices_write_and_score_as_one(case, tmp_path):
 
 @pytest.mark.parametrize("n_devices", [2, 3])
 def test_rows_that_join_and_leave_an_8_bit_cache(tmp_path, n_devices):
-    case = next(c for c in CASES if c.name == "gemma3_text")
+    case = BY_NAME["gemma3_text"]
     make_reference(case, tmp_path)
     prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]
     spread = load_model(tmp_path, [torch.device(NAME, i) for i in range(n_devices)])

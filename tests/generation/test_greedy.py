@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from families import CASES, make_reference, random_ids
+from families import BY_NAME, CASES, make_reference, random_ids
 from greedy import LENGTHS, N_NEW, NoText, continued
 from torch._dynamo.utils import counters
 
@@ -41,7 +41,7 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral-window"])
 def test_a_compiled_model_compiles_once_and_equals_transformers(name, tmp_path):
-    case = next(case for case in CASES if case.name == name)
+    case = BY_NAME[name]
     case = dataclasses.replace(case, sizes={**case.sizes, "num_hidden_layers": 1})
     reference = make_reference(case, tmp_path)
     prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]
@@ -53,14 +53,14 @@ def test_a_compiled_model_compiles_once_and_equals_transformers(name, tmp_path):
 
 
 def test_a_mixture_of_experts_is_not_compiled(tmp_path):
-    make_reference(next(case for case in CASES if case.name == "mixtral"), tmp_path)
+    make_reference(BY_NAME["mixtral"], tmp_path)
     with pytest.raises(ValueError, match="`compile` does not support a mixture of experts"):
         continued(load_model(tmp_path), [[1, 2]], compile=True)
 
 
 @torch.no_grad()
 def test_a_quantized_model_equals_transformers_on_those_weights(tmp_path):
-    case = next(case for case in CASES if case.name == "llama")
+    case = BY_NAME["llama"]
     reference = make_reference(case, tmp_path)
     prompts = [row[:n].tolist() for row, n in zip(random_ids(case, 8, 20), LENGTHS, strict=True)]
     plain = theirs(reference, prompts)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from families import CASES, make_reference, random_ids
+from families import BY_NAME, CASES, make_reference, random_ids
 from greedy import NoText
 
 from lit_llm.args.generate import GenerateArgs
@@ -85,7 +85,7 @@ def test_a_verified_token_has_the_distribution_of_the_model():
 
 def test_sampled_pairs_have_the_distribution_of_the_model(tmp_path):
     """All 25 pairs of tokens of a vocabulary of 5, against the exact product of the model's probabilities."""
-    case = next(c for c in CASES if c.name == "llama")
+    case = BY_NAME["llama"]
     sizes = {**case.sizes, "num_hidden_layers": 1}
     model, _, noisy = make_models(case, tmp_path, vocab_size=5, sizes=sizes)
     prompt, counts, n = [3, 1, 4], torch.zeros(25), 3000

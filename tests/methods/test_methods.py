@@ -1,12 +1,13 @@
 """All methods on all families: what trains, what stays, and what a saved result gives back."""
 
 import json
+import re
 
 import pytest
 import torch
-from families import make_reference
+from families import all_families, make_reference
 from lightning.fabric import Fabric
-from methods import METHODS, ONE_PER_FAMILY, documents
+from methods import METHODS, documents
 from published import config_of_2023
 
 from lit_llm.args.finetune import FinetuneArgs, TrainArgs
@@ -43,7 +44,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_on_a_family(folders, tmp_path, case, name):
     """No-op at first; after a validation and two steps exactly what trains has moved; a saved adapter gives the same model."""
@@ -58,12 +59,12 @@ def test_a_method_on_a_family(folders, tmp_path, case, name):
 
     examples = documents(case.vocab_size)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    gradients = train_two_steps(model, method, examples, tmp_path)
+    gradients, idle = train_two_steps(model, method, examples, tmp_path)
     for n, parameter in model.named_parameters():
-        if method.trainable(n):
+        if method.trainable(n) and not n.startswith(idle):
             assert gradients[n] > 0, f"{n} has no gradient"
             assert not torch.equal(parameter, before[n]), f"{n} has not moved"
-        else:
+        elif not method.trainable(n):
             assert torch.equal(parameter, before[n]), f"{n} is frozen and has moved"
     with torch.no_grad():
         trained = model.eval()(ids)
@@ -83,8 +84,12 @@ def test_a_method_on_a_family(folders, tmp_path, case, name):
 
 
 def train_two_steps(model, method, examples, out_dir):
-    """Through the real loop, a validation first. Returns the largest gradient of each parameter over both steps."""
-    largest = {}
+    """Through the real loop, a validation first. Returns the largest gradient of each parameter over both steps, and the names
+    of experts that had no token in one of them."""
+    largest, tokens = {}, {f"{n}.": [] for n, _ in model.named_modules() if re.search(r"experts\.\d+$", n)}
+    for n, counts in tokens.items():
+        count = lambda module, inputs, counts=counts: counts.append(len(inputs[0])) if module.training else None  # noqa: E731
+        model.get_submodule(n[:-1]).register_forward_pre_hook(count)
 
     def watch(parameter, name):
         parameter.register_hook(lambda g: largest.update({name: max(largest.get(name, 0.0), g.abs().max().item())}))
@@ -102,7 +107,9 @@ def train_two_steps(model, method, examples, out_dir):
     state = fit(fabric, objective, optimizer, job, lambda f: None)
     assert state.step == 2
     assert state.first_val_loss is not None
-    return {n: largest.get(n, 0.0) for n, _ in model.named_parameters()}
+    idle = tuple(n for n, counts in tokens.items() if not (sum(counts[:3]) and sum(counts[3:])))
+    assert len(idle) <= len(tokens) / 2
+    return {n: largest.get(n, 0.0) for n, _ in model.named_parameters()}, idle
 
 
 class NoEnd:

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from families import CASES, make_reference, random_ids, relative_difference
+from families import BY_NAME, make_reference, random_ids, relative_difference
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcon_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
@@ -76,7 +76,7 @@ def test_half_precision_keeps_the_bits_of_the_biases(dtype):
 @torch.inference_mode()
 def test_largest_slope_of_mpt(tmp_path):
     """MPT-7B-StoryWriter has `alibi_bias_max` 16, which mosaicml's own code reads, but transformers' model leaves at 8."""
-    case = next(case for case in CASES if case.name == "mpt")
+    case = BY_NAME["mpt"]
     reference, ids = make_reference(case, tmp_path), random_ids(case, 2, 30)
     reference.transformer.build_mpt_alibi_tensor = partial(build_mpt_alibi_tensor, alibi_bias_max=16)
     path = tmp_path / "config.json"

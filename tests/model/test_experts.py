@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases_experts import EXPERTS
-from families import CASES, make_reference, random_ids, relative_difference
+from families import BY_NAME, make_reference, random_ids, relative_difference
 
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.model import experts, grouped
@@ -13,7 +13,7 @@ _FAMILIES = ["mixtral", *dict.fromkeys(family for _, family, _ in EXPERTS)]
 
 
 def _case(name: str):
-    return next(case for case in CASES if case.name == name)
+    return BY_NAME[name]
 
 
 @pytest.fixture

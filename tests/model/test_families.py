@@ -6,15 +6,17 @@ import shutil
 import pytest
 import torch
 from conftest import REPOSITORY
-from families import CASES, Case, make_reference, random_ids, relative_difference
+from families import BY_NAME, CASES, EVERY_PART, Case, make_reference, random_ids, relative_difference
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.checkpoint.read import read_tensors, weight_files
+from lit_llm.checkpoint.read import empty_model, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import names_of
 from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import write_checkpoint
+from lit_llm.model.config import Config
 from lit_llm.model.families import FAMILIES
 from lit_llm.model.kv_cache import KVCache
 
@@ -91,6 +93,25 @@ def test_converted_folder_and_shards_give_the_same_model(case, reference, model,
         assert twin.fingerprint == model.fingerprint
         for name, tensor in model.state_dict().items():
             assert torch.equal(twin.state_dict()[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return {part for case in EVERY_PART for part in _parts(case)}
+
+
+def _parts(case):
+    """Kinds of modules by their place in the model and by the parameters that they have."""
+    sizes = {"vocab_size": case.vocab_size, "pad_token_id": 0, **case.sizes}
+    model = empty_model(Config.from_hf(AutoConfig.for_model(case.family, **sizes).to_dict()))
+    return {
+        (re.sub(r"\d+", "{}", name), type(module), *(name for name, _ in module.named_parameters(recurse=False)))
+        for name, module in model.named_modules()
+    }
+
+
+def test_a_few_models_have_every_part(case, parts):
+    assert _parts(case) <= parts
 
 
 def test_weight_table_covers_the_model_exactly(case, model):
@@ -183,7 +204,7 @@ def _rewrite(folder, change) -> None:
     ],
 )
 def test_tensors_as_old_checkpoints_have_them(name, change, tmp_path):
-    make_reference(next(case for case in CASES if case.name == name), tmp_path)
+    make_reference(BY_NAME[name], tmp_path)
     model = load_model(tmp_path)
     _rewrite(tmp_path, change)
     old = load_model(tmp_path)
@@ -193,7 +214,7 @@ def test_tensors_as_old_checkpoints_have_them(name, change, tmp_path):
 
 @torch.inference_mode()
 def test_experts_without_a_token_do_not_run_in_inference(tmp_path):
-    case = next(case for case in CASES if case.name == "mixtral")
+    case = BY_NAME["mixtral"]
     make_reference(case, tmp_path)
     model, ran = load_model(tmp_path).eval(), []
     for expert in model.h[0].mlp.experts:

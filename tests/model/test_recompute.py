@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from families import CASES, make_reference, random_ids
-from methods import METHODS, ONE_PER_FAMILY, documents
+from families import BY_NAME, all_families, make_reference, random_ids
+from methods import METHODS, documents
 
 import lit_llm.model.gpt
 from lit_llm.checkpoint.load_model import load_model
@@ -27,7 +27,7 @@ LLAMA = Config.from_hf({
 })  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ONE_PER_FAMILY, ids=str)
+@pytest.mark.parametrize("case", all_families())
 def test_no_gradient_changes(case, tmp_path, monkeypatch):
     """Of any method on any family, in float32 and with autocast, but for the order of sums."""
     make_reference(case, tmp_path)
@@ -53,7 +53,9 @@ def test_no_gradient_changes(case, tmp_path, monkeypatch):
         expected = gradients(make_method, dtype)
         largest = max(g.norm() for g in expected)  # some are zero but for rounding, such as those of the biases of keys
         for a, b in zip(grads, expected, strict=True):
-            assert (a - b).norm() < (1e-5 if dtype == torch.float32 else 2e-3) * (b.norm() + largest / 100)
+            # In another order a sum may round to the neighbouring bfloat16 number.
+            tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+            assert (a - b).norm() < tolerance * (b.norm() + largest / 100)
 
 
 def test_what_a_result_was_made_from_is_held_and_not_the_result():
@@ -157,7 +159,7 @@ def test_activation_checkpointing_drops_the_inputs_too():
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt-350m"])
 def test_a_block_is_not_asked_again_for_its_result(name, tmp_path):
     """FSDP frees the weights of a block after its forward pass, and gathers them when its own backward pass begins."""
-    case = next(case for case in CASES if case.name == name)
+    case = BY_NAME[name]
     make_reference(case, tmp_path)
     model, results = load_model(tmp_path).train(), []
     model.requires_grad_(True)

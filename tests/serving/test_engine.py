@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from families import CASES, make_reference
+from families import BY_NAME, make_reference
 from serving import wait_until
 
 import lit_llm
@@ -112,7 +112,7 @@ def test_a_row_outgrowing_the_short_longrope_table_equals_alone(tmp_path, make_e
     """Rows of other lengths run beside it, and the switch comes at another step for each."""
     from tiny import make_tokenizer
 
-    case = next(case for case in CASES if case.name == "phi3-longrope")
+    case = BY_NAME["phi3-longrope"]
     reference = make_reference(dataclasses.replace(case, vocab_size=320), tmp_path)
     make_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").unlink()

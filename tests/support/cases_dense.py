@@ -13,12 +13,6 @@ NEEDED: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
 }
 
-# Families whose modules are all those of others: methods and exports of adapters are not tested on them again.
-SAME_MODULES = frozenset(
-    """olmo3 ministral hyperclovax cohere2 glm4 seed_oss ernie4_5 exaone4 arcee jais2 cwm internlm3 iquestcoder
-    vaultgemma""".split()
-)
-
 DENSE: list[tuple[str, str, dict[str, Any]]] = [
     ("helium", "helium", {"head_dim": 8}),
     ("helium-bias", "helium", {"head_dim": 8, "attention_bias": True, "mlp_bias": True, "vocab_size": 128}),

@@ -44,6 +44,7 @@ def make_believe_devices() -> Iterator[None]:
     """Inside, tensors can be made on and moved to privateuseone:0, privateuseone:1 and so on."""
     if not hasattr(torch, NAME):
         _setup_privateuseone_for_python_backend()
+        torch.privateuseone.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
     with _Dispatch(), _Construct():
         yield
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from cases_dense import DENSE
 from cases_experts import EXPERTS
@@ -179,6 +180,20 @@ CASES = [
     *(Case(*case) for case in OLDER),
     *(_case(name, family, **sizes) for name, family, sizes in EXPERTS),
 ]  # fmt: skip
+
+BY_NAME = {case.name: case for case in CASES}
+EVERY_PART = [
+    BY_NAME[name]
+    for name in """llama llama-mqa-bias-tied mixtral qwen2 gemma3_text phi-qk-norm phi3 stablelm-2-12b gpt_neox falcon-40b gpt2
+    granite command-r-plus apertus nanochat-bias bloom opt-350m dots1 gpt_oss qwen2_moe phimoe""".split()
+]
+"""Together they have every kind of part that some family has."""
+
+
+def all_families() -> list[Any]:
+    """One case per family and those of `EVERY_PART`, as parameters of a test; the others run with `-m slow`."""
+    cases = {case.name: case for case in [*{case.family: case for case in reversed(CASES)}.values(), *EVERY_PART]}.values()
+    return [pytest.param(case, id=case.name, marks=() if case in EVERY_PART else pytest.mark.slow) for case in cases]
 
 
 def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> PreTrainedModel:

@@ -4,7 +4,7 @@ import json
 
 import torch
 import yaml
-from families import CASES, make_reference
+from families import BY_NAME, make_reference
 from tiny import make_tokenizer
 
 _LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False, "bias": False}
@@ -121,7 +121,7 @@ def make_lit_gpt(folder, name, generation, **changes):
     """The tiny model of that case in transformers, and a folder that holds its weights as this generation did."""
     from safetensors.torch import load_file
 
-    case = next(case for case in CASES if case.name == name)
+    case = BY_NAME[name]
     reference = make_reference(case, folder.parent / "hf")
     hf = load_file(folder.parent / "hf" / "model.safetensors")
     hf.setdefault("lm_head.weight", hf.get("transformer.word_embeddings.weight"))

@@ -1,8 +1,6 @@
-"""Every method of finetuning on one model of every family."""
+"""Every method of finetuning on one model."""
 
 import torch
-from cases_dense import SAME_MODULES
-from families import CASES
 
 from lit_llm.data.examples import Example
 from lit_llm.methods.adapter import Adapter
@@ -20,9 +18,6 @@ METHODS = {
     "adapter_v2": lambda: AdapterV2(prompt_length=4, start_layer=1),
     "ia3": lambda: IA3(),
 }
-
-
-ONE_PER_FAMILY = list({case.family: case for case in reversed(CASES) if case.family not in SAME_MODULES}.values())
 
 
 def documents(vocab_size, n=6):

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 import torch
-from families import CASES, make_reference, relative_difference
+from families import BY_NAME, make_reference, relative_difference
 from tiny import make_checkpoint, make_data
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,7 +28,7 @@ def _batch(documents: list[torch.Tensor]) -> MicroBatch:
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe-sparse-step", "olmoe"])
 def test_loss_and_gradients_equal_transformers(name, recompute, tmp_path):
     """Packed documents against padded rows, whose padding does not count."""
-    case = next(case for case in CASES if case.name == name)
+    case = BY_NAME[name]
     reference = make_reference(case, tmp_path)
     documents = [torch.randint(1, case.vocab_size, (n,)) for n in (9, 4, 17)]
     ids, mask = (pad_sequence(rows, batch_first=True) for rows in (documents, [torch.ones_like(d) for d in documents]))
@@ -53,7 +53,7 @@ def test_loss_and_gradients_equal_transformers(name, recompute, tmp_path):
 
 
 def test_validation_is_without_it(tmp_path):
-    make_reference(next(case for case in CASES if case.name == "mixtral"), tmp_path)
+    make_reference(BY_NAME["mixtral"], tmp_path)
     model, batch = load_model(tmp_path), _batch([torch.arange(1, 9)])
     loss, shown = Objective(model, next_token_loss, None, COEFFICIENT).eval()(batch)
     assert torch.equal(loss, next_token_loss(model, batch)[0])
