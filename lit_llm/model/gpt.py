@@ -17,6 +17,7 @@ from lit_llm.model.attention import AttentionInputs, Documents, attend, position
 from lit_llm.model.config import Config
 from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
+from lit_llm.model.norms import Norm, qk_norm
 from lit_llm.model.recompute import recipes_for_results, recomputed
 from lit_llm.model.rope import Rope, rotate
 
@@ -218,8 +219,8 @@ class CausalSelfAttention(nn.Module):
         self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
         self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
-        self.q_norm = _qk_norm(config, config.n_head)
-        self.k_norm = _qk_norm(config, config.n_query_groups)
+        self.q_norm = qk_norm(config, config.n_head)
+        self.k_norm = qk_norm(config, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
@@ -235,7 +236,7 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """(B, T, C) from x (B, T, C). `store` puts keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
-        q, (k, v) = self.heads(self.q(x), self.q_norm, rope), self.keys_and_values(x, rope)
+        q, (k, v) = self.queries(x, rope), self.keys_and_values(x, rope)
         if query_scale is not None:
             q = q * query_scale.to(q.dtype)
         if store is not None:
@@ -247,6 +248,10 @@ class CausalSelfAttention(nn.Module):
         if self.adapter is not None:
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries (B, nh, T, hs) for x (B, T, C)."""
+        return self.heads(self.q(x), self.q_norm, rope)
 
     def keys_and_values(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Keys, at positions only if `rope` is given, and values, (B, ng, T, hs) each, for x (B, T, C)."""
@@ -328,58 +333,3 @@ class XIELU(nn.Module):
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
-
-
-class Norm(nn.Module):
-    """RMSNorm, w x / sqrt(mean(x^2) + eps), or LayerNorm, w (x - mean(x)) / sqrt(var(x) + eps) + b.
-
-    Computed in float32, since squares overflow in float16 and lose bits in bfloat16; returned in the dtype of the input.
-    """
-
-    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
-        super().__init__()
-        self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
-        self.weight = None if self.kind.endswith("_fixed") else nn.Parameter(torch.ones(self.size))
-        self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self.normalized, x, self.weight, self.bias)
-
-    def normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        weight = None if weight is None else weight.float()
-        bias = None if bias is None else bias.float()
-        if weight is not None and self.kind.endswith("_plus_one"):
-            weight = weight + 1
-        if self.kind.startswith("layer"):
-            return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
-        return F.rms_norm(x.float(), (self.size,), weight, self.eps).to(x.dtype)
-
-
-class HeadNorms(nn.ModuleList):
-    """One norm without bias for each head of (B, heads, T, hs); a list, because upstream has one tensor per head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
-
-
-class RowNorms(Norm):
-    """Norm of each head of (B, heads, T, hs) with its row of a weight (heads, hs): as `HeadNorms`, with one tensor upstream."""
-
-    def __init__(self, config: Config, n_heads: int) -> None:
-        super().__init__(config, config.head_size, bias=False)
-        self.weight = nn.Parameter(torch.ones(n_heads, config.head_size))
-
-    def normalized(self, x: Tensor, weight: Tensor, bias: None) -> Tensor:
-        return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
-
-
-def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
-    if config.qk_norm is None:
-        return None
-    if config.qk_norm == "row":
-        return Norm(config, n_heads * config.head_size)
-    if config.qk_norm == "heads":
-        return RowNorms(config, n_heads)
-    if config.qk_norm == "each_head":
-        return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
-    return Norm(config, config.head_size)
