@@ -28,7 +28,7 @@ _BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "
 # Layers after the last one, or modules of their own, predict the tokens after the next for speculative decoding; transformers
 # ignores them too.
 _PREDICT_LATER_TOKENS = {
-    "glm4_moe": r"^model\.layers\.(\d+)\.",
+    **dict.fromkeys(("glm4_moe", "deepseek_v3", "kimi_k2", "glm4_moe_lite"), r"^model\.layers\.(\d+)\."),
     "ernie4_5_moe": r"^model\.mtp_",
 }
 

@@ -15,7 +15,7 @@ from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
-GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+GROUPS = {"attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up"), "mlp": ("gate", "up", "down")}
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
 
 

@@ -95,8 +95,17 @@ class Config:
     """The output of the shared expert is multiplied by sigmoid(w x)."""
     dense_layers: list[int] | None = None
     """Layers with one MLP of intermediate_size in a model with experts. None: no layer."""
+    kv_latent_size: int | None = None
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434, section 2.1): keys and values are projected up from this
+    many numbers per token. None: from n_embd."""
+    q_latent_size: int | None = None
+    """The same for queries."""
+    latent_norm_eps: float = 1e-6
+    """norm_eps of these latent vectors."""
+    v_head_size: int | None = None
+    """head_size of values. None: that of keys."""
     attn_bias: bool = False
-    """Bias of the q, k and v projections."""
+    """Bias of the q, k and v projections; with latent attention, of those down to latent vectors."""
     attn_out_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
@@ -176,6 +185,7 @@ class Config:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
         for name in (
             "norm_eps",
+            "latent_norm_eps",
             "rope_theta",
             "clip_qkv",
             "attention_scale",
@@ -197,6 +207,9 @@ class Config:
             check_size("embedding_size", self.embedding_size)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
+        for name in ("kv_latent_size", "q_latent_size", "v_head_size"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
         if self.alibi is not None and self.attention_softcap is not None:
             raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
         if self.sliding_window is not None:
@@ -208,7 +221,8 @@ class Config:
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
             check_size("expert_size", self.expert_size)
             self._check_routing()
-        attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
+        attention = (self.head_size + self.value_size) * (self.n_head + self.n_query_groups)
+        attention += (self.kv_latent_size or 0) + (self.q_latent_size or 0)
         mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
@@ -241,6 +255,11 @@ class Config:
     def score_factor(self) -> float:
         """Factor of q k^T."""
         return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def value_size(self) -> int:
+        """Numbers per head of values."""
+        return self.head_size if self.v_head_size is None else self.v_head_size
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

@@ -177,7 +177,7 @@ class Block(nn.Module):
         self.normalizes_sums = config.residual_norm
         has_norms = config.pre_norm or config.residual_norm
         self.norm_1 = Norm(config) if has_norms else nn.Identity()
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = (CausalSelfAttention if config.kv_latent_size is None else LatentAttention)(config, layer)
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
         self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
@@ -207,7 +207,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.head_size = hs = config.head_size
+        self.head_size = config.head_size
         self.clip = config.clip_qkv
         self.scale = config.score_factor
         self.softcap = config.attention_softcap
@@ -215,14 +215,17 @@ class CausalSelfAttention(nn.Module):
         self.interleaved = config.rope_interleaved
         self.normalizes_rows = config.qk_norm == "row"
         self.normalizes_last = config.qk_norm_after_rope
-        self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
-        self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
-        self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
-        self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
+        self.add_projections(config)
+        self.o = nn.Linear(config.n_head * config.value_size, config.n_embd, bias=config.attn_out_bias)
         self.q_norm = qk_norm(config, config.n_head)
         self.k_norm = qk_norm(config, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
+
+    def add_projections(self, config: Config) -> None:
+        self.q = nn.Linear(config.n_embd, config.n_head * config.head_size, bias=config.attn_bias)
+        self.k = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=config.attn_bias)
+        self.v = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=config.attn_bias)
 
     def forward(
         self,
@@ -274,6 +277,48 @@ class CausalSelfAttention(nn.Module):
         """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
         return attend(q, k, v, None, mask, None, self.scale, self.softcap)
+
+
+class LatentAttention(CausalSelfAttention):
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434, section 2.1): keys and values, and often queries, are
+    projected down to a latent vector and up to heads. RoPE rotates the last dimensions of a head, whose keys all heads share.
+
+    A subclass, because only the projections differ. r = kv_latent_size, n = head_size - rotary_size, vs = value_size.
+    """
+
+    def add_projections(self, config: Config) -> None:
+        assert config.kv_latent_size is not None
+        bias, q_size, eps = config.attn_bias, config.n_head * config.head_size, config.latent_norm_eps
+        self.down_parts = [config.kv_latent_size, config.rotary_size]
+        self.up_parts = [config.head_size - config.rotary_size, config.value_size]
+        self.q_is_latent = config.q_latent_size is not None
+        if config.q_latent_size is None:
+            self.q = nn.Linear(config.n_embd, q_size, bias=False)
+        else:
+            self.q_down = nn.Linear(config.n_embd, config.q_latent_size, bias=bias)
+            self.q_latent_norm = Norm(config, config.q_latent_size, eps=eps)
+            self.q_up = nn.Linear(config.q_latent_size, q_size, bias=False)
+        self.kv_down = nn.Linear(config.n_embd, sum(self.down_parts), bias=bias)
+        self.kv_latent_norm = Norm(config, config.kv_latent_size, eps=eps)
+        self.kv_up = nn.Linear(config.kv_latent_size, config.n_head * sum(self.up_parts), bias=False)
+
+    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries (B, nh, T, hs) for x (B, T, C)."""
+        q = self.q_up(self.q_latent_norm(self.q_down(x))) if self.q_is_latent else self.q(x)
+        q = q.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        q, rotating = q.split([self.up_parts[0], self.down_parts[1]], dim=-1)  # (B, nh, T, n), (B, nh, T, rotary_size)
+        return torch.cat((q, self.rotated(rotating, rope)), dim=-1)
+
+    def keys_and_values(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Keys (B, nh, T, hs), at positions only if `rope` is given, and values (B, nh, T, vs), for x (B, T, C)."""
+        latent, shared = self.kv_down(x).split(self.down_parts, dim=-1)  # (B, T, r), (B, T, rotary_size)
+        heads = self.kv_up(self.kv_latent_norm(latent)).unflatten(-1, (-1, sum(self.up_parts))).transpose(1, 2)
+        k, v = heads.split(self.up_parts, dim=-1)  # (B, nh, T, n), (B, nh, T, vs)
+        shared = self.rotated(shared[:, None], rope).expand(-1, k.size(1), -1, -1)
+        return torch.cat((k, shared), dim=-1), v
+
+    def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        return x if rope is None else rotate(x, *rope, self.interleaved)
 
 
 class GatedMLP(nn.Module):

@@ -44,12 +44,12 @@ class KVCache:
         self.ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
         devices = [device] * config.n_layer if isinstance(device, (str, torch.device)) else device
 
-        def slots(layer: int) -> "Slots":
+        def slots(layer: int, size: int) -> "Slots":
             n_slots = self.ring if config.is_sliding(layer) else max_length
-            return Slots((batch_size, config.n_query_groups, n_slots, config.head_size), devices[layer], dtype, int8)
+            return Slots((batch_size, config.n_query_groups, n_slots, size), devices[layer], dtype, int8)
 
-        self.k = [slots(i) for i in range(config.n_layer)]
-        self.v = [slots(i) for i in range(config.n_layer)]
+        self.k = [slots(i, config.head_size) for i in range(config.n_layer)]
+        self.v = [slots(i, config.value_size) for i in range(config.n_layer)]
 
     def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.

@@ -32,9 +32,9 @@ def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
     }
 
 
-def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
+def deepseek(k: Keys, fields: Fields, n_dense: int, n_shared: int = 1) -> Fields:
     """Sigmoid scores, a bias for the choice, shared experts and MLPs in the first layers, as in DeepSeek V3."""
-    n_dense, n_shared = k.count("first_k_dense_replace", n_dense), k.size("n_shared_experts", 1)
+    n_dense, n_shared = k.count("first_k_dense_replace", n_dense), k.size("n_shared_experts", n_shared)
     return {
         "router_score": "sigmoid",
         "choice_bias": True,
@@ -44,18 +44,18 @@ def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
 
 
 def _solar_open(k: Keys, fields: Fields) -> Fields:
-    return {**_deepseek(k, fields, 0), "dense_layers": None}
+    return {**deepseek(k, fields, 0), "dense_layers": None}
 
 
 def _dots1(k: Keys, fields: Fields) -> Fields:
     n_layer, window, full = fields["n_layer"], k.optional_size("sliding_window", 4096), k.count("max_window_layers", 62)
     slides = [window is not None and i >= full for i in range(n_layer)]
-    return {**_deepseek(k, fields, 0), **window_fields(k, n_layer, window, slides)}
+    return {**deepseek(k, fields, 0), **window_fields(k, n_layer, window, slides)}
 
 
 def _glm4_moe(k: Keys, fields: Fields) -> Fields:
     return {
-        **_deepseek(k, fields, 1),
+        **deepseek(k, fields, 1),
         "attn_out_bias": False,
         "qk_norm": "head" if k.flag("use_qk_norm", False) else None,
     }
@@ -122,7 +122,7 @@ _GPT_OSS_ROPE: Fields = {
 _GRANITEMOE = GRANITE | {"attention_multiplier": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2}
 _MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _OLMOE: dict[str, str | None] = {"num_local_experts": "num_experts"}
-_DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
+DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
 
 EXPERTS: dict[str, Family] = {
     "mixtral": Family(
@@ -183,7 +183,7 @@ EXPERTS: dict[str, Family] = {
         {"vocab_size": 152064, "hidden_size": 4608, "intermediate_size": 10944, "num_hidden_layers": 62,
          "num_key_value_heads": 32, "attention_bias": False, "num_local_experts": None, "num_experts_per_tok": None,
          "moe_intermediate_size": 1408, "norm_topk_prob": False, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         fixed={"qk_norm": "head"},
         more=_dots1,
     ),
@@ -193,7 +193,7 @@ EXPERTS: dict[str, Family] = {
          "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5,
          "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         unused=("num_nextn_predict_layers",),
         more=_glm4_moe,
     ),
@@ -203,7 +203,7 @@ EXPERTS: dict[str, Family] = {
          "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
          "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1280,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         fixed={"attn_out_bias": False},
         unused=("first_k_dense_replace",),
         more=_solar_open,

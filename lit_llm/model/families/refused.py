@@ -55,8 +55,12 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2 lfm2_moe lfm3 zaya"),
     _refusal(
-        "multi-head latent attention is not implemented",
-        "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite longcat_flash minicpm3 youtu",
+        "the output of its mixture of experts has a norm, which is not implemented",
+        "axk1",
+    ),
+    _refusal(
+        "layers with two attentions, and with experts that return their input, are not implemented",
+        "longcat_flash",
     ),
     _refusal(
         "attention to keys that an index selects is not implemented",
