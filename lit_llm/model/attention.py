@@ -27,7 +27,8 @@ def attend(
     softcap: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(scale * q k^T) v, (B, nh, T, hs); nh / ng query heads share a key/value head.
+    """Return softmax(scale * q k^T) v, (B, nh, T, hs); nh / ng query heads share a key/value head. Values, and the result, may
+    have another head size.
 
     `sinks` (nh,) are further scores in the softmax, which belong to no key.
 
@@ -88,12 +89,14 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    v_size = v.size(-1)
+    v = F.pad(v, (0, q.size(-1) - v_size))  # the kernel has one head size
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     left = -1 if window is None else window - 1  # keys before its own position that a query attends to
     bounds, longest, gqa = documents.bounds, max(documents.lengths), q.size(1) != k.size(1)
     y = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
     assert isinstance(y, Tensor)
-    return y.transpose(0, 1)[None]
+    return y.transpose(0, 1)[None, ..., :v_size]
 
 
 def _attend_in_window(

@@ -203,17 +203,13 @@ class Config:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
-        if self.embedding_size is not None:
-            check_size("embedding_size", self.embedding_size)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
-        for name in ("kv_latent_size", "q_latent_size", "v_head_size"):
+        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         if self.alibi is not None and self.attention_softcap is not None:
             raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
-        if self.sliding_window is not None:
-            check_size("sliding_window", self.sliding_window)
         if self.query_growth is not None:
             check_size("query_growth_length", self.query_growth_length)
         if self.n_expert:

@@ -199,6 +199,17 @@ def _rewrite(folder, change) -> None:
                 }
             ),
         ),
+        (
+            "deepseek_v3",
+            lambda tensors: (
+                tensors
+                | {
+                    "model.layers.3.embed_tokens.weight": torch.ones(1, 1),
+                    "model.layers.3.self_attn.kv_a_layernorm.weight": torch.ones(1),
+                    "model.layers.3.shared_head.head.weight": torch.ones(1, 1),
+                }
+            ),
+        ),
         ("ernie4_5_moe", lambda tensors: tensors | {"model.mtp_block.0.mlp.up_proj.weight": torch.ones(1, 1)}),
         ("falcon-7b", lambda tensors: tensors | {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}),
     ],

@@ -50,6 +50,7 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
 
 # Keys without which upstream cannot build a model.
 SIZES_WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
     "glm4_moe": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},

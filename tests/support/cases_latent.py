@@ -42,5 +42,5 @@ LATENT: list[tuple[str, str, dict[str, Any]]] = [
         **_LATENT, "attention_bias": True, "mlp_bias": True, "scale_depth": None, "dim_model_base": None, "scale_emb": 1,
         "tie_word_embeddings": False, "rope_parameters": {
             "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0],
-            "original_max_position_embeddings": 16}}),
+            "original_max_position_embeddings": 40}}),
 ]  # fmt: skip

@@ -39,7 +39,7 @@ def _latent(nope: int, more: More = lambda k, fields: {}) -> More:
 
 def _mscale(k: Keys, scaling: Fields | None) -> float:
     """Return what queries and keys are multiplied by where RoPE is scaled: with `mscale_all_dim` all dimensions are."""
-    if scaling is None or not (weight := rope_parameters(k).get("mscale_all_dim")):
+    if scaling is None or not (weight := (rope_parameters(k) | scaling).get("mscale_all_dim")):
         return 1.0
     return 1 + 0.1 * positive("rope_scaling's mscale_all_dim", weight) * max(math.log(scaling["factor"]), 0)
 
