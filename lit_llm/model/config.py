@@ -18,7 +18,7 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 _CHOICES = {
     "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
-    "qk_norm": (None, "head", "heads", "each_head", "row"),
+    "qk_norm": (None, "head", "heads", "each_head", "row", "fixed"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
@@ -57,7 +57,7 @@ class Config:
     """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `heads` (each has its row of one weight), `each_head` (each has a
-    weight of its own) or `row` (all heads at once)."""
+    weight of its own), `row` (all heads at once) or `fixed` (no weight, and only in layers with RoPE)."""
     qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
@@ -89,6 +89,8 @@ class Config:
     n_chosen_group: int = 1
     n_in_group_score: int = 2
     """Largest scores in a group whose sum is the score of the group."""
+    weigh_expert_inputs: bool = False
+    """The weight of an expert multiplies its input, not its output."""
     shared_expert_size: int = 0
     """intermediate_size of an expert that sees every token. 0: none."""
     shared_expert_gate: bool = False
@@ -123,10 +125,16 @@ class Config:
     """Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_growth_length)): attention over
     long contexts stays sharp (https://arxiv.org/abs/2501.19399). None: they are not."""
     query_growth_length: int | None = None
+    query_growth_offset: int = 0
+    """Added to p."""
+    query_growth_without_rope: bool = False
+    """Only in layers without RoPE."""
     logit_scale: float = 1.0
     """Factor of the logits, before the softcap."""
     sliding_window: int | None = None
     """Number of positions that each one attends to, itself included. None: all before it."""
+    chunked: bool = False
+    """The window does not slide: each position attends to those up to itself in its chunk of `sliding_window` positions."""
     sliding_layers: list[int] | None = None
     """Layers that have the sliding window. None: all of them."""
     parallel_residual: bool = False
@@ -260,6 +268,10 @@ class Config:
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""
         return self.sliding_window is not None and (self.sliding_layers is None or layer in self.sliding_layers)
+
+    def has_rope(self, layer: int) -> bool:
+        """Return True if this layer has RoPE."""
+        return self.rotary_size > 0 and layer not in (self.no_rope_layers or ())
 
     def has_experts(self, layer: int) -> bool:
         """Return True if this layer has a mixture of experts instead of one MLP."""

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.model.alibi import EXTRA, Alibi, with_biases
-from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
+from lit_llm.model.attention import (
+    AttentionInputs,
+    Documents,
+    attend,
+    in_chunks,
+    positions_in_sequences,
+    query_scale,
+    soft_capped,
+)
 from lit_llm.model.config import Config
 from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
@@ -211,14 +219,15 @@ class CausalSelfAttention(nn.Module):
         self.clip = config.clip_qkv
         self.scale = config.score_factor
         self.softcap = config.attention_softcap
-        self.window = config.sliding_window if config.is_sliding(layer) else None
+        window = config.sliding_window if config.is_sliding(layer) else None
+        self.window, self.chunk = (None, window) if config.chunked else (window, None)
         self.interleaved = config.rope_interleaved
         self.normalizes_rows = config.qk_norm == "row"
         self.normalizes_last = config.qk_norm_after_rope
         self.add_projections(config)
         self.o = nn.Linear(config.n_head * config.value_size, config.n_embd, bias=config.attn_out_bias)
-        self.q_norm = qk_norm(config, config.n_head)
-        self.k_norm = qk_norm(config, config.n_query_groups)
+        self.q_norm = qk_norm(config, layer, config.n_head)
+        self.k_norm = qk_norm(config, layer, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
@@ -244,6 +253,8 @@ class CausalSelfAttention(nn.Module):
             q = q * query_scale.to(q.dtype)
         if store is not None:
             k, v = store(k, v)
+        if self.chunk is not None and mask is None:
+            documents = in_chunks(documents, T, self.chunk, x.device)
         if of_keys is None:
             y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap, self.sinks)
         else:

@@ -1,5 +1,7 @@
 """Norms of the residual stream, and of the heads of queries and keys."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,10 +53,13 @@ class RowNorms(Norm):
         return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
 
 
-def qk_norm(config: Config, n_heads: int) -> nn.Module | None:
-    """Return the norm of q or k that the family has, see `Config.qk_norm`."""
+def qk_norm(config: Config, layer: int, n_heads: int) -> nn.Module | None:
+    """Return the norm of q or k that a layer has, see `Config.qk_norm`."""
     if config.qk_norm is None:
         return None
+    if config.qk_norm == "fixed":
+        fixed = Norm(replace(config, norm=f"{config.norm}_fixed"), config.head_size, bias=False)
+        return fixed if config.has_rope(layer) else None
     if config.qk_norm == "row":
         return Norm(config, n_heads * config.head_size)
     if config.qk_norm == "heads":

@@ -74,10 +74,19 @@ _GPT_OSS: Table = {
 }
 
 
-def with_mixture(config: Config, rows: Table, mixture: Table, **ends: str) -> Table:
+_FEED_FORWARD: Table = {f"feed_forward.{part}_proj": f"mlp.{part}" for part in ("gate", "up", "down")}
+_LLAMA4: Table = {
+    "feed_forward.router": "mlp.router",
+    "feed_forward.experts.gate_up_proj": stacked("gate.weight", "up.weight", transposed=True),
+    "feed_forward.experts.down_proj": stacked("down.weight", transposed=True),
+    **{f"feed_forward.shared_expert.{part}_proj": f"mlp.shared.{part}" for part in ("gate", "up", "down")},
+}
+
+
+def with_mixture(config: Config, rows: Table, mixture: Table, mlp: Table = GATED_MLP) -> Table:
     """Return a table with the rows of a layer, and of mixtures and MLPs where a layer has them."""
     kinds = {config.has_experts(layer) for layer in range(config.n_layer)}
-    return model_table(rows | (mixture if True in kinds else {}) | (GATED_MLP if False in kinds else {}), **ends)
+    return model_table(rows | (mixture if True in kinds else {}) | (mlp if False in kinds else {}))
 
 
 EXPERTS: dict[str, Callable[[Config], Table]] = {
@@ -99,5 +108,6 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "granitemoeshared": lambda config: model_table(PRE_NORMS | ATTENTION | _granite(config)),
     "hunyuan_v1_moe": lambda config: model_table(PRE_NORMS | ATTENTION | HUNYUAN_QK_NORMS | _hunyuan(config)),
     "gpt_oss": lambda config: model_table(PRE_NORMS | ATTENTION | _GPT_OSS),
+    "llama4_text": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _LLAMA4, _FEED_FORWARD),
     "ernie4_5_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -115,6 +115,36 @@ def _gpt_oss(k: Keys, fields: Fields) -> Fields:
     return {**window, "swiglu_limit": limit, "expert_size": fields["intermediate_size"]}
 
 
+def _llama4_text(k: Keys, fields: Fields) -> Fields:
+    """Every fourth layer has no RoPE and attends to all positions, with queries that grow; the others attend in chunks."""
+    n_layer, interval, step = fields["n_layer"], k.size("no_rope_layer_interval", 4), k.size("interleave_moe_layer_step", 1)
+    rope = k.per_layer("no_rope_layers", n_layer) if k.get("no_rope_layers", None) else None  # 1 where there is RoPE
+    rope = [(i + 1) % interval != 0 for i in range(n_layer)] if rope is None else [bool(has) for has in rope]
+    kinds = k.per_layer("layer_types", n_layer) or ["chunked_attention" if has else "full_attention" for has in rope]
+    if unknown := [kind for kind in kinds if kind not in ("chunked_attention", "full_attention")]:
+        raise CheckpointError(f"layer_types {shown(unknown[0])} is not supported; supported: chunked_attention, full_attention")
+    chunk, chunked = k.optional_size("attention_chunk_size", 8192), [i for i in range(n_layer) if kinds[i] != "full_attention"]
+    if chunked and chunk is None:
+        raise CheckpointError("layer_types has chunked_attention, but attention_chunk_size is not set")
+    mixtures = k.integers("moe_layers") if k.get("moe_layers", None) is not None else range(step - 1, n_layer, step)
+    growth: Fields = {}
+    if k.flag("attn_temperature_tuning", True):
+        growth = {"query_growth": k.number("attn_scale", 0.1), "query_growth_length": k.size("floor_scale", 8192)}
+    k.unused("floor_scale", "attn_scale", "use_qk_norm")
+    expert_size = fields["intermediate_size"]
+    return {
+        **growth,
+        "sliding_window": chunk if chunked else None,
+        "sliding_layers": chunked or None,
+        "no_rope_layers": [i for i in range(n_layer) if not rope[i]] or None,
+        "qk_norm": "fixed" if k.flag("use_qk_norm", True) else None,
+        "dense_layers": [i for i in range(n_layer) if i not in mixtures] or None,
+        "intermediate_size": k.size("intermediate_size_mlp", 16384),
+        "expert_size": expert_size,
+        "shared_expert_size": expert_size,
+    }
+
+
 _GPT_OSS_ROPE: Fields = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -251,6 +281,18 @@ EXPERTS: dict[str, Family] = {
         only={"swiglu_alpha": 1.702},
         rope=rope_or(_GPT_OSS_ROPE),
         more=_gpt_oss,
+    ),
+    "llama4_text": Family(
+        "Llama 4 Scout and Maverick",
+        {"vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "num_hidden_layers": 48,
+         "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+         "rms_norm_eps": 1e-5, "rope_theta": 5e5, "attention_bias": False, "num_local_experts": 16, "num_experts_per_tok": 1},
+        fixed={"rope_interleaved": True, "chunked": True, "router_score": "sigmoid",
+               "normalize_expert_weights": False, "weigh_expert_inputs": True, "query_growth_offset": 1,
+               "query_growth_without_rope": True},
+        only={"router_jitter_noise": 0.0},
+        unused=("for_llm_compressor",),
+        more=_llama4_text,
     ),
     "ernie4_5_moe": Family(
         "ERNIE-4.5 21B-A3B and 300B-A47B",

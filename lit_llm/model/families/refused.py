@@ -85,7 +85,6 @@ REFUSALS: tuple[Refusal, ...] = (
         gemma4_unified_text""",
         "Use Gemma 3, whose model_type is gemma3 or gemma3_text",
     ),
-    _refusal("queries without RoPE that grow with the position, and its experts, are not implemented", "llama4 llama4_text"),
     _refusal("sinusoidal positions are not implemented", "ctrl xglm"),
     _refusal("only its last layer has a bias of attention", "gpt_neox_japanese"),
     _refusal("weights are ternary, with activations of 8 bits", "bitnet"),
