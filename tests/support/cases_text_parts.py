@@ -39,7 +39,7 @@ TEXT_PART_CASES: dict[str, dict[str, Any]] = {
                         _QWEN_VISION, tie_word_embeddings=True),
     "qwen3_vl": _case({"rope_parameters": {**_MROPE, "mrope_interleaved": True}, "head_dim": 8}, _QWEN_VISION),
     "llama4": _case(
-        {"model_type": "llama4_text", "num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 40},
+        {"model_type": "llama4_text", "moe_layers": [], "head_dim": 8, "intermediate_size_mlp": 48},
         {**_VISION, "model_type": "llama4_vision_model", "intermediate_size": 64, "vision_output_dim": 32,
          "projector_input_dim": 32, "projector_output_dim": 32}),
     "idefics3": _case({"model_type": "llama"}, _VISION, scale_factor=1),
