@@ -30,6 +30,7 @@ _BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "
 _PREDICT_LATER_TOKENS = {
     **dict.fromkeys(("glm4_moe", "deepseek_v3", "kimi_k2", "glm4_moe_lite"), r"^model\.layers\.(\d+)\."),
     "ernie4_5_moe": r"^model\.mtp_",
+    **dict.fromkeys(("exaone_moe", "mellum"), r"^mtp\."),
 }
 
 QUANTIZED = (

@@ -43,6 +43,21 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt_oss-clamped", "gpt_oss", {
         "num_local_experts": 4, "head_dim": 8, "sliding_window": 64, "swiglu_limit": 0.1, "num_experts_per_tok": 3,
         "layer_types": ["full_attention"] * 3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    ("exaone_moe", "exaone_moe", {
+        **_QWEN, "num_shared_experts": 1, "sliding_window": 6, "sliding_window_pattern": 3, "head_dim": 8}),
+    ("exaone_moe-groups", "exaone_moe", {
+        **_QWEN, "num_experts": 8, "num_shared_experts": 2, "n_group": 4, "topk_group": 2, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "mlp_layer_types": ["sparse", "dense", "sparse"], "vocab_size": 128}),
+    ("mellum", "mellum", {
+        **_QWEN, "head_dim": 8, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("mellum-yarn", "mellum", {
+        **_QWEN, "head_dim": 16, "attention_bias": True, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "norm_topk_prob": False, "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
     ("llama4_text", "llama4_text", {
         **_LLAMA4, "attention_chunk_size": 6, "no_rope_layer_interval": 2, "floor_scale": 4, "attn_scale": 0.5,
         "num_experts_per_tok": 2}),

@@ -48,6 +48,10 @@ def _ernie(config: Config) -> Table:
     }
 
 
+def _exaone(config: Config) -> Table:
+    return deepseek(replace(config, choice_bias=False)) | {"mlp.e_score_correction_bias": "mlp.router.choice_bias"}
+
+
 def _granite(config: Config) -> Table:
     fused_mlp: Table = {
         "shared_mlp.input_linear": fused("mlp.shared.gate", "mlp.shared.up"),
@@ -108,6 +112,8 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "granitemoeshared": lambda config: model_table(PRE_NORMS | ATTENTION | _granite(config)),
     "hunyuan_v1_moe": lambda config: model_table(PRE_NORMS | ATTENTION | HUNYUAN_QK_NORMS | _hunyuan(config)),
     "gpt_oss": lambda config: model_table(PRE_NORMS | ATTENTION | _GPT_OSS),
+    "exaone_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _exaone(config)),
+    "mellum": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
     "llama4_text": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _LLAMA4, _FEED_FORWARD),
     "ernie4_5_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -2,8 +2,17 @@
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys, check_size, positive, rope_parameters, window_fields
-from lit_llm.model.families.dense import GRANITE, granite, hunyuan, hunyuan_rope
-from lit_llm.model.families.family import LAYER_NORM, MISTRAL, QWEN, Family, rope_or, used_window
+from lit_llm.model.families.dense import GRANITE, exaone4, granite, hunyuan, hunyuan_rope
+from lit_llm.model.families.family import (
+    LAYER_NORM,
+    MISTRAL,
+    QWEN,
+    Family,
+    local_theta,
+    rope_of_full_layers,
+    rope_or,
+    used_window,
+)
 from lit_llm.schema import shown
 
 
@@ -40,6 +49,32 @@ def deepseek(k: Keys, fields: Fields, n_dense: int, n_shared: int = 1) -> Fields
         "choice_bias": True,
         "shared_expert_size": n_shared * fields["expert_size"],
         "dense_layers": list(range(min(n_dense, fields["n_layer"]))) or None,
+    }
+
+
+def dense_by_type(k: Keys, n_layer: int, n_dense: int) -> list[int] | None:
+    """Return the layers with one MLP, by `mlp_layer_types` or, where it is missing, the first `n_dense`."""
+    kinds = k.per_layer("mlp_layer_types", n_layer) or ["dense" if i < n_dense else "sparse" for i in range(n_layer)]
+    if unknown := [kind for kind in kinds if kind not in ("dense", "sparse")]:
+        raise CheckpointError(f"mlp_layer_types {shown(unknown[0])} is not supported; supported: dense, sparse")
+    return [i for i, kind in enumerate(kinds) if kind == "dense"] or None
+
+
+def _exaone_moe(k: Keys, fields: Fields) -> Fields:
+    n_dense = k.count("first_k_dense_replace", 1)
+    found = {**exaone4(k, fields), **deepseek(k, fields, 1)}
+    return found | {"dense_layers": dense_by_type(k, fields["n_layer"], n_dense)}
+
+
+def _mellum(k: Keys, fields: Fields) -> Fields:
+    n_layer = fields["n_layer"]
+    window = window_fields(k, n_layer, k.optional_size("sliding_window", 1024), [False] * n_layer)
+    theta = local_theta(k, 1e4)
+    same = fields["rope_scaling"] is None and fields["rope_theta"] == theta
+    return {
+        **window,
+        "local_rope_theta": None if same or not window else theta,
+        "dense_layers": dense_by_type(k, n_layer, 0),
     }
 
 
@@ -281,6 +316,29 @@ EXPERTS: dict[str, Family] = {
         only={"swiglu_alpha": 1.702},
         rope=rope_or(_GPT_OSS_ROPE),
         more=_gpt_oss,
+    ),
+    "exaone_moe": Family(
+        "K-EXAONE 236B-A23B",
+        {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5,
+         "num_local_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.5, "n_group": 1, "topk_group": 1},
+        spelled=_OLMOE,
+        aliases={"num_shared_experts": "n_shared_experts"},
+        fixed={"qk_norm": "head"},
+        unused=("num_nextn_predict_layers",),
+        more=_exaone_moe,
+    ),
+    "mellum": Family(
+        "Mellum 2 12B-A2.5B",
+        {"vocab_size": 98304, "hidden_size": 2304, "intermediate_size": 7168, "num_hidden_layers": 28,
+         "num_key_value_heads": 4, "head_dim": 128, "max_position_embeddings": 131072, "rope_theta": 5e5,
+         "attention_bias": False, "num_local_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 896,
+         "norm_topk_prob": True},
+        aliases={"num_experts": "num_local_experts"},
+        fixed={"qk_norm": "head"},
+        unused=("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types"),
+        rope=rope_of_full_layers,
+        more=_mellum,
     ),
     "llama4_text": Family(
         "Llama 4 Scout and Maverick",

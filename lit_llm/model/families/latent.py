@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys, positive, rope_parameters
-from lit_llm.model.families.experts import DEEPSEEK, deepseek
+from lit_llm.model.families.experts import DEEPSEEK, deepseek, dense_by_type
 from lit_llm.model.families.family import Family, rope_or
-from lit_llm.schema import shown
 
 More = Callable[[Keys, Fields], Fields]
 
@@ -64,11 +63,8 @@ def _interleaved(k: Keys, fields: Fields) -> Fields:
 
 
 def _glm4_moe_lite(k: Keys, fields: Fields) -> Fields:
-    kinds = k.per_layer("mlp_layer_types", fields["n_layer"]) or ["dense"] + ["sparse"] * (fields["n_layer"] - 1)
-    if unknown := [kind for kind in kinds if kind not in ("dense", "sparse")]:
-        raise CheckpointError(f"mlp_layer_types {shown(unknown[0])} is not supported; supported: dense, sparse")
-    dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
-    return {**deepseek(k, fields, 1), **_interleaved(k, fields), "dense_layers": dense or None}
+    dense = dense_by_type(k, fields["n_layer"], 1)
+    return {**deepseek(k, fields, 1), **_interleaved(k, fields), "dense_layers": dense}
 
 
 _MISTRAL4_ROPE: Fields = {

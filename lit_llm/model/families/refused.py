@@ -77,7 +77,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal("the mixture of experts also has experts of attention", "jetmoe"),
     _refusal(
         "its way of choosing or weighting experts is not implemented",
-        "aria_text cohere2_moe dbrx exaone_moe hy_v3 kolibri1 mellum",
+        "aria_text cohere2_moe dbrx hy_v3 kolibri1",
     ),
     _refusal(
         "embeddings for each layer, or keys that layers share, are not implemented",
