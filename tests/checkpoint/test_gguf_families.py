@@ -77,7 +77,7 @@ def test_llama_cpp_computes_the_same_model(written, monkeypatch):
         model = load_model(path).eval()
     prompt = random_ids(case, 1, 8)[0].tolist()
     llama = LlamaCpp(path, context=64)
-    steps, _ = llama.continuation(prompt, 16, n_probs=case.vocab_size)
+    steps = llama.continuation(prompt, 16, n_probs=case.vocab_size)
     llama.close()
     _, same, largest = torch.stack(compare(model, prompt, steps)).unbind(1)
     assert len(steps) > 1
