@@ -7,7 +7,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from families import relative_difference
-from prequantized import BNB, COMPRESSED, bitsandbytes, compressed_tensors, edit_config, fp8, in_groups, plain
+from prequantized import BNB, COMPRESSED, bitsandbytes, compressed_tensors, edit_config, fp8, in_groups, mxfp4, plain
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -185,6 +185,26 @@ def test_fp8_with_a_scale_per_tensor_and_of_activations(source, tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     assert torch.equal(found, tensors[name].float() * tensors[f"{name}_scale"])
     assert relative_difference(found, load_model(source).h[1].mlp.up.weight) < 0.05
+
+
+def test_gpt_oss_as_published_equals_transformers(tmp_path, capsys):
+    """Experts in MXFP4, which transformers dequantizes to bfloat16: here exactly, since codes have few bits."""
+    from transformers import Mxfp4Config
+
+    folder, rounded = mxfp4(tmp_path / "model")
+    config = Mxfp4Config(dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32).eval().float()
+    model, _ = load(folder, device="cpu")
+    assert "mxfp4 weights are dequantized to float32 while loading" in capsys.readouterr().err
+    experts = theirs.model.layers[1].mlp.experts
+    for name in ("gate_up_proj", "down_proj"):
+        assert torch.equal(getattr(experts, name).float(), rounded[f"model.layers.1.mlp.experts.{name}"])
+    assert torch.equal(model.h[1].mlp.experts[3].gate.weight, experts.gate_up_proj[3, :, 0::2].t())
+    assert torch.equal(model.h[1].mlp.experts[3].up.weight, experts.gate_up_proj[3, :, 1::2].t())
+    assert torch.equal(model.h[1].mlp.experts[3].down.weight, experts.down_proj[3].t())
+    assert relative_difference(logits(model), logits(theirs)) < 1e-5
+    convert(folder, dequantize=True)
+    assert torch.equal(logits(load(folder, device="cpu")[0]), logits(model))
 
 
 def change(folder, name, tensor):

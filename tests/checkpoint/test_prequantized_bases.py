@@ -2,20 +2,25 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 from families import relative_difference
-from prequantized import BNB, bitsandbytes, compressed_tensors, fp8, in_groups, plain
-from transformers import AutoModelForCausalLM
+from prequantized import BNB, bitsandbytes, compressed_tensors, fp8, in_groups, mxfp4, plain
+from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
+from lit_llm.args.evaluate import PerplexityArgs
 from lit_llm.args.finetune import FullFinetuneArgs, LoRAArgs, LoRAFinetuneArgs, TrainArgs
+from lit_llm.args.generate import FullGenerateArgs, LoRAGenerateArgs
 from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.export import export_hf, export_peft
 from lit_llm.checkpoint.load import load
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import merge_adapters
 from lit_llm.estimation.step_memory import estimate_run
+from lit_llm.evaluation.perplexity import evaluate_file
+from lit_llm.generation.answer_prompts import answer, answer_finetuned
 from lit_llm.methods.lora import merge
 from lit_llm.training.finetune import finetune
 
@@ -30,8 +35,12 @@ def source(tmp_path_factory):
 def make(kind, folder, source):
     if kind in BNB:
         return bitsandbytes(folder, source, **BNB[kind])
-    if kind == "fp8":
+    if kind == "fp8 in blocks":
         return fp8(folder, source, [32, 16])
+    if kind == "fp8":
+        return fp8(folder, source, None, "weight_scale")
+    if kind == "mxfp4":
+        return mxfp4(folder)[0]
     if kind == "compressed-tensors":
         pytest.importorskip("compressed_tensors")
         compressed_tensors(folder, source, "pack-quantized, groups")
@@ -48,8 +57,10 @@ def logits(model):
 TRAIN = TrainArgs(max_steps=20, global_batch_size=4, micro_batch_size=4, learning_rate=0.01, log_interval=1)
 
 
-@pytest.mark.parametrize("kind", ["bnb.nf4-dq", "bnb.int8", "gptq", "awq", "fp8", "compressed-tensors"])
-def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_dir, tmp_path):
+@pytest.mark.parametrize(
+    "kind", ["bnb.nf4-dq", "bnb.int8", "gptq", "awq", "fp8", "fp8 in blocks", "compressed-tensors", "mxfp4"]
+)
+def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_dir, tmp_path, capsys):
     folder = make(kind, tmp_path / "model", source)
     run = finetune(
         LoRAFinetuneArgs(
@@ -61,6 +72,10 @@ def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_di
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert ("quantize: " + (kind if kind in BNB else "null")) in (tmp_path / "run" / "args.yaml").read_text()
 
+    capsys.readouterr()
+    ask = {"prompt": "the red cat", "temperature": 0.0, "accelerator": "cpu"}
+    answer(LoRAGenerateArgs(adapter_dir=run.final, **ask))
+    answered = capsys.readouterr().out
     adapted = logits(load(folder, run.final, device="cpu")[0])
     assert relative_difference(adapted, logits(load(folder, device="cpu")[0])) > 1e-2
     in_memory, _ = load(folder, run.final, device="cpu", dequantize=True)
@@ -68,9 +83,23 @@ def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_di
     assert relative_difference(logits(in_memory), adapted) < 1e-5
     merge_adapters(folder, [run.final], [1.0], tmp_path / "merged")
     assert relative_difference(logits(load(tmp_path / "merged", device="cpu")[0]), adapted) < 1e-5
+    answer_finetuned(FullGenerateArgs(checkpoint_dir=tmp_path / "merged", **ask))
+    assert capsys.readouterr().out == answered
     export_hf(tmp_path / "merged", tmp_path / "hf")
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
     assert relative_difference(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "hf")), adapted) < 1e-5
+
+
+def test_perplexity_of_a_quantized_base_equals_the_loss_of_transformers(source, tmp_path, capsys):
+    folder, text = make("mxfp4", tmp_path / "model", source), "the red cat sees a big house and a river"
+    (tmp_path / "text.txt").write_text(text)
+    evaluate_file(PerplexityArgs(checkpoint_dir=folder, data_file=tmp_path / "text.txt", accelerator="cpu"))
+    config = Mxfp4Config(dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32).float()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+    loss = theirs(ids, labels=ids).loss.item()
+    assert json.loads(capsys.readouterr().out)["token_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
 def test_an_adapter_opens_in_peft_over_the_quantized_base(source, data_dir, tmp_path):
