@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from families import relative_difference
-from prequantized import BNB, bitsandbytes, compressed_tensors, fp8, in_groups, mxfp4, plain
+from prequantized import BNB, make_quantized, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
 
 from lit_llm.args.evaluate import PerplexityArgs
@@ -32,22 +32,6 @@ def source(tmp_path_factory):
     return plain(tmp_path_factory.mktemp("plain") / "model")
 
 
-def make(kind, folder, source):
-    if kind in BNB:
-        return bitsandbytes(folder, source, **BNB[kind])
-    if kind == "fp8 in blocks":
-        return fp8(folder, source, [32, 16])
-    if kind == "fp8":
-        return fp8(folder, source, None, "weight_scale")
-    if kind == "mxfp4":
-        return mxfp4(folder)[0]
-    if kind == "compressed-tensors":
-        pytest.importorskip("compressed_tensors")
-        compressed_tensors(folder, source, "pack-quantized, groups")
-        return folder
-    return in_groups(folder, source, kind)[0]
-
-
 @torch.no_grad()
 def logits(model):
     found = model.eval()(IDS)
@@ -61,7 +45,7 @@ TRAIN = TrainArgs(max_steps=20, global_batch_size=4, micro_batch_size=4, learnin
     "kind", ["bnb.nf4-dq", "bnb.int8", "gptq", "awq", "fp8", "fp8 in blocks", "compressed-tensors", "mxfp4"]
 )
 def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_dir, tmp_path, capsys):
-    folder = make(kind, tmp_path / "model", source)
+    folder = make_quantized(kind, tmp_path / "model", source)
     run = finetune(
         LoRAFinetuneArgs(
             checkpoint_dir=folder, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu", train=TRAIN,
@@ -91,7 +75,7 @@ def test_a_quantized_base_is_finetuned_merged_and_exported(kind, source, data_di
 
 
 def test_perplexity_of_a_quantized_base_equals_the_loss_of_transformers(source, tmp_path, capsys):
-    folder, text = make("mxfp4", tmp_path / "model", source), "the red cat sees a big house and a river"
+    folder, text = make_quantized("mxfp4", tmp_path / "model", source), "the red cat sees a big house and a river"
     (tmp_path / "text.txt").write_text(text)
     evaluate_file(PerplexityArgs(checkpoint_dir=folder, data_file=tmp_path / "text.txt", accelerator="cpu"))
     config = Mxfp4Config(dequantize=True)
@@ -105,7 +89,7 @@ def test_perplexity_of_a_quantized_base_equals_the_loss_of_transformers(source, 
 def test_an_adapter_opens_in_peft_over_the_quantized_base(source, data_dir, tmp_path):
     import peft
 
-    folder = make("bnb.nf4", tmp_path / "model", source)
+    folder = make_quantized("bnb.nf4", tmp_path / "model", source)
     train = TrainArgs(max_steps=3, global_batch_size=4, micro_batch_size=4, learning_rate=0.01)
     run = finetune(
         LoRAFinetuneArgs(checkpoint_dir=folder, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu", train=train)
@@ -117,7 +101,7 @@ def test_an_adapter_opens_in_peft_over_the_quantized_base(source, data_dir, tmp_
 
 
 def test_full_finetuning_trains_the_dequantized_weights(source, data_dir, tmp_path):
-    folder = make("bnb.nf4", tmp_path / "model", source)
+    folder = make_quantized("bnb.nf4", tmp_path / "model", source)
     train = TrainArgs(max_steps=2, global_batch_size=4, micro_batch_size=4, learning_rate=0.01)
     run = finetune(
         FullFinetuneArgs(checkpoint_dir=folder, data_dir=data_dir, out_dir=tmp_path / "run", accelerator="cpu", train=train)
@@ -127,7 +111,7 @@ def test_full_finetuning_trains_the_dequantized_weights(source, data_dir, tmp_pa
 
 
 def test_scripts_take_a_quantized_folder(script, source, tmp_path):
-    folder = make("bnb.nf4", tmp_path / "model", source)
+    folder = make_quantized("bnb.nf4", tmp_path / "model", source)
     held = f"{folder}: bitsandbytes weights: 14 linears are held as stored, in bnb.nf4"
     asked = script("generate/base.py", "--checkpoint_dir", folder, "--prompt", "the cat", "--max_new_tokens", 4)
     assert asked.stdout.startswith("the cat")
@@ -141,7 +125,7 @@ def test_scripts_take_a_quantized_folder(script, source, tmp_path):
 
 @pytest.mark.parametrize(("quantize", "bits"), [(None, 4.5), ("bnb.int8", 8)])
 def test_memory_is_estimated_for_the_bits_that_are_held(quantize, bits, source, tmp_path):
-    folder = make("bnb.nf4", tmp_path / "model", source)
+    folder = make_quantized("bnb.nf4", tmp_path / "model", source)
     found = estimate_run(EstimateArgs(checkpoint_dir=folder, precision="bf16-true", quantize=quantize))
     in_blocks, others = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128), 2 * 320 * 64 + 5 * 64
     assert found["memory_bytes"]["weights"] == in_blocks * bits / 8 + others * 2

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import hf_model, make_tokenizer
@@ -191,9 +192,9 @@ GPT_OSS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def mxfp4(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+def mxfp4(folder: Path, **changes: Any) -> tuple[Path, dict[str, Tensor]]:
     """A gpt-oss as published, with experts in 4 bits, and the weights of its experts that they hold, by name."""
-    source, rounded = plain(folder.with_name(f"{folder.name}-plain"), "gpt_oss", **GPT_OSS), {}
+    source, rounded = plain(folder.with_name(f"{folder.name}-plain"), "gpt_oss", **GPT_OSS, **changes), {}
     shutil.copytree(source, folder)
     tensors = load_file(source / "model.safetensors")
     for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
@@ -220,3 +221,19 @@ def fp8(folder: Path, source: Path, block: list[int] | None, scale_name: str = "
 
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block}
     return rewrite(folder, source, config | {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}, encode)
+
+
+def make_quantized(kind: str, folder: Path, source: Path) -> Path:
+    """A folder of this kind with the weights of `source`, except MXFP4, which is gpt-oss."""
+    if kind in BNB:
+        return bitsandbytes(folder, source, **BNB[kind])
+    if kind in ("compressed-tensors", "int8 in groups"):
+        pytest.importorskip("compressed_tensors")
+        compressed_tensors(folder, source, "int-quantized, groups" if kind == "int8 in groups" else "pack-quantized, groups")
+        return folder
+    others = {
+        "fp8": lambda: fp8(folder, source, None, "weight_scale"),
+        "fp8 in blocks": lambda: fp8(folder, source, [32, 16]),
+        "mxfp4": lambda: mxfp4(folder)[0],
+    }
+    return others[kind]() if kind in others else in_groups(folder, source, kind)[0]
