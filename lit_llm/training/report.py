@@ -52,7 +52,7 @@ def write_report(
         rows = list(csv.DictReader(file))
     write_whole(out_dir / "loss.png", _plot(rows, "loss", "png"))
     curves = "".join(f"<figure>{_svg(rows, name)}</figure>" for name in CURVES)
-    environment = read_json_object(out_dir / "environment.json")
+    environment = read_json_object(out_dir / "environment.json", advice="Delete it, and resume the run")
     parts = [
         f"<h1>{escape(title)}</h1><ul>{''.join(f'<li>{escape(line)}</li>' for line in summary)}</ul>",
         f'<h2>Curves</h2><div class="curves">{curves}</div>',

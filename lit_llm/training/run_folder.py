@@ -102,6 +102,10 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
     def saves(self) -> list[Path]:
         """Complete saves, oldest first."""
         return sorted((path for path in self.path.glob("step-*") if _SAVE.fullmatch(path.name)), key=_step_of)
@@ -121,11 +125,12 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         options = yaml.safe_dump({**as_yaml(args), "resume": None}, sort_keys=False, allow_unicode=True)
         write_whole(self.path / "args.yaml", options)
-        if self.resume_dir is None:
+        if self.resume_dir is None or not self.environment.is_file():
             names = ("torch", "lightning", "tokenizers", "safetensors", "bitsandbytes")
             system = {"python": platform.python_version(), "platform": platform.platform()}
             about = {**system, **machine(n_ranks()), "versions": {name: version(name) for name in names}}
-            write_json(self.path / "environment.json", about)
+            write_json(self.environment, about)
+        if self.resume_dir is None:
             for logger in loggers:
                 logger.log_hyperparams(as_yaml(args))
         remove_leftovers(self.path)

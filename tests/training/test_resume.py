@@ -25,6 +25,7 @@ from lit_llm.args.finetune import (
     LoRAFinetuneArgs,
     TrainArgs,
 )
+from lit_llm.errors import CheckpointError
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.adapter_v2 import AdapterV2
 from lit_llm.methods.dpo import DPO
@@ -355,6 +356,23 @@ def test_options_that_cannot_be_read_are_refused(go, text):
     (out_dir / "args.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"args\.yaml does not hold the options of a run"):
         go("auto", save_interval=2)
+
+
+@pytest.mark.parametrize("text", [None, "[]", '{"python":'])
+def test_a_lost_environment_costs_no_result(go, text):
+    """The report names it at the end of a run, when all else is written."""
+    out_dir = go(save_interval=2)
+    expected, path = result(out_dir), out_dir / "environment.json"
+    shutil.rmtree(out_dir / "final")
+    (out_dir / "report.html").unlink()
+    path.unlink() if text is None else path.write_text(text)
+    if text is not None:
+        with pytest.raises(CheckpointError, match=r"environment\.json .*Delete it, and resume the run"):
+            go("auto", save_interval=2)
+        path.unlink()
+    go("auto", save_interval=2)
+    assert same(result(out_dir), expected)
+    assert "torch" in json.loads(path.read_text())["versions"]
 
 
 # What may have happened to the files of a run
