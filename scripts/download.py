@@ -15,12 +15,14 @@ def main(args: DownloadArgs) -> None:
         print("\nDownload one of them, or any other of these families:")
         print("  python scripts/download.py --repo_id EleutherAI/pythia-70m")
         return
-    folder = download_checkpoint(args.repo_id, args.checkpoint_dir, args.revision, args.access_token, args.tokenizer_only)
+    folder = download_checkpoint(
+        args.repo_id, args.checkpoint_dir, args.revision, args.access_token, args.tokenizer_only, args.gguf
+    )
     path = shlex.quote(str(folder))
     if args.tokenizer_only:
         print(f"{folder} holds config and tokenizer. Next, for example what finetuning would take:")
         print(f"  python scripts/estimate.py --checkpoint_dir {path} --method lora")
-    elif not (folder / "config.json").is_file():
+    elif folder.is_dir() and not (folder / "config.json").is_file():
         print(f"{folder} holds an adapter of PEFT. Download its base, which adapter_config.json names. Next:")
         print(f'  python generate/lora.py --adapter_dir {path} --prompt "Hello!"')
     else:

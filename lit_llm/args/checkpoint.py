@@ -38,6 +38,9 @@ class DownloadArgs(Checked):
     """Token for gated and private repositories. Default: that of HF_TOKEN or of `hf auth login`."""
     tokenizer_only: bool = False
     """Download config and tokenizer without the weights."""
+    gguf: str | None = None
+    """Download one GGUF file, with nothing else: the one that has this in its name, such as Q4_K_M. A repository that has GGUF
+    files alone does not need it if there is one file."""
 
     def rules(self) -> Rules:
         part = r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*[A-Za-z0-9_])?"
@@ -48,7 +51,8 @@ class DownloadArgs(Checked):
                 self.repo_id is not None and not well_formed,
                 f"`repo_id` takes ORG/NAME, as in EleutherAI/pythia-70m; found {self.repo_id}",
             ),
-            *self.needs("repo_id", "revision", "access_token", "tokenizer_only"),
+            *self.needs("repo_id", "revision", "access_token", "tokenizer_only", "gguf"),
+            (self.tokenizer_only and self.gguf is not None, "`tokenizer_only` has no effect on a GGUF file. Omit one of them"),
         ]
 
 

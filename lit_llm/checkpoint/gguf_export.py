@@ -64,7 +64,7 @@ def export_gguf(
             attach_adapter(model, adapter)
             merge_attached(model)
         model.eval()
-        style, end = _style(checkpoint_dir, adapter, tokenizer)
+        style, end = _style(checkpoint_dir, adapter, tokenizer, model.config.vocab_size)
         name = checkpoint_dir.name.removesuffix(SUFFIX)
         keys = _metadata(checkpoint_dir, tokenizer, style, end, model.config.vocab_size) | {"general.name": name}
         paths: dict[GGUFType, Path] = {kind: folder / f"{name}-{kind.upper()}{SUFFIX}" for kind in kinds}
@@ -75,7 +75,7 @@ def export_gguf(
         for kind, path in paths.items() if is_installed() else ():
             with _asked(path) as llama:
                 proofs.append(prove(llama, path, kind, model, tokenizer, style, end, n_lines))
-        (folder / REPORT).write_text(_report(proofs))
+        (folder / REPORT).write_text(_report(proofs, model.config))
     return proofs
 
 
@@ -97,7 +97,7 @@ def export_gguf_adapter(
     with unused_folder(Path(output_dir), "output_dir", [checkpoint_dir, adapter_dir]) as folder:
         model = load_model(checkpoint_dir, dtype=torch.float32).eval()
         tokenizer = load_tokenizer(checkpoint_dir, model.config)
-        style, end = _style(checkpoint_dir, adapter_dir, tokenizer)
+        style, end = _style(checkpoint_dir, adapter_dir, tokenizer, model.config.vocab_size)
         base, path = folder / f"base{SUFFIX}", folder / f"adapter{SUFFIX}"
         if is_installed():
             keys = _metadata(checkpoint_dir, tokenizer, style, end, model.config.vocab_size)
@@ -111,7 +111,7 @@ def export_gguf_adapter(
             base.unlink()
         source = str(checkpoint_dir.resolve()) if checkpoint_dir.suffix == SUFFIX else "BASE.gguf"
         (folder / "Modelfile").write_text(modelfile(source, style, tokenizer, end, f"./{path.name}"))
-        (folder / REPORT).write_text(_report(proofs))
+        (folder / REPORT).write_text(_report(proofs, model.config))
     return proofs
 
 
@@ -130,12 +130,15 @@ def _check_lora(adapter_dir: Path, config: Config) -> None:
         raise CheckpointError(f"{adapter_dir} is an {about['method']} adapter, which GGUF cannot hold. Only LoRA can")
 
 
-def _style(checkpoint_dir: Path, adapter_dir: Path | None, tokenizer: Tokenizer) -> tuple[str, Ending]:
-    """Return the prompt style of the adapter, else of the checkpoint, and what ends an answer in it."""
+def _style(checkpoint_dir: Path, adapter_dir: Path | None, tokenizer: Tokenizer, n_rows: int) -> tuple[str, Ending]:
+    """Return the prompt style of the adapter, else of the checkpoint, and what ends an answer in it. Some folders name an end
+    beyond the embedding, which no model predicts and llama.cpp refuses.
+    """
     style = trained_style(adapter_dir or checkpoint_dir)
     if style is None:
         style = default_style(tokenizer, is_text=tokenizer.chat_template is None)
-    return style, ending(style, tokenizer)
+    end = ending(style, tokenizer)
+    return style, Ending(frozenset(i for i in end.ids if i < n_rows), end.strings)
 
 
 def _metadata(checkpoint_dir: Path, tokenizer: Tokenizer, style: str, end: Ending, n_rows: int) -> dict[str, Any]:
@@ -185,5 +188,10 @@ def _stacked(model: GPT, entry: Entry, parts: Sequence[str], updates: Mapping[st
     return a, b[0] if isinstance(entry, str) else entry.join(model.config, b)
 
 
-def _report(proofs: Sequence[Proof]) -> str:
-    return f"llama.cpp against the model in float32:\n\n{table(proofs)}" if proofs else f"{UNPROVEN}\n"
+def _report(proofs: Sequence[Proof], config: Config) -> str:
+    compared = f"llama.cpp against the model in float32:\n\n{table(proofs)}" if proofs else f"{UNPROVEN}\n"
+    size = representable(config, architecture_of(config)).block_size
+    if size == config.block_size:
+        return compared
+    cut = f"The context is {size} tokens, not {config.block_size}: llama.cpp has no sliding window for {config.model_type}."
+    return f"{compared}\n{cut}\n"

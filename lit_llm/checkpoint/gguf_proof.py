@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.checkpoint.gguf_config import architecture_of, representable
 from lit_llm.errors import CheckpointError
 from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import prompt_ids, question
@@ -44,6 +45,15 @@ QUESTIONS = [
     "Give me a recipe for pancakes.", "What is the largest planet?", "Write a short poem about the sea.",
     "How many legs does a spider have?", "Describe a sunset in two sentences.",
 ]  # fmt: skip
+_WORDS = """bird book bread bridge candle cat chair city clock cloud coffee desert doctor dog door dream engine farm fire fish
+flower forest friend garden glass gold house ice island key lamp leaf letter lion market milk moon mountain music night ocean
+orange paper pencil piano planet queen rabbit rain ring river road rose salt sand school sea shadow ship shoe silver sister
+snow song spoon spring star stone storm summer sugar sun table tea teacher tiger train tree wall water whale wind window
+winter""".split()
+ENDING_QUESTIONS = [*QUESTIONS, *(f"Use the word '{word}' in a short sentence." for word in _WORDS)]
+"""Their answers are counted by whether they end: 100 of them, or fewer if the answers are long."""
+_N_LONGEST = 256
+_N_ENDING_TOKENS = 3000
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,9 @@ class Proof:
     largest: float
     """Largest difference of the log-likelihood of one of the tokens that are likely."""
     n_ended: int
-    """Answers that ended by themselves, out of `n_answers`, within their number of tokens."""
+    """Answers that ended by themselves, out of `n_answers`, within 256 tokens."""
     n_answers: int
+    """100, or fewer if they have 3,000 tokens together."""
 
 
 def is_installed() -> bool:
@@ -118,8 +129,8 @@ class LlamaCpp:
         body = {"prompt": list(ids), "n_predict": n, "temperature": 0, "n_probs": n_probs, "return_tokens": True}
         return self._post("/completion", body | more)
 
-    def continuation(self, ids: Sequence[int], n: int, n_probs: int) -> tuple[list[dict[str, Any]], bool]:
-        """Return the likelihoods of each token of a greedy continuation, and whether it ended before `n` tokens.
+    def continuation(self, ids: Sequence[int], n: int, n_probs: int) -> list[dict[str, Any]]:
+        """Return the likelihoods of each token of a greedy continuation by at most `n` tokens.
 
         The server reports none for a part of a character. So tokens are asked for one by one, up to such a one.
         """
@@ -129,9 +140,9 @@ class LlamaCpp:
             found = answer.get("completion_probabilities", [])
             steps += found
             if answer["stop_type"] == "eos" or not found:
-                return steps, answer["stop_type"] == "eos"
+                break
             ids.append(steps[-1]["id"])
-        return steps, False
+        return steps
 
     def close(self) -> None:
         del self._server
@@ -154,18 +165,17 @@ def prove(
         forced = llama.complete([tokenizer.encode("a")[-1]], 3, logit_bias=[[i, 1000.0]])
         if forced["stop_type"] != "eos":
             raise CheckpointError(f"llama.cpp does not end an answer at {tokenizer.token_string(i)!r}, token {i}")
+    context = min(representable(model.config, architecture_of(model.config)).block_size, _CONTEXT)
+    prompts = [prompt_ids(style, tokenizer, question(text))[-(context // 2) :] for text in ENDING_QUESTIONS]
     totals: list[Tensor] = []
-    n_ended = 0
-    for text in QUESTIONS:
-        prompt = prompt_ids(style, tokenizer, question(text))
-        room = min(model.config.block_size, _CONTEXT) - len(prompt) - 1
-        steps, ended = llama.continuation(prompt, min(_N_TOKENS, room), _N_PROBS)
-        n_ended += ended
+    for prompt in prompts[: len(QUESTIONS)]:
+        steps = llama.continuation(prompt, min(_N_TOKENS, context - len(prompt) - 1), _N_PROBS)
         totals += compare(model, prompt, steps)
+    n_ended, n_answers = count_ended(llama, prompts, context)
     kl, same, largest = torch.stack(totals).unbind(1)
     proof = Proof(
         kind, path.stat().st_size, n_lines, len(totals), kl.mean().item(), same.mean().item(), largest.max().item(), n_ended,
-        len(QUESTIONS),
+        n_answers,
     )  # fmt: skip
     if not proof.kl <= _MAX_KL[kind]:
         raise CheckpointError(
@@ -173,6 +183,19 @@ def prove(
             f"{_MAX_KL[kind]:.2g}, and agrees on {proof.top1:.1%} of the most likely tokens. Use the format of Hugging Face"
         )
     return proof
+
+
+def count_ended(llama: LlamaCpp, prompts: Sequence[Sequence[int]], context: int) -> tuple[int, int]:
+    """Return how many greedy answers ended within 256 tokens and `context`, and how many were asked for."""
+    n_ended = n_answers = n_tokens = 0
+    for prompt in prompts:
+        answer = llama.complete(prompt, min(_N_LONGEST, context - len(prompt) - 1))
+        n_ended += answer["stop_type"] == "eos"
+        n_answers += 1
+        n_tokens += answer["tokens_predicted"]
+        if n_tokens >= _N_ENDING_TOKENS:
+            break
+    return n_ended, n_answers
 
 
 @torch.no_grad()

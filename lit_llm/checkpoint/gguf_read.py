@@ -1,5 +1,6 @@
 """Read the tensors of a GGUF file, dequantized one at a time."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def gguf_tensors(path: Path, config: Config) -> tuple[Names, Iterator[tuple[str,
 
 def _tensors(file: GGUF, config: Config) -> Iterator[tuple[str, Reader]]:
     arch = architecture(file)
-    for name, info in file.tensors.items():
+    # The largest first: a dequantized tensor is in float32 next to what it becomes, and now there is little else in memory.
+    for name, info in sorted(file.tensors.items(), key=lambda named: -math.prod(named[1].shape)):
         if name in ROPE_TENSORS:
             continue
         yield name, lambda name=name, info=info: from_gguf_layout(read_tensor(name, info), name, config, arch)

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, get_token, hf_raise_for_status, validate_repo_id
 
+from lit_llm.download.gguf_choice import choose_gguf
 from lit_llm.download.resumable import TIMEOUT, explained, fetch, part_path, size_text
 from lit_llm.errors import CheckpointError, DataError
 from lit_llm.files import claimed, digest_of, parse_json, read_weight_map
@@ -121,10 +122,15 @@ def download_checkpoint(
     revision: str | None = None,
     access_token: str | None = None,
     tokenizer_only: bool = False,
+    gguf: str | None = None,
 ) -> Path:
     """Fetch config, tokenizer and, unless `tokenizer_only`, the weights into `checkpoint_dir/repo_id`; return that folder.
 
-    Files that are there already are kept if they match the hub's checksums; others are fetched again.
+    With `gguf`, or if the repository has no other weights, one GGUF file is fetched, and its path is returned. It holds config
+    and tokenizer. Files that are there already are kept if they match the hub's checksums; others are fetched again.
+
+    Args:
+        gguf: As `choose_gguf` takes it.
 
     Raises:
         OSError: if the hub cannot be reached or refuses, a file arrives damaged, or the disk is too small.
@@ -138,6 +144,8 @@ def download_checkpoint(
 
     with explained(constants.ENDPOINT, refusal):
         files = _list_files(repo_id, revision, headers)
+        if gguf is not None or (_is_of_gguf(files) and not tokenizer_only):
+            return _download_gguf(repo_id, files, folder, gguf)
         if "config.json" not in files and "adapter_config.json" not in files:
             raise CheckpointError(
                 f"{repo_id} is not a checkpoint: it has no config.json, but {_some(files)}. Choose another `repo_id`"
@@ -147,10 +155,26 @@ def download_checkpoint(
             weights = [] if tokenizer_only else _weight_files(repo_id, files, folder)
             missing = [file for file in wanted + weights if not file.is_in(folder)]
             _refuse_other_weights(folder, weights, replaced=any(file in weights for file in missing))
-            _check_space(folder, sum(file.left(folder) for file in missing))
-            for file in missing:
-                file.fetch(folder)
+            _fetch_missing(missing, folder)
     return folder
+
+
+def _is_of_gguf(files: dict[str, _File]) -> bool:
+    """Return whether a repository has GGUF files and no weights in another form."""
+    return any(name.endswith(".gguf") for name in files) and not any(name in files for name in (*_WEIGHTS, *_ADAPTERS))
+
+
+def _download_gguf(repo_id: str, files: dict[str, _File], folder: Path, gguf: str | None) -> Path:
+    names = choose_gguf(repo_id, {name: file.size for name, file in files.items()}, gguf)
+    with claimed(folder, "checkpoint_dir", in_place=True):
+        _fetch_missing([files[name] for name in names if not files[name].is_in(folder)], folder)
+    return folder / names[0]
+
+
+def _fetch_missing(missing: list[_File], folder: Path) -> None:
+    _check_space(folder, sum(file.left(folder) for file in missing))
+    for file in missing:
+        file.fetch(folder)
 
 
 def _list_files(repo_id: str, revision: str | None, headers: dict[str, str]) -> dict[str, _File]:

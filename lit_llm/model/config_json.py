@@ -142,7 +142,7 @@ class Keys:
         value = self.get(key, allowed[0])
         if value not in allowed:
             raise CheckpointError(f"{key} = {shown(value)} is not supported; supported: {', '.join(map(shown, allowed))}")
-        return value
+        return allowed[allowed.index(value)]  # of our type: 4.0 is the integer 4
 
     def unused(self, *names: str) -> None:
         """Count these as read: upstream writes them, but computes nothing from them."""

@@ -2,29 +2,36 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import make_reference, random_ids, relative_difference
 from gguf_cases import GGUF_CASES, vocabulary_of
 
 from lit_llm.checkpoint.gguf_proof import LlamaCpp, compare
 from lit_llm.checkpoint.gguf_write import write_model
 from lit_llm.checkpoint.load_model import load_model
+from lit_llm.model.gpt import ACTIVATIONS
 
 pytest.importorskip("gguf")
 
 IDS = [f"{case}-{i}" for i, (case, _) in enumerate(GGUF_CASES)]
-# llama.cpp looks GELU up in a table of float16.
-TABULATED = ("gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "falcon", "gpt2", "gpt_bigcode", "starcoder2")
+
+
+def gelu_of_llama_cpp(x: torch.Tensor) -> torch.Tensor:
+    """The tanh approximation, for both kinds of GELU, from a table with a float16 result for each float16 argument
+    (ggml/src/ggml-cpu/vec.h, ggml_vec_gelu_f32)."""
+    inside = F.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, inside))
 
 
 @pytest.fixture(scope="module", params=GGUF_CASES, ids=IDS)
 def written(request, tmp_path_factory):
-    """The case, whether transformers reads it, the model, and its file."""
-    (case, in_transformers), folder = request.param, tmp_path_factory.mktemp("gguf")
+    """The case, why transformers does not read it or None, the model, and its file."""
+    (case, unread), folder = request.param, tmp_path_factory.mktemp("gguf")
     reference = make_reference(case, folder)
     model = load_model(folder).eval()
     path = folder / "model-F32.gguf"
     write_model(path, model, "f32", vocabulary_of(case.vocab_size))
-    return case, in_transformers, reference, model, path
+    return case, unread, reference, model, path
 
 
 def test_a_written_file_is_read_back_bit_by_bit(written):
@@ -51,22 +58,28 @@ def test_logits_of_a_file_equal_those_of_the_folder(written):
 def test_transformers_reads_the_same_model(written):
     from transformers import AutoModelForCausalLM
 
-    case, in_transformers, reference, _, path = written
-    if not in_transformers:
-        pytest.skip("transformers does not read this architecture, or not all of its metadata")
+    case, unread, reference, _, path = written
+    if unread is not None:
+        pytest.skip(unread)
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     ids = random_ids(case, 1, 24)
     assert relative_difference(theirs(ids).logits, reference(ids).logits) < 1e-5
 
 
-def test_llama_cpp_computes_the_same_model(written):
+def test_llama_cpp_computes_the_same_model(written, monkeypatch):
+    """With llama.cpp's GELU in our model, only the table is left: an argument that differs by 1e-7 may be rounded to the next
+    entry, which is 5e-4 of it away. With the exact GELU, log-likelihoods differ by up to 1.2e-2."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
     case, _, _, model, path = written
+    has_table = model.config.activation.startswith("gelu")
+    if has_table:
+        monkeypatch.setitem(ACTIVATIONS, model.config.activation, gelu_of_llama_cpp)
+        model = load_model(path).eval()
     prompt = random_ids(case, 1, 8)[0].tolist()
     llama = LlamaCpp(path, context=64)
-    steps, _ = llama.continuation(prompt, 16, n_probs=case.vocab_size)
+    steps = llama.continuation(prompt, 16, n_probs=case.vocab_size)
     llama.close()
     _, same, largest = torch.stack(compare(model, prompt, steps)).unbind(1)
     assert len(steps) > 1
-    assert largest.max() < (2e-2 if case.family in TABULATED else 1e-4)
-    assert same.mean() > (0.8 if case.family in TABULATED else 0.99)
+    assert largest.max() < (2e-3 if has_table else 1e-4)
+    assert same.all()

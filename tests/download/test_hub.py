@@ -304,8 +304,8 @@ def test_index_that_names_other_files_is_refused(hub, fetch_here, named, message
 
 
 def test_repository_without_a_checkpoint_is_refused(hub, fetch_here):
-    hub.repos[REPO] = {"README.md": b"", "tiny-Q4_K_M.gguf": b"x"}
-    with pytest.raises(ValueError, match=r"no config.json.* README.md, tiny-Q4_K_M.gguf"):
+    hub.repos[REPO] = {"README.md": b"", "tiny.onnx": b"x"}
+    with pytest.raises(ValueError, match=r"no config.json.* README.md, tiny.onnx"):
         fetch_here()
     hub.repos[REPO]["config.json"] = b"{}"
     with pytest.raises(ValueError, match=r"no model.safetensors or pytorch_model.bin"):

@@ -307,7 +307,7 @@ EXPERTS: dict[str, Family] = {
         more=_hunyuan_v1_moe,
     ),
     "gpt_oss": Family(
-        "gpt-oss 20B and 120B with weights in bfloat16",
+        "gpt-oss 20B and 120B",
         {"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
          "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
          "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "attention_bias": True, "num_local_experts": 128,
