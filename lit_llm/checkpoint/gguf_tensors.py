@@ -49,8 +49,8 @@ def check_complete(file: GGUF) -> None:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in a mapping of its own, which goes back to the system at once. The allocator would keep holes where large
-    tensors were, between what was made from them."""
+    """Return a tensor in a mapping of its own, which goes back to the system at once. The allocator would keep holes where
+    large tensors were, between what was made from them."""
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes < 2**20:
         return torch.empty(shape, dtype=dtype)
