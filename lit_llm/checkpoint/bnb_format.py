@@ -1,6 +1,5 @@
 """Linears as transformers saves them with bitsandbytes: in 4 bits, or in 8 as LLM.int8()."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
@@ -9,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_llm.checkpoint.quantized_formats import Parts, Rows
-from lit_llm.errors import brief
+from lit_llm.checkpoint.quantized_formats import CODES, SCALES, Parts, Rows
+from lit_llm.files import parse_json
 from lit_llm.model.config_json import Keys
 from lit_llm.model.quantized_linear import BLOCK_SIZE, NESTED_BLOCK_SIZE, dynamic_code, four_bit_code
-from lit_llm.schema import conform
+from lit_llm.schema import conform, shown
 
+BLOCK_SIZES = tuple(2**n for n in range(5, 13))
+"""Those that bitsandbytes has."""
 _STATES = tuple(f".weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 
 
@@ -61,7 +62,7 @@ class Bitsandbytes:
             weight, scale = self._int8(parts)
             return Rows(len(weight), weight.size(1), lambda rows: weight[rows] * (scale[rows, None] / 127)).tensor(dtype)
         state, absmax, codes = _state(parts), self._absmax(parts), self._bytes(parts)
-        table, size = parts.shaped(".weight.quant_map", 16), state["blocksize"]
+        table, size = parts.tensor(".weight.quant_map", SCALES, 16).float(), state["blocksize"]
         codes = F.pad(codes, (0, len(absmax) * size // 2 - len(codes))).view(len(absmax), -1)
 
         def compute(blocks: slice) -> Tensor:
@@ -82,10 +83,11 @@ class Bitsandbytes:
         state = _state(parts)
         kind, nested = state["quant_type"], ".weight.nested_quant_map" in parts
         exact = state["blocksize"] == BLOCK_SIZE and state["shape"][-1] % BLOCK_SIZE == 0  # blocks do not cross rows
-        exact = exact and torch.equal(parts[".weight.quant_map"].cpu(), four_bit_code(kind))
+        exact = exact and torch.equal(parts.tensor(".weight.quant_map", SCALES, 16).float(), four_bit_code(kind))
         if nested and exact:
             nested = _nested_state(parts)["nested_blocksize"] == NESTED_BLOCK_SIZE
-            nested = nested and torch.equal(parts[".weight.nested_quant_map"], dynamic_code(torch.device("cpu")))
+            table = parts.tensor(".weight.nested_quant_map", SCALES, 256).float()
+            nested = nested and torch.equal(table, dynamic_code(torch.device("cpu")))
         return f"bnb.{kind}{'-dq' if nested else ''}" if exact else None
 
     def held(self, parts: Parts, quantization: str) -> dict[str, Tensor]:
@@ -97,37 +99,36 @@ class Bitsandbytes:
         weight, grid = self._bytes(parts).view(n_out, n_in // 2), (n_out, n_in // BLOCK_SIZE)
         if not quantization.endswith("-dq"):
             return {"weight": weight, "absmax": self._absmax(parts).view(grid)}
-        offset = torch.tensor([_nested_state(parts)["nested_offset"]])
-        nested = {"nested_absmax": parts[".weight.nested_absmax"], "nested_offset": offset}
-        return {"weight": weight, "absmax": parts[".weight.absmax"].view(grid), **nested}
+        offset = torch.tensor([_nested_state(parts)["nested_offset"]], dtype=torch.float32)
+        nested = {"nested_absmax": parts.tensor(".weight.nested_absmax", SCALES, None).float(), "nested_offset": offset}
+        return {"weight": weight, "absmax": parts.tensor(".weight.absmax", CODES, math.prod(grid)).view(grid), **nested}
 
     def _int8(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """Return codes (out, in) and scales (out,)."""
-        weight = parts.typed(".weight", torch.int8)
-        if ".weight_format" in parts and int(parts[".weight_format"]):  # a layout for GPUs before bitsandbytes 0.45
-            raise parts.wrong(".weight_format", f"is {int(parts['.weight_format'])}, expected 0 (by rows)")
-        return weight, parts.shaped(".SCB", len(weight)).float()
+        weight = parts.tensor(".weight", (torch.int8,), None, None)
+        if ".weight_format" in parts and (layout := int(parts.tensor(".weight_format", CODES))):
+            raise parts.wrong(".weight_format", f"is {layout}, expected 0 (by rows)")  # for GPUs, before bitsandbytes 0.45
+        return weight, parts.tensor(".SCB", SCALES, len(weight)).float()
 
     def _bytes(self, parts: Parts) -> Tensor:
         """Return the bytes of all codes. FSDP needs them in another dtype (`bnb_4bit_quant_storage`)."""
-        codes, n = parts[".weight"].contiguous().view(torch.uint8).view(-1), math.prod(_state(parts)["shape"])
+        codes, n = parts[".weight"].contiguous().flatten().view(torch.uint8), math.prod(_state(parts)["shape"])
         if len(codes) < -(-n // 2):
             raise parts.wrong(".weight", f"has {len(codes)} bytes, expected {-(-n // 2)} of its quant_state")
         return codes[: -(-n // 2)]
 
     def _absmax(self, parts: Parts) -> Tensor:
         """Return the scale (blocks,) of each block."""
-        state, absmax = _state(parts), parts[".weight.absmax"].view(-1)
+        state = _state(parts)
         n_blocks = -(-math.prod(state["shape"]) // state["blocksize"])
-        if len(absmax) != n_blocks:
-            raise parts.wrong(".weight.absmax", f"has {len(absmax)} scales, expected {n_blocks} of its quant_state")
+        absmax = parts.tensor(".weight.absmax", (*CODES, *SCALES), n_blocks)
         if absmax.is_floating_point():
             return absmax.float()
         nested = _nested_state(parts)
-        table, scale = parts.shaped(".weight.nested_quant_map", 256), parts[".weight.nested_absmax"]
-        scale = parts.shaped(".weight.nested_absmax", -(-n_blocks // nested["nested_blocksize"]))
-        values = table[absmax.int()] * scale.repeat_interleave(nested["nested_blocksize"])[:n_blocks]
-        return values + nested["nested_offset"]
+        size = nested["nested_blocksize"]
+        table = parts.tensor(".weight.nested_quant_map", SCALES, 256).float()
+        scale = parts.tensor(".weight.nested_absmax", SCALES, -(-n_blocks // size)).float()
+        return table[absmax.int()] * scale.repeat_interleave(size)[:n_blocks] + nested["nested_offset"]
 
 
 def _state(parts: Parts) -> _QuantState:
@@ -140,12 +141,12 @@ def _nested_state(parts: Parts) -> _NestedState:
 
 def _read_state(parts: Parts, schema: Any) -> Any:
     """Return the JSON object of `quant_state`."""
-    name = next((state for state in _STATES if state in parts), _STATES[0])
-    try:
-        values = json.loads(bytes(parts[name].tolist()))
-    except ValueError as error:
-        raise parts.wrong(name, f"is not JSON ({brief(error)})") from error
-    state = conform(values, schema, f"{parts.where}{parts.stem}{name}", "Download the checkpoint again")
-    if sizes := [size for size in (*state.get("shape", ()), *(state[k] for k in state if k.endswith("blocksize"))) if size < 1]:
-        raise parts.wrong(name, f"has a size of {sizes[0]}")
+    name, again = next((state for state in _STATES if state in parts), _STATES[0]), "Download the checkpoint again"
+    where = f"{parts.where}{parts.stem}{name}"
+    state = conform(parse_json(bytes(parts.tensor(name, CODES, None).tolist()), where, again), schema, where, again)
+    if len(shape := state.get("shape", [1, 1])) != 2 or min(shape) < 1:
+        raise parts.wrong(name, f"has shape {shown(shape)}, expected rows and columns")
+    for key in (key for key in state if key.endswith("blocksize")):
+        if (size := state[key]) not in BLOCK_SIZES:
+            raise parts.wrong(name, f"has {key} {size}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
     return state

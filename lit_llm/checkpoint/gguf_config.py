@@ -131,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder2": Architecture("starcoder2", {"use_bias": True}),
 }  # fmt: skip
 # Families that llama.cpp computes as the architecture llama.
-_LIKE_LLAMA = ("mistral", "mixtral")
+LIKE_LLAMA = ("mistral", "mixtral")
 
 
 def architecture(file: GGUF) -> str:
@@ -150,7 +150,7 @@ def architecture(file: GGUF) -> str:
 
 def architecture_of(config: Config) -> str:
     """Return the architecture of GGUF for a model. Raise CheckpointError if there is none."""
-    if config.model_type in _LIKE_LLAMA:
+    if config.model_type in LIKE_LLAMA:
         return "llama"
     for arch, row in ARCHITECTURES.items():
         if row.model_type == config.model_type:

@@ -1,7 +1,9 @@
 """LoRA adapters as PEFT saves them, read with our names."""
 
 import math
+import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, UpstreamLinear
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
 from lit_llm.model.config import LIT_CONFIG
+from lit_llm.model.families import TEXT_PARTS
 from lit_llm.model.gpt import GPT
 from lit_llm.schema import conform, shown
 
@@ -115,7 +118,8 @@ def about_peft(folder: Path) -> dict[str, Any]:
 def _local_base(name: str) -> Path:
     """Return the folder of the base, which PEFT names by its repository or its folder: a hint, which may not exist."""
     places = [Path(name), Path("checkpoints") / name]
-    found = (place for place in places if (place / "config.json").is_file() or (place / LIT_CONFIG).is_file())
+    files = ("config.json", LIT_CONFIG)  # os.path.isfile: False for a name that no file can have, too
+    found = (place for place in places if any(os.path.isfile(place / file) for file in files))
     return next(found, Path(name) if name.count("/") != 1 else places[1])
 
 
@@ -218,6 +222,12 @@ class _Targets:
 _LORA = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!weight$)\w+)?(?:\.weight)?")
 
 
+def _in_text_model(name: str) -> str | None:
+    """Return the name that a module of a multimodal model has in its text model; None if it is of another part."""
+    found = [part.name(name) for part in TEXT_PARTS.values()]
+    return None if None in found else next((text for text in found if text != name), name)
+
+
 def read_peft(folder: Path, model: GPT) -> PeftAdapter:
     """Read an adapter for a model, which may be on the meta device.
 
@@ -245,12 +255,18 @@ class _Reading:
     def read(self) -> PeftAdapter:
         factors: dict[str, dict[str, Tensor]] = {}
         others: dict[str, Tensor] = {}
+        omitted = 0
         for name, read in read_tensors([self.path]):
+            if _in_text_model(name.removeprefix(_PREFIX)) is None:
+                omitted += 1
+                continue
             tensor = self._checked(name, read())
             if match := _LORA.fullmatch(name):
                 factors.setdefault(self._linear(match[1], name).name, {})[match[2]] = tensor
             else:
                 others[name] = tensor
+        if omitted:
+            warnings.warn(f"{self.path}: {omitted} tensors are omitted: they are not of the text model", stacklevel=2)
         updates = self._updates(factors)
         in_full = self.peft.get("modules_to_save", [])
         trained = {name: tensor for name, tensor in others.items() if any(f"{module}." in name for module in in_full)}
@@ -266,8 +282,7 @@ class _Reading:
     def _linear(self, module: str, tensor: str) -> UpstreamLinear:
         """Find a linear by its name, which in older or multimodal classes of transformers has other prefixes."""
         bare = module.removeprefix(_PREFIX)
-        text = re.sub(r"(^|\.)language_model\.", r"\1", bare)
-        candidates = (bare, text, RENAMED.get(bare, bare), self.names.prefix + bare)
+        candidates = (bare, _in_text_model(bare), RENAMED.get(bare, bare), self.names.prefix + bare)
         found = next((self.linears[name] for name in candidates if name in self.linears), None)
         if found is None:
             raise CheckpointError(
@@ -318,7 +333,7 @@ class _Reading:
         found, shapes = {}, {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
         for key, tensor in tensors.items():
             bare = re.sub(r"\.base_layer|\.modules_to_save(\.\w+(?=\.\w+$))?", "", key.removeprefix(_PREFIX))
-            bare = re.sub(r"(^|\.)language_model\.", r"\1", bare)
+            bare = _in_text_model(bare) or bare
             module, _, leaf = bare.rpartition(".")
             linear = self.linears.get(RENAMED.get(module, module))
             if linear is not None and linear.parts == ("lm_head",):  # for `ours`, a tied head is one with the embedding

@@ -4,7 +4,7 @@ A class per `quant_method` of `quantization_config` in config.json; its fields a
 is scale * (code - zero point), or scale * table[code]; layouts differ in how codes are packed and how weights share a scale.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -14,6 +14,11 @@ from torch import Tensor
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Keys
 
+CODES = (torch.uint8,)
+WORDS = (torch.int32,)
+INDICES = (torch.int32, torch.int64)
+SCALES = (torch.float32, torch.float16, torch.bfloat16)
+"""dtypes of stored tensors."""
 CHUNK_SIZE = 2**20
 """Weights to compute at once: unpacked codes and scales take some 40 bytes for each."""
 
@@ -37,19 +42,15 @@ class Parts:
             raise self.missing(part)
         return self.tensors[part]
 
-    def shaped(self, part: str, *shape: int) -> Tensor:
-        """Return a tensor. Raise CheckpointError if it is missing or has another shape."""
+    def tensor(self, part: str, dtypes: Sequence[torch.dtype], *shape: int | None) -> Tensor:
+        """Return a tensor. Raise CheckpointError if it is missing, or has another dtype or shape; None is any size."""
         tensor = self[part]
-        if tuple(tensor.shape) != shape:
-            raise self.wrong(part, f"has shape {list(tensor.shape)}, expected {list(shape)}")
-        return tensor
-
-    def typed(self, part: str, *dtypes: torch.dtype) -> Tensor:
-        """Return a matrix. Raise CheckpointError if it is missing or has another dtype."""
-        tensor = self[part]
-        if tensor.dim() != 2 or tensor.dtype not in dtypes:
+        if tensor.dtype not in dtypes:
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise self.wrong(part, f"has shape {list(tensor.shape)} and dtype {tensor.dtype}, expected a matrix of {expected}")
+            raise self.wrong(part, f"has dtype {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
+        if tensor.dim() != len(shape) or any(size not in (n, None) for n, size in zip(tensor.shape, shape, strict=True)):
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise self.wrong(part, f"has shape {list(tensor.shape)}, expected [{expected}]")
         return tensor
 
     def missing(self, part: str) -> CheckpointError:
@@ -153,13 +154,13 @@ class Gptq:
         )
 
     def weight(self, parts: Parts, dtype: torch.dtype) -> Tensor:
-        words = parts[".qweight"]
-        n_in, n_out = len(words) * 32 // self.bits, words.size(-1)
+        words = parts.tensor(".qweight", WORDS, None, None)
+        n_in, n_out = len(words) * 32 // self.bits, words.size(1)
         if ".g_idx" not in parts and self.desc_act:
             raise parts.missing(".g_idx")  # desc_act: the groups are out of order
         groups, of_column = _groups(parts, ".g_idx", n_in, self.group_size)
-        scales = parts.shaped(".scales", groups, n_out).t()
-        zeros = parts.shaped(".qzeros", groups, n_out * self.bits // 32).t()
+        scales = parts.tensor(".scales", SCALES, groups, n_out).t()
+        zeros = parts.tensor(".qzeros", WORDS, groups, n_out * self.bits // 32).t()
         shared = Shared(torch.arange(n_out), of_column)
 
         def compute(rows: slice) -> Tensor:
@@ -192,10 +193,11 @@ class Awq:
         return cls(_group_size(k))
 
     def weight(self, parts: Parts, dtype: torch.dtype) -> Tensor:
-        words = parts[".qweight"]
-        n_in, n_out = len(words), words.size(-1) * 8
+        words = parts.tensor(".qweight", WORDS, None, None)
+        n_in, n_out = len(words), words.size(1) * 8
         groups, of_column = _groups(parts, "", n_in, self.group_size)
-        scales, zeros = parts.shaped(".scales", groups, n_out).t(), parts.shaped(".qzeros", groups, n_out // 8)
+        scales = parts.tensor(".scales", SCALES, groups, n_out).t()
+        zeros = parts.tensor(".qzeros", WORDS, groups, n_out // 8)
         shared = Shared(torch.arange(n_out), of_column)
 
         def codes(packed: Tensor, rows: slice) -> Tensor:
@@ -229,7 +231,7 @@ class Fp8:
 
     def weight(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         name = ".weight_scale" if ".weight_scale" in parts else ".weight_scale_inv"
-        weight = parts.typed(".weight", *_FLOAT8)
+        weight = parts.tensor(".weight", _FLOAT8, None, None)
         n_out, n_in = weight.shape
         scale, shared = _grid(parts, name, n_out, n_in, self.block, None)
         compute = lambda rows: weight[rows].float() * shared.spread(scale, rows)  # noqa: E731
@@ -276,13 +278,16 @@ class CompressedTensors:
 
     def weight(self, parts: Parts, dtype: torch.dtype) -> Tensor:
         if ".weight_packed" not in parts:
-            weight = parts.typed(".weight", torch.int8, *_FLOAT8)
+            weight = parts.tensor(".weight", (torch.int8, *_FLOAT8), None, None)
             n_out, n_in = weight.shape
             scale, shared = _grid(parts, ".weight_scale", n_out, n_in, self.block, ".weight_g_idx")
-            zeros = parts[".weight_zero_point"].float().view(scale.shape) if ".weight_zero_point" in parts else None
+            zeros = None
+            if ".weight_zero_point" in parts:
+                shape = parts[".weight_scale"].shape
+                zeros = parts.tensor(".weight_zero_point", (torch.int8, *_FLOAT8), *shape).float().view(scale.shape)
             return _scaled(lambda rows: weight[rows].float(), zeros, scale, shared, n_out, n_in).tensor(dtype)
-        words = parts.typed(".weight_packed", torch.int32)
-        n_out, n_in = (int(n) for n in parts.shaped(".weight_shape", 2))
+        words = parts.tensor(".weight_packed", WORDS, None, None)
+        n_out, n_in = (int(n) for n in parts.tensor(".weight_shape", INDICES, 2))
         bits = next((b for b in self.bits if n_in > 0 and words.shape == (n_out, -(-n_in * b // 32))), None)
         if bits is None:
             sizes = f"{n_out} x {n_in} weights of {' or '.join(map(str, self.bits))} bits"
@@ -290,7 +295,7 @@ class CompressedTensors:
         scale, shared = _grid(parts, ".weight_scale", n_out, n_in, None, ".weight_g_idx")
         zeros = torch.full_like(scale, 2 ** (bits - 1))
         if ".weight_zero_point" in parts:
-            packed = parts.shaped(".weight_zero_point", -(-len(scale) * bits // 32), scale.size(1))
+            packed = parts.tensor(".weight_zero_point", WORDS, -(-len(scale) * bits // 32), scale.size(1))
             zeros = unpack(packed, bits, len(scale)).float()
         codes = lambda rows: unpack(words[rows].t(), bits, n_in).t().float()  # noqa: E731
         return _scaled(codes, zeros, scale, shared, n_out, n_in).tensor(dtype)
@@ -314,18 +319,16 @@ class Mxfp4:
         return cls()
 
     def weight(self, parts: Parts, dtype: torch.dtype) -> Tensor:
-        blocks = parts["_blocks"]
-        if blocks.dim() < 3 or blocks.size(-1) != 16:
-            raise parts.wrong("_blocks", f"has shape {list(blocks.shape)}, expected blocks of 16 bytes")
-        *outer, n_out, n_blocks, _ = blocks.shape
-        scales = parts.shaped("_scales", *outer, n_out, n_blocks).reshape(-1, n_blocks)
+        blocks = parts.tensor("_blocks", CODES, None, None, None, 16)
+        n_experts, n_out, n_blocks, _ = blocks.shape
+        scales = parts.tensor("_scales", CODES, n_experts, n_out, n_blocks).flatten(0, 1)
         codes, packed = torch.tensor(self.CODES), blocks.reshape(-1, n_blocks, 16)
 
         def compute(rows: slice) -> Tensor:
             values = codes[torch.stack((packed[rows] & 15, packed[rows] >> 4), dim=-1).int()].flatten(2)
             return torch.ldexp(values, scales[rows].int()[..., None] - 127).flatten(1)
 
-        return Rows(len(packed), n_blocks * 32, compute).tensor(dtype).view(*outer, n_out, -1).transpose(-1, -2)
+        return Rows(len(packed), n_blocks * 32, compute).tensor(dtype).view(n_experts, n_out, -1).mT
 
 
 def _group_size(k: Keys) -> int:
@@ -352,7 +355,7 @@ def _groups(parts: Parts, index: str, n_in: int, group_size: int) -> tuple[int, 
     groups = -(-n_in // max(size, 1))
     if index not in parts:
         return groups, torch.arange(n_in) // max(size, 1)
-    of_column = parts.shaped(index, n_in).long()
+    of_column = parts.tensor(index, INDICES, n_in).long()
     if n_in and not 0 <= of_column.min() <= of_column.max() < groups:
         raise parts.wrong(index, f"names group {of_column.max()}, but there are {groups} groups of {size} inputs")
     return groups, of_column
@@ -362,7 +365,7 @@ def _grid(
     parts: Parts, name: str, n_out: int, n_in: int, block: tuple[int, int] | None, index: str | None
 ) -> tuple[Tensor, Shared]:
     """Return scales as a float32 grid, and how weights (out, in) share them: all, each row, groups of inputs, or blocks."""
-    scale = parts[name].float()
+    scale = parts.tensor(name, (*SCALES, torch.float8_e8m0fnu), *parts[name].shape).float()
     scale = scale.view(1, 1) if scale.numel() == 1 else scale.view(-1, 1) if scale.dim() == 1 else scale
     height, width = block or (0, 0)
     if not block or scale.shape != (-(-n_out // height), -(-n_in // width)):

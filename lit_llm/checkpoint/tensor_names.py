@@ -28,8 +28,9 @@ _BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "
 # Layers after the last one, or modules of their own, predict the tokens after the next for speculative decoding; transformers
 # ignores them too.
 _PREDICT_LATER_TOKENS = {
-    "glm4_moe": r"^model\.layers\.(\d+)\.",
+    **dict.fromkeys(("glm4_moe", "deepseek_v3", "kimi_k2", "glm4_moe_lite"), r"^model\.layers\.(\d+)\."),
     "ernie4_5_moe": r"^model\.mtp_",
+    **dict.fromkeys(("exaone_moe", "mellum"), r"^mtp\."),
 }
 
 QUANTIZED = (
@@ -72,6 +73,8 @@ class Names:
     """Prefix of the names in `table` that files may lack."""
     part: TextPart | None = None
     """The row of a multimodal model, whose other tensors are omitted."""
+    folder: Path | None = None
+    """Folder of the files, for messages."""
 
     def ours(self, tensors: Iterable[tuple[str, Reader]]) -> Iterator[Stored]:
         """Yield our tensors for those in files. Only fused ones are read here, to be split.
@@ -132,7 +135,8 @@ class Names:
         try:
             return entry.split(self.config, read())
         except CheckpointError as error:
-            raise CheckpointError(f"tensor {name} {error}") from error
+            where = "" if self.folder is None else f"{self.folder}: "
+            raise CheckpointError(f"{where}tensor {name} {error}. Download the checkpoint again") from error
 
     def upstream(self, name: str) -> str:
         """Return the name in the files of one of our tensors."""
@@ -158,7 +162,7 @@ def hf_names(config: Config, checkpoint_dir: Path | None = None) -> Names:
     """Return the names of a family; in a folder in Hugging Face's layout, whose `config.json` may be of a multimodal model."""
     path = checkpoint_dir and checkpoint_dir / "config.json"
     part = text_part(read_json_object(path)) if path and path.is_file() else None
-    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), part)
+    return Names(config, TABLES[config.model_type](config), _BASE_PREFIX.get(config.model_type, ""), part, checkpoint_dir)
 
 
 def lit_gpt_names(config: Config) -> Names:

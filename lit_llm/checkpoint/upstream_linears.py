@@ -16,7 +16,7 @@ from lit_llm.args.measure import EstimateArgs
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused, names_of
 from lit_llm.errors import OptionError
-from lit_llm.methods.inject import GROUPS, as_list, short_names
+from lit_llm.methods.inject import GROUPS, OF_LATENTS, as_list, short_names
 from lit_llm.model.config import Config
 from lit_llm.model.families import TextPart
 from lit_llm.model.gpt import GPT
@@ -130,7 +130,7 @@ def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
     upstream, short = upstream_linears(model), short_names(model)
     ours: list[str] = []
     for target in as_list(targets):
-        if target in GROUPS or target in short.values():
+        if target in GROUPS or target in OF_LATENTS or target in short.values():
             ours.append(target)
             continue
         module = RENAMED.get(target, target)

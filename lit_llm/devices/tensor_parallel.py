@@ -59,7 +59,7 @@ def split(model: GPT, device: torch.device) -> None:
     columns, rows = ColwiseParallel(), RowwiseParallel()  # split by outputs; by inputs, with a sum over the ranks
     plan: dict[str, ParallelStyle] = {
         "attn.q": columns, "attn.k": columns, "attn.v": columns, "attn.o": rows, "mlp.gate": columns, "mlp.up": columns,
-        "mlp.down": rows,
+        "mlp.down": rows, "attn.q_up": columns, "attn.kv_up": columns,
     }  # fmt: skip
     for block in model.h:
         linears = {name for name, _ in block.named_modules()}

@@ -119,7 +119,8 @@ def estimate(
     }
     memory["above_model"] = memory["optimizer"] + memory.pop("peak")
     memory["total"] = memory["weights"] + memory["adapter"] + memory["above_model"]
-    kv = 2 * config.n_layer * config.n_query_groups * config.head_size * max_seq_length * held.itemsize
+    numbers = config.n_layer * config.n_query_groups * (config.head_size + config.value_size)
+    kv = numbers * max_seq_length * held.itemsize
     return {
         "total_params": n_total,
         "trainable_params": n_trained,

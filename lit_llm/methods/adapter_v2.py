@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from lit_llm.methods.adapter import Adapter
 from lit_llm.methods.inject import inject
-from lit_llm.model.gpt import GPT, Norm
+from lit_llm.model.gpt import GPT
+from lit_llm.model.norms import Norm
 
 
 class AdapterV2(Adapter):

@@ -15,13 +15,15 @@ from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 
-GROUPS = {"attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+GROUPS = {"attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up"), "mlp": ("gate", "up", "down")}
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
+OF_LATENTS = {"q": ("q_up",), "k": ("kv_up",), "v": ("kv_up",)}
+"""Linears of latent attention whose outputs are those that a target names."""
 
 
 def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
     """Return the linears that `targets` name, by name. Targets are groups, names in all layers, or full names as `h.0.attn.q`,
-    separated by commas or in a list.
+    separated by commas or in a list. With latent attention q means q_up, and k or v means kv_up.
 
     Raises:
         ValueError: for a target that matches nothing; the message lists what exists.
@@ -29,7 +31,7 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
     linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
     short, wanted = short_names(model), set[str]()
     for target in as_list(targets):
-        names = GROUPS.get(target, (target,))
+        names = GROUPS.get(target, (target, *OF_LATENTS.get(target, ())))
         found = {target} & short.keys() or {name for name in short if short[name] in names}
         if not found:
             exist = ", ".join(dict.fromkeys(short.values()))

@@ -27,7 +27,8 @@ def attend(
     softcap: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(scale * q k^T) v, (B, nh, T, hs); nh / ng query heads share a key/value head.
+    """Return softmax(scale * q k^T) v, (B, nh, T, hs); nh / ng query heads share a key/value head. Values, and the result, may
+    have another head size.
 
     `sinks` (nh,) are further scores in the softmax, which belong to no key.
 
@@ -66,6 +67,14 @@ class Documents:
         return _attend_by_document(q, k, v, self, window, scale, softcap, sinks)
 
 
+def in_chunks(documents: Documents | None, n: int, chunk: int, device: torch.device) -> Documents | None:
+    """Cut documents, or the one of n tokens, into chunks, each of which attends to itself. None: it is one chunk."""
+    lengths = [n] if documents is None else documents.lengths
+    if max(lengths) <= chunk:
+        return documents
+    return Documents([min(chunk, length - start) for length in lengths for start in range(0, length, chunk)], device)
+
+
 def _attend_by_document(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None, softcap: float | None,
     sinks: Tensor | None,
@@ -78,7 +87,7 @@ def _attend_by_document(
 def _runs_varlen(q: Tensor) -> bool:
     """Return True if FlashAttention (https://arxiv.org/abs/2205.14135) supports these queries over several documents."""
     fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.size(3) % 8 == 0 and q.size(3) <= 256
-    return fits and torch.__version__ >= "2.13" and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return fits and q.size(0) == 1 and torch.__version__ >= "2.13" and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None, scale: float | None) -> Tensor:
@@ -88,12 +97,14 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, documents: Documents, window
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    v_size = v.size(-1)
+    v = F.pad(v, (0, q.size(-1) - v_size))  # the kernel has one head size
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     left = -1 if window is None else window - 1  # keys before its own position that a query attends to
     bounds, longest, gqa = documents.bounds, max(documents.lengths), q.size(1) != k.size(1)
     y = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=gqa)
     assert isinstance(y, Tensor)
-    return y.transpose(0, 1)[None]
+    return y.transpose(0, 1)[None, ..., :v_size]
 
 
 def _attend_in_window(
@@ -164,14 +175,15 @@ class AttentionInputs(NamedTuple):
     def of_layer(self, layer: int, config: Config, cache: KVCache | None) -> tuple[Any, ...]:
         """Return rope, query_scale, documents, store, mask and of_keys as `CausalSelfAttention` expects them."""
         sliding = config.is_sliding(layer)
-        rope = None if layer in (config.no_rope_layers or ()) else self.ropes[sliding]
+        rope = self.ropes[sliding] if config.has_rope(layer) else None
+        grows = rope is None or not config.query_growth_without_rope
         if cache is None:
             store = None
         elif self.positions is None:
             store = partial(cache.fill, layer, self.ends)
         else:
             store = partial(cache.write, layer, self.positions)
-        return rope, self.query_scale, self.documents, store, self.masks[sliding], self.of_keys
+        return rope, self.query_scale if grows else None, self.documents, store, self.masks[sliding], self.of_keys
 
 
 def _moved(values: Any, device: torch.device) -> Any:
@@ -185,7 +197,7 @@ def query_scale(positions: Tensor, config: Config) -> Tensor | None:
     """Return the factors of queries at positions (T,) or (B, T), as (T, 1) or (B, 1, T, 1): see `Config.query_growth`."""
     if config.query_growth is None or config.query_growth_length is None:
         return None
-    n = positions.div(config.query_growth_length, rounding_mode="floor").float()
+    n = (positions + config.query_growth_offset).div(config.query_growth_length, rounding_mode="floor").float()
     scale = 1 + config.query_growth * n.log1p()[..., None]
     return scale if scale.dim() == 2 else scale[:, None]
 

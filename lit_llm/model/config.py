@@ -18,7 +18,7 @@ LIT_GPT_WEIGHTS = "lit_model.pth"
 
 _CHOICES = {
     "norm": ("rms", "rms_plus_one", "layer", "layer_plus_one", "rms_fixed", "layer_fixed"),
-    "qk_norm": (None, "head", "heads", "each_head", "row"),
+    "qk_norm": (None, "head", "heads", "each_head", "row", "fixed"),
     "mlp": ("gated", "plain"),
     "router_score": ("softmax", "sigmoid", "sparsemixer"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
@@ -57,7 +57,7 @@ class Config:
     """The residual stream is normalised after the last layer."""
     qk_norm: str | None = None
     """Norm of q and k: `head` (all heads share its weight), `heads` (each has its row of one weight), `each_head` (each has a
-    weight of its own) or `row` (all heads at once)."""
+    weight of its own), `row` (all heads at once) or `fixed` (no weight, and only in layers with RoPE)."""
     qk_norm_after_rope: bool = False
     mlp: str = "gated"
     """`gated`: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202); `plain`: down(act(up(x)))."""
@@ -89,14 +89,25 @@ class Config:
     n_chosen_group: int = 1
     n_in_group_score: int = 2
     """Largest scores in a group whose sum is the score of the group."""
+    weigh_expert_inputs: bool = False
+    """The weight of an expert multiplies its input, not its output."""
     shared_expert_size: int = 0
     """intermediate_size of an expert that sees every token. 0: none."""
     shared_expert_gate: bool = False
     """The output of the shared expert is multiplied by sigmoid(w x)."""
     dense_layers: list[int] | None = None
     """Layers with one MLP of intermediate_size in a model with experts. None: no layer."""
+    kv_latent_size: int | None = None
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434, section 2.1): keys and values are projected up from this
+    many numbers per token. None: from n_embd."""
+    q_latent_size: int | None = None
+    """The same for queries."""
+    latent_norm_eps: float = 1e-6
+    """norm_eps of these latent vectors."""
+    v_head_size: int | None = None
+    """head_size of values. None: that of keys."""
     attn_bias: bool = False
-    """Bias of the q, k and v projections."""
+    """Bias of the q, k and v projections; with latent attention, of those down to latent vectors."""
     attn_out_bias: bool = False
     mlp_bias: bool = False
     lm_head_bias: bool = False
@@ -114,10 +125,16 @@ class Config:
     """Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_growth_length)): attention over
     long contexts stays sharp (https://arxiv.org/abs/2501.19399). None: they are not."""
     query_growth_length: int | None = None
+    query_growth_offset: int = 0
+    """Added to p."""
+    query_growth_without_rope: bool = False
+    """Only in layers without RoPE."""
     logit_scale: float = 1.0
     """Factor of the logits, before the softcap."""
     sliding_window: int | None = None
     """Number of positions that each one attends to, itself included. None: all before it."""
+    chunked: bool = False
+    """The window does not slide: each position attends to those up to itself in its chunk of `sliding_window` positions."""
     sliding_layers: list[int] | None = None
     """Layers that have the sliding window. None: all of them."""
     parallel_residual: bool = False
@@ -176,6 +193,7 @@ class Config:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
         for name in (
             "norm_eps",
+            "latent_norm_eps",
             "rope_theta",
             "clip_qkv",
             "attention_scale",
@@ -193,14 +211,13 @@ class Config:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
-        if self.embedding_size is not None:
-            check_size("embedding_size", self.embedding_size)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
+        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
         if self.alibi is not None and self.attention_softcap is not None:
             raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
-        if self.sliding_window is not None:
-            check_size("sliding_window", self.sliding_window)
         if self.query_growth is not None:
             check_size("query_growth_length", self.query_growth_length)
         if self.n_expert:
@@ -208,7 +225,8 @@ class Config:
             check_size("n_expert_per_token (num_experts_per_tok in config.json)", self.n_expert_per_token, self.n_expert)
             check_size("expert_size", self.expert_size)
             self._check_routing()
-        attention = 2 * self.head_size * (self.n_head + self.n_query_groups)
+        attention = (self.head_size + self.value_size) * (self.n_head + self.n_query_groups)
+        attention += (self.kv_latent_size or 0) + (self.q_latent_size or 0)
         mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
         n_weights += self.n_embd * self.n_layer * (attention + mlp)
@@ -242,9 +260,18 @@ class Config:
         """Factor of q k^T."""
         return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
 
+    @property
+    def value_size(self) -> int:
+        """Numbers per head of values."""
+        return self.head_size if self.v_head_size is None else self.v_head_size
+
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""
         return self.sliding_window is not None and (self.sliding_layers is None or layer in self.sliding_layers)
+
+    def has_rope(self, layer: int) -> bool:
+        """Return True if this layer has RoPE."""
+        return self.rotary_size > 0 and layer not in (self.no_rope_layers or ())
 
     def has_experts(self, layer: int) -> bool:
         """Return True if this layer has a mixture of experts instead of one MLP."""

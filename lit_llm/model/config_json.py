@@ -142,7 +142,7 @@ class Keys:
         value = self.get(key, allowed[0])
         if value not in allowed:
             raise CheckpointError(f"{key} = {shown(value)} is not supported; supported: {', '.join(map(shown, allowed))}")
-        return value
+        return allowed[allowed.index(value)]  # of our type: 4.0 is the integer 4
 
     def unused(self, *names: str) -> None:
         """Count these as read: upstream writes them, but computes nothing from them."""
@@ -173,6 +173,9 @@ _FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "num_attention_heads": (Keys.size, ("n_head",)),
     "num_key_value_heads": (Keys.optional_size, ("n_query_groups",)),
     "head_dim": (Keys.size, ("head_size",)),
+    "v_head_dim": (Keys.size, ("v_head_size",)),
+    "kv_lora_rank": (Keys.size, ("kv_latent_size",)),
+    "q_lora_rank": (Keys.optional_size, ("q_latent_size",)),
     "intermediate_size": (Keys.size, ("intermediate_size",)),
     "max_position_embeddings": (Keys.size, ("block_size",)),
     "tie_word_embeddings": (Keys.flag, ("tie_embeddings",)),

@@ -28,7 +28,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: Config, make_mlp: Callable[[int, bool], nn.Module]) -> None:
         super().__init__()
-        self.router = Router(config)
+        self.router, self.weighs_inputs = Router(config), config.weigh_expert_inputs
         self.experts = nn.ModuleList(make_mlp(config.expert_size, config.expert_bias) for _ in range(config.n_expert))
         self.shared = make_mlp(config.shared_expert_size, config.mlp_bias) if config.shared_expert_size else None
         self.shared_router = nn.Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
@@ -46,13 +46,14 @@ class MoE(nn.Module):
         """Sum of the outputs of the chosen experts (N, K), times their weights."""
         of_pairs, order = chosen.flatten().sort(stable=True)  # token-expert pairs, those of one expert together
         tokens, weights = order // chosen.size(1), weights.flatten()[order, None]
-        rows, experts = flat[tokens], torch.arange(len(self.experts), device=flat.device)
+        rows = flat[tokens] * weights if self.weighs_inputs else flat[tokens]
+        experts = torch.arange(len(self.experts), device=flat.device)
         ends = torch.searchsorted(of_pairs, experts, right=True, out_int32=True)  # bincount would wait for a GPU
         if runs_grouped(flat, [linear for expert in self.experts for linear in expert.children()]):
             outputs = self._grouped(rows, ends, of_pairs)
         else:
             outputs = self._one_by_one(rows, ends)
-        return torch.zeros_like(flat).index_add(0, tokens, outputs * weights)
+        return torch.zeros_like(flat).index_add(0, tokens, outputs if self.weighs_inputs else outputs * weights)
 
     def _grouped(self, rows: Tensor, ends: Tensor, of_pairs: Tensor) -> Tensor:
         """Outputs of all experts, each for its rows up to its end, with three products in all."""

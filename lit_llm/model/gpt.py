@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_llm.model.alibi import EXTRA, Alibi, with_biases
-from lit_llm.model.attention import AttentionInputs, Documents, attend, positions_in_sequences, query_scale, soft_capped
+from lit_llm.model.attention import (
+    AttentionInputs,
+    Documents,
+    attend,
+    in_chunks,
+    positions_in_sequences,
+    query_scale,
+    soft_capped,
+)
 from lit_llm.model.config import Config
 from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
+from lit_llm.model.norms import Norm, qk_norm
 from lit_llm.model.recompute import recipes_for_results, recomputed
 from lit_llm.model.rope import Rope, rotate
 
@@ -176,7 +185,7 @@ class Block(nn.Module):
         self.normalizes_sums = config.residual_norm
         has_norms = config.pre_norm or config.residual_norm
         self.norm_1 = Norm(config) if has_norms else nn.Identity()
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = (CausalSelfAttention if config.kv_latent_size is None else LatentAttention)(config, layer)
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
         self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
@@ -206,22 +215,26 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.head_size = hs = config.head_size
+        self.head_size = config.head_size
         self.clip = config.clip_qkv
         self.scale = config.score_factor
         self.softcap = config.attention_softcap
-        self.window = config.sliding_window if config.is_sliding(layer) else None
+        window = config.sliding_window if config.is_sliding(layer) else None
+        self.window, self.chunk = (None, window) if config.chunked else (window, None)
         self.interleaved = config.rope_interleaved
         self.normalizes_rows = config.qk_norm == "row"
         self.normalizes_last = config.qk_norm_after_rope
-        self.q = nn.Linear(config.n_embd, config.n_head * hs, bias=config.attn_bias)
-        self.k = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
-        self.v = nn.Linear(config.n_embd, config.n_query_groups * hs, bias=config.attn_bias)
-        self.o = nn.Linear(config.n_head * hs, config.n_embd, bias=config.attn_out_bias)
-        self.q_norm = _qk_norm(config, config.n_head)
-        self.k_norm = _qk_norm(config, config.n_query_groups)
+        self.add_projections(config)
+        self.o = nn.Linear(config.n_head * config.value_size, config.n_embd, bias=config.attn_out_bias)
+        self.q_norm = qk_norm(config, layer, config.n_head)
+        self.k_norm = qk_norm(config, layer, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
+
+    def add_projections(self, config: Config) -> None:
+        self.q = nn.Linear(config.n_embd, config.n_head * config.head_size, bias=config.attn_bias)
+        self.k = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=config.attn_bias)
+        self.v = nn.Linear(config.n_embd, config.n_query_groups * config.head_size, bias=config.attn_bias)
 
     def forward(
         self,
@@ -235,11 +248,13 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """(B, T, C) from x (B, T, C). `store` puts keys and values into a cache and returns those to attend to."""
         B, T, _ = x.shape
-        q, (k, v) = self.heads(self.q(x), self.q_norm, rope), self.keys_and_values(x, rope)
+        q, (k, v) = self.queries(x, rope), self.keys_and_values(x, rope)
         if query_scale is not None:
             q = q * query_scale.to(q.dtype)
         if store is not None:
             k, v = store(k, v)
+        if self.chunk is not None and mask is None:
+            documents = in_chunks(documents, T, self.chunk, x.device)
         if of_keys is None:
             y = attend(q, k, v, documents, mask, self.window, self.scale, self.softcap, self.sinks)
         else:
@@ -247,6 +262,10 @@ class CausalSelfAttention(nn.Module):
         if self.adapter is not None:
             y = y + self.adapter(self, q)
         return self.o(y.transpose(1, 2).reshape(B, T, -1))
+
+    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries (B, nh, T, hs) for x (B, T, C)."""
+        return self.heads(self.q(x), self.q_norm, rope)
 
     def keys_and_values(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Keys, at positions only if `rope` is given, and values, (B, ng, T, hs) each, for x (B, T, C)."""
@@ -269,6 +288,48 @@ class CausalSelfAttention(nn.Module):
         """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
         return attend(q, k, v, None, mask, None, self.scale, self.softcap)
+
+
+class LatentAttention(CausalSelfAttention):
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434, section 2.1): keys and values, and often queries, are
+    projected down to a latent vector and up to heads. RoPE rotates the last dimensions of a head, whose keys all heads share.
+
+    A subclass, because only the projections differ. r = kv_latent_size, n = head_size - rotary_size, vs = value_size.
+    """
+
+    def add_projections(self, config: Config) -> None:
+        assert config.kv_latent_size is not None
+        bias, q_size, eps = config.attn_bias, config.n_head * config.head_size, config.latent_norm_eps
+        self.down_parts = [config.kv_latent_size, config.rotary_size]
+        self.up_parts = [config.head_size - config.rotary_size, config.value_size]
+        self.q_is_latent = config.q_latent_size is not None
+        if config.q_latent_size is None:
+            self.q = nn.Linear(config.n_embd, q_size, bias=False)
+        else:
+            self.q_down = nn.Linear(config.n_embd, config.q_latent_size, bias=bias)
+            self.q_latent_norm = Norm(config, config.q_latent_size, eps=eps)
+            self.q_up = nn.Linear(config.q_latent_size, q_size, bias=False)
+        self.kv_down = nn.Linear(config.n_embd, sum(self.down_parts), bias=bias)
+        self.kv_latent_norm = Norm(config, config.kv_latent_size, eps=eps)
+        self.kv_up = nn.Linear(config.kv_latent_size, config.n_head * sum(self.up_parts), bias=False)
+
+    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries (B, nh, T, hs) for x (B, T, C)."""
+        q = self.q_up(self.q_latent_norm(self.q_down(x))) if self.q_is_latent else self.q(x)
+        q = q.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        q, rotating = q.split([self.up_parts[0], self.down_parts[1]], dim=-1)  # (B, nh, T, n), (B, nh, T, rotary_size)
+        return torch.cat((q, self.rotated(rotating, rope)), dim=-1)
+
+    def keys_and_values(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Keys (B, nh, T, hs), at positions only if `rope` is given, and values (B, nh, T, vs), for x (B, T, C)."""
+        latent, shared = self.kv_down(x).split(self.down_parts, dim=-1)  # (B, T, r), (B, T, rotary_size)
+        heads = self.kv_up(self.kv_latent_norm(latent)).unflatten(-1, (-1, sum(self.up_parts))).transpose(1, 2)
+        k, v = heads.split(self.up_parts, dim=-1)  # (B, nh, T, n), (B, nh, T, vs)
+        shared = self.rotated(shared[:, None], rope).expand(-1, k.size(1), -1, -1)
+        return torch.cat((k, shared), dim=-1), v
+
+    def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        return x if rope is None else rotate(x, *rope, self.interleaved)
 
 
 class GatedMLP(nn.Module):
@@ -328,58 +389,3 @@ class XIELU(nn.Module):
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
-
-
-class Norm(nn.Module):
-    """RMSNorm, w x / sqrt(mean(x^2) + eps), or LayerNorm, w (x - mean(x)) / sqrt(var(x) + eps) + b.
-
-    Computed in float32, since squares overflow in float16 and lose bits in bfloat16; returned in the dtype of the input.
-    """
-
-    def __init__(self, config: Config, size: int | None = None, bias: bool | None = None) -> None:
-        super().__init__()
-        self.kind, self.eps, self.size = config.norm, config.norm_eps, size or config.n_embd
-        self.weight = None if self.kind.endswith("_fixed") else nn.Parameter(torch.ones(self.size))
-        self.bias = nn.Parameter(torch.zeros(self.size)) if (config.norm_bias if bias is None else bias) else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self.normalized, x, self.weight, self.bias)
-
-    def normalized(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        weight = None if weight is None else weight.float()
-        bias = None if bias is None else bias.float()
-        if weight is not None and self.kind.endswith("_plus_one"):
-            weight = weight + 1
-        if self.kind.startswith("layer"):
-            return F.layer_norm(x.float(), (self.size,), weight, bias, self.eps).to(x.dtype)
-        return F.rms_norm(x.float(), (self.size,), weight, self.eps).to(x.dtype)
-
-
-class HeadNorms(nn.ModuleList):
-    """One norm without bias for each head of (B, heads, T, hs); a list, because upstream has one tensor per head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([norm(head) for norm, head in zip(self, x.split(1, dim=1), strict=True)], dim=1)
-
-
-class RowNorms(Norm):
-    """Norm of each head of (B, heads, T, hs) with its row of a weight (heads, hs): as `HeadNorms`, with one tensor upstream."""
-
-    def __init__(self, config: Config, n_heads: int) -> None:
-        super().__init__(config, config.head_size, bias=False)
-        self.weight = nn.Parameter(torch.ones(n_heads, config.head_size))
-
-    def normalized(self, x: Tensor, weight: Tensor, bias: None) -> Tensor:
-        return (super().normalized(x.float(), None, None) * weight.float()[:, None]).to(x.dtype)
-
-
-def _qk_norm(config: Config, n_heads: int) -> nn.Module | None:
-    if config.qk_norm is None:
-        return None
-    if config.qk_norm == "row":
-        return Norm(config, n_heads * config.head_size)
-    if config.qk_norm == "heads":
-        return RowNorms(config, n_heads)
-    if config.qk_norm == "each_head":
-        return HeadNorms(Norm(config, config.head_size, bias=False) for _ in range(n_heads))
-    return Norm(config, config.head_size)

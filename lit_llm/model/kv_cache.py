@@ -40,16 +40,16 @@ class KVCache:
         int8: bool = False,
     ) -> None:
         self.window, self.n_rows, self.max_length = config.sliding_window, batch_size, max_length
-        self.length, self.level = 0, False
+        self.length, self.level, self.chunked = 0, False, config.chunked
         self.ring = max_length if self.window is None or chunk is None else min(max_length, self.window + chunk - 1)
         devices = [device] * config.n_layer if isinstance(device, (str, torch.device)) else device
 
-        def slots(layer: int) -> "Slots":
+        def slots(layer: int, size: int) -> "Slots":
             n_slots = self.ring if config.is_sliding(layer) else max_length
-            return Slots((batch_size, config.n_query_groups, n_slots, config.head_size), devices[layer], dtype, int8)
+            return Slots((batch_size, config.n_query_groups, n_slots, size), devices[layer], dtype, int8)
 
-        self.k = [slots(i) for i in range(config.n_layer)]
-        self.v = [slots(i) for i in range(config.n_layer)]
+        self.k = [slots(i, config.head_size) for i in range(config.n_layer)]
+        self.v = [slots(i, config.value_size) for i in range(config.n_layer)]
 
     def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.
@@ -88,7 +88,8 @@ class KVCache:
         return full, full if self.window is None else self._mask(positions, True, dtype, alibi)
 
     def _mask(self, positions: Tensor, sliding: bool, dtype: torch.dtype, alibi: Alibi | None) -> Tensor | None:
-        all_visible = self.level and (not sliding or self.ring == min(self.max_length, self.window or 0))
+        all_in_ring = self.ring == min(self.max_length, self.window or 0) and not self.chunked
+        all_visible = self.level and (not sliding or all_in_ring)
         if all_visible and alibi is None:
             return None
         held = torch.arange(min(self.length, self.ring) if sliding else self.length, device=positions.device)[None]
@@ -103,7 +104,8 @@ class KVCache:
         if not sliding:
             return held <= query
         assert self.window is not None
-        return (held >= 0) & (held <= query) & (held > query - self.window)
+        first = query - query % self.window if self.chunked else query - self.window + 1
+        return (held >= 0) & (held <= query) & (held >= first)
 
     def put(self, row: int | slice, other: "KVCache", other_row: int = 0) -> None:
         """Copy a row of `other` to `row` (to all of a slice). `other` may have fewer positions, but not more."""

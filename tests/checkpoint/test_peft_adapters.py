@@ -61,7 +61,7 @@ def make_base(name, folder):
 def test_adapter_of_peft_gives_its_logits(case, tmp_path):
     make_reference(case, tmp_path / "base")
     has_experts = load_model(tmp_path / "base").config.n_expert > 0  # PEFT does not adapt these as linears
-    targets = r".*self_attn\.\w_proj" if has_experts else "all-linear"
+    targets = r".*self_attn\.\w+_proj(_with_mqa)?" if has_experts else "all-linear"
     theirs = make_peft(tmp_path / "base", tmp_path / "adapter", target_modules=targets)
     ours = attached(tmp_path / "base", tmp_path / "adapter")
     assert relative_difference(logits(ours, case.vocab_size), logits(theirs, case.vocab_size)) < 1e-5
@@ -73,6 +73,7 @@ OPTIONS = {
     "ranks": ("llama", {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}, "alpha_pattern": {"^model.layers.0.*": 3}}),
     "regex": ("llama", {"target_modules": r".*layers\.[12]\.(self_attn\.[qv]_proj|mlp\.up_proj)"}),
     "full names": ("llama", {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj"]}),
+    "latent": ("minicpm3", {"target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]}),
     "layers": ("llama", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"}),
     "one layer": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "layers_to_transform": 1}),
     "excluded": ("llama", {"target_modules": ["q_proj", "v_proj", *MLP], "exclude_modules": ["model.layers.1.mlp.up_proj"]}),
@@ -135,6 +136,7 @@ ROUND_TRIPS = {
     "gpt2": {"targets": "k,o,up", "r": 2, "use_rslora": True},
     "falcon-7b": {"targets": ["q", "h.1.attn.v"], "r": 8},
     "starcoder2": {"targets": "q,up", "r": 4, "use_dora": True},
+    "minicpm3": {"targets": "q,v,kv_down", "r": 4, "use_dora": True},
 }
 
 

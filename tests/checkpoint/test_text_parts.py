@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_export import make_adapter
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lit_llm.checkpoint.adapters import attach_adapter
 from lit_llm.checkpoint.convert import convert
 from lit_llm.checkpoint.export import export_hf, export_peft
 from lit_llm.checkpoint.load_model import load_model
@@ -74,11 +76,12 @@ def test_logits_and_gradients_equal_transformers(reference, folder):
     for each in (model, reference):
         found = each(IDS)
         (getattr(found, "logits", found) * weight).sum().backward()
-    text = getattr(reference.model, "language_model", None) or reference.model.text_model
+    text = next(module for module in reference.modules() if hasattr(module, "embed_tokens"))
     assert relative_difference(model.wte.weight.grad, text.embed_tokens.weight.grad) < 1e-5
     for ours, theirs in zip(model.h, text.layers, strict=True):
         assert relative_difference(ours.attn.k.weight.grad, theirs.self_attn.k_proj.weight.grad) < 1e-5
-        assert relative_difference(ours.mlp.down.weight.grad, theirs.mlp.down_proj.weight.grad) < 1e-5
+        mlp = getattr(theirs, "mlp", None) or theirs.feed_forward
+        assert relative_difference(ours.mlp.down.weight.grad, mlp.down_proj.weight.grad) < 1e-5
 
 
 def test_omitted_tensors_are_counted_and_unknown_ones_refused(folder, tmp_path):
@@ -91,11 +94,11 @@ def test_omitted_tensors_are_counted_and_unknown_ones_refused(folder, tmp_path):
     save_file(tensors | {"audio_tower.conv.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"unexpected tensor audio_tower\.conv\.weight"):
         load_model(tmp_path)
-    gone = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    gone = next(name for name in tensors if re.search(r"layers\.1\.\w+\.up_proj\.weight$", name))
     save_file({name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / "model.safetensors")
     with (
         pytest.warns(UserWarning, match="omitted"),
-        pytest.raises(CheckpointError, match=r"1 tensors are missing, .*1\.mlp\.up_proj"),
+        pytest.raises(CheckpointError, match=r"1 tensors are missing, .*1\.\w+\.up_proj"),
     ):
         load_model(tmp_path)
 
@@ -146,8 +149,6 @@ def test_converted_and_exported_folders_hold_the_text_model_alone(reference, fol
 def test_peft_opens_an_adapter_over_the_multimodal_model(reference, model_type, is_converted, tmp_path):
     from peft import PeftModel
 
-    from lit_llm.checkpoint.adapters import attach_adapter
-
     base = tmp_path / "base"
     reference.save_pretrained(base)
     if is_converted:
@@ -161,6 +162,37 @@ def test_peft_opens_an_adapter_over_the_multimodal_model(reference, model_type, 
     theirs = PeftModel.from_pretrained(make_multimodal(model_type), tmp_path / "peft").eval()
     assert relative_difference(_logits(ours), _logits(theirs)) < 1e-5
     assert relative_difference(_logits(ours), _logits(reference)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "target_modules", [["q_proj", "v_proj", "fc1"], r".*(language|text)_model.*\.(q|v|down)_proj"], ids=str
+)
+def test_an_adapter_that_peft_made_over_the_multimodal_model_opens(model_type, target_modules, reference, folder, tmp_path):
+    """With every prefix that files have for the text model. Updates of vision linears are omitted."""
+    from peft import LoraConfig, get_peft_model
+
+    part = TEXT_PARTS[model_type]
+    torch.manual_seed(0)
+    theirs = get_peft_model(make_multimodal(model_type), LoraConfig(r=4, target_modules=target_modules)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.15)
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors, first = load_file(path), next(iter(part.names))
+    n_vision = sum(not name.startswith(f"base_model.model.{first}") for name in tensors)
+    for prefix in [prefix for prefix, family in part.names.items() if family == "model."]:
+        renamed = {name.replace(f"model.{first}", f"model.{prefix}"): tensor for name, tensor in tensors.items()}
+        save_file(renamed, path, {"format": "pt"})
+        about = json.loads((tmp_path / "adapter_config.json").read_text())
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "target_modules": target_modules}))
+        ours = load(folder)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            attach_adapter(ours, tmp_path)
+        assert [f"{n_vision} tensors are omitted" in str(w.message) for w in seen] == [True] * (n_vision > 0)
+        assert relative_difference(_logits(ours.eval()), _logits(theirs)) < 1e-5
+        assert relative_difference(_logits(ours), _logits(reference)) > 1e-3
 
 
 def test_missing_keys_take_upstreams_defaults(model_type):

@@ -12,6 +12,7 @@ from lit_llm.checkpoint.read import empty_model
 from lit_llm.checkpoint.upstream_linears import resolve_targets, upstream_linears
 from lit_llm.errors import OptionError
 from lit_llm.estimation.step_memory import estimate_run
+from lit_llm.methods.inject import find_linears
 from lit_llm.model.config import Config
 
 TARGETS = {
@@ -19,6 +20,7 @@ TARGETS = {
     "phi3": {"qkv_proj": "q,k,v", "gate_up_proj,o_proj": "gate,up,o"},
     "gpt_neox": {"query_key_value": "q,k,v", "embed_out": "head", "dense,dense_4h_to_h": "o,down"},
     "gpt2": {"c_attn": "q,k,v", "c_proj": "o,down", "attn.c_proj": "o", "c_fc,lm_head": "up,head"},
+    "deepseek_v2": {"q_a_proj,kv_b_proj": "q_down,kv_up", "kv_a_proj_with_mqa": "kv_down", "k,v": "k,v"},
     "mixtral": {"w1,w3": "gate,up", "model.layers.1.self_attn.q_proj": "h.1.attn.q"},
 }
 
@@ -38,6 +40,12 @@ def test_names_of_transformers_select_the_linears_that_they_hold(family):
     for theirs, ours in TARGETS[family].items():
         assert resolve_targets(model, theirs) == ours
         assert resolve_targets(model, theirs.split(",")) == ours.split(",")
+
+
+def test_keys_and_values_of_latent_attention_are_one_linear():
+    config, _ = both(next(case for case in CASES if case.name == "deepseek_v2"))
+    for targets, ours in {"q": {"q_up"}, "k": {"kv_up"}, "q,v": {"q_up", "kv_up"}}.items():
+        assert {name.rpartition(".")[2] for name in find_linears(empty_model(config), targets)} == ours
 
 
 @pytest.mark.parametrize("case", all_families())

@@ -19,6 +19,8 @@ from lit_llm.args.generate import GenerateArgs
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
 
+LATENT = {"kv_lora_rank": 12, "q_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10}
+
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
@@ -27,6 +29,7 @@ def answers(tmp_path_factory):
     llama = make_checkpoint(folder / "llama", num_key_value_heads=2)
     neox = make_checkpoint(folder / "neox", "gpt_neox")
     bloom = make_checkpoint(folder / "bloom", "bloom")
+    latent = make_checkpoint(folder / "minicpm3", "minicpm3", **LATENT)
     questions = [
         {"question": row["instruction"], "choices": WORDS[i : i + 4], "answer": i % 4} for i, row in enumerate(rows(12, seed=3))
     ]
@@ -40,6 +43,7 @@ def answers(tmp_path_factory):
         ["generate/base.py", f"--checkpoint_dir={neox}", "--prompt=a small house", "--num_samples=3", *common],
         ["eval/lm_eval_harness.py", f"--checkpoint_dir={llama}", "--tasks=words", f"--include_path={folder}", *common],
         ["generate/base.py", f"--checkpoint_dir={bloom}", "--prompt=a small house", "--temperature=0", *common],
+        ["generate/base.py", f"--checkpoint_dir={latent}", "--prompt=a small house", "--temperature=0", *common],
     ]
     found = []
     with pytest.MonkeyPatch.context() as patch:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from families import BY_NAME, CASES, EVERY_PART, Case, make_reference, random_ids, relative_difference
+from gguf_cases import GGUF_CASES
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from lit_llm.checkpoint.gguf_config import ARCHITECTURES, LIKE_LLAMA
 from lit_llm.checkpoint.load_model import load_model
+from lit_llm.checkpoint.prequantized import FORMATS
 from lit_llm.checkpoint.read import empty_model, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import names_of
@@ -170,8 +173,27 @@ def models_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_of_models_is_that_of_the_code():
-    assert models_table() in (REPOSITORY / "tutorials" / "models.md").read_text()
+def formats_table() -> str:
+    """The table of formats in tutorials/models.md."""
+    in_gguf = {row.model_type for row in ARCHITECTURES.values()} | {*LIKE_LLAMA}
+    assert in_gguf == {case.family for case, _ in GGUF_CASES}, "tests/support/gguf_cases.py writes and reads each"
+    gguf = ", ".join(f"`{name}`" for name in FAMILIES if name in in_gguf)
+    quantized = ", ".join(f"`{name}`" for name in FORMATS if name != "mxfp4")
+    rows = [
+        ("folder of Hugging Face", "yes", "yes", "all"),
+        (f"[quantized folder](quantize.md): {quantized}", "yes", "dequantized", "all"),
+        ("[quantized folder](quantize.md): `mxfp4`", "yes", "dequantized", "`gpt_oss`"),
+        ("[LoRA adapter of PEFT](finetune_methods.md#adapters-of-peft)", "yes", "yes, except updates of experts", "all"),
+        ("[GGUF](gguf.md)", "yes", "yes, and LoRA alone", gguf),
+        ("[Lit-GPT and litgpt](from_lit_gpt.md)", "yes", "no", "those with the same parts"),
+    ]
+    lines = ["| format | read | written | families |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("make", [models_table, formats_table])
+def test_the_tables_of_models_are_those_of_the_code(make):
+    assert make() in (REPOSITORY / "tutorials" / "models.md").read_text()
 
 
 def _rewrite(folder, change) -> None:
@@ -196,6 +218,17 @@ def _rewrite(folder, change) -> None:
                 | {
                     "model.layers.3.eh_proj.weight": torch.ones(1, 1),
                     "model.layers.3.mlp.gate.e_score_correction_bias": torch.ones(1),
+                }
+            ),
+        ),
+        (
+            "deepseek_v3",
+            lambda tensors: (
+                tensors
+                | {
+                    "model.layers.3.embed_tokens.weight": torch.ones(1, 1),
+                    "model.layers.3.self_attn.kv_a_layernorm.weight": torch.ones(1),
+                    "model.layers.3.shared_head.head.weight": torch.ones(1, 1),
                 }
             ),
         ),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases_dense import DENSE, NEEDED
 from cases_experts import EXPERTS, SIZES_WITHOUT_DEFAULT
+from cases_latent import LATENT
 from published import config_of_2023, family_of, hf_config
 
 from lit_llm.model.config import Config
@@ -114,7 +115,7 @@ _REFERENCE = [
     ("persimmon", {}),
     *(
         (family, {"num_hidden_layers": 3, **SIZES_WITHOUT_DEFAULT.get(family, {})})
-        for family in dict.fromkeys(family for _, family, _ in EXPERTS)
+        for family in dict.fromkeys(family for _, family, _ in [*EXPERTS, *LATENT])
     ),
 ]
 

@@ -63,6 +63,15 @@ def test_varlen_kernel_is_called_causal_within_documents(window, expected):
     assert (is_causal, sides) == expected
 
 
+def test_values_with_fewer_dimensions_are_padded_for_the_kernel():
+    """As in multi-head latent attention: the kernel has one head size."""
+    with torch.no_grad(), Calls() as calls:
+        q, k, v = projections(4, 4, 64, torch.bfloat16, "meta")
+        v = v[..., :40]
+        assert _attend_varlen(q, k, v, Documents(LENGTHS, q.device), None, 0.1).shape == v.shape
+    assert [x.shape[-1] for x in calls.found[0][:3]] == [64, 64, 64]
+
+
 def test_varlen_kernel_takes_half_precision_and_known_head_sizes(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
     with FakeTensorMode():

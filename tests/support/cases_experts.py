@@ -9,6 +9,7 @@ _DEEPSEEK: dict[str, Any] = {
     "first_k_dense_replace": 1,
 }  # fmt: skip
 _GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+_LLAMA4: dict[str, Any] = {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 40}
 _ERNIE: dict[str, Any] = {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24}
 
 EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -42,6 +43,30 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt_oss-clamped", "gpt_oss", {
         "num_local_experts": 4, "head_dim": 8, "sliding_window": 64, "swiglu_limit": 0.1, "num_experts_per_tok": 3,
         "layer_types": ["full_attention"] * 3, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    ("exaone_moe", "exaone_moe", {
+        **_QWEN, "num_shared_experts": 1, "sliding_window": 6, "sliding_window_pattern": 3, "head_dim": 8}),
+    ("exaone_moe-groups", "exaone_moe", {
+        **_QWEN, "num_experts": 8, "num_shared_experts": 2, "n_group": 4, "topk_group": 2, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "mlp_layer_types": ["sparse", "dense", "sparse"], "vocab_size": 128}),
+    ("mellum", "mellum", {
+        **_QWEN, "head_dim": 8, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("mellum-yarn", "mellum", {
+        **_QWEN, "head_dim": 16, "attention_bias": True, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "norm_topk_prob": False, "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    ("llama4_text", "llama4_text", {
+        **_LLAMA4, "attention_chunk_size": 6, "no_rope_layer_interval": 2, "floor_scale": 4, "attn_scale": 0.5,
+        "num_experts_per_tok": 2}),
+    ("llama4_text-maverick", "llama4_text", {
+        **_LLAMA4, "num_hidden_layers": 4, "no_rope_layers": [1] * 4, "attention_chunk_size": 64,
+        "interleave_moe_layer_step": 2, "use_qk_norm": False,
+        "attn_temperature_tuning": False, "attention_bias": True, "vocab_size": 128, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16}}),
     ("ernie4_5_moe", "ernie4_5_moe", _ERNIE),
     ("ernie4_5_moe-untied", "ernie4_5_moe", {
         **_ERNIE, "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,
@@ -50,6 +75,7 @@ EXPERTS: list[tuple[str, str, dict[str, Any]]] = [
 
 # Keys without which upstream cannot build a model.
 SIZES_WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
     "glm4_moe": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},

@@ -38,6 +38,10 @@ TEXT_PART_CASES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _case({"rope_parameters": _MROPE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
                         _QWEN_VISION, tie_word_embeddings=True),
     "qwen3_vl": _case({"rope_parameters": {**_MROPE, "mrope_interleaved": True}, "head_dim": 8}, _QWEN_VISION),
+    "llama4": _case(
+        {"model_type": "llama4_text", "moe_layers": [], "head_dim": 8, "intermediate_size_mlp": 48},
+        {**_VISION, "model_type": "llama4_vision_model", "intermediate_size": 64, "vision_output_dim": 32,
+         "projector_input_dim": 32, "projector_output_dim": 32}),
     "idefics3": _case({"model_type": "llama"}, _VISION, scale_factor=1),
     "smolvlm": _case({"model_type": "llama"}, _VISION, scale_factor=1, tie_word_embeddings=True),
 }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import hf_model, make_tokenizer
@@ -24,7 +25,7 @@ BNB: dict[str, dict[str, Any]] = {
 
 def plain(folder: Path, model_type: str = "llama", **changes: Any) -> Path:
     """A tiny checkpoint in float32."""
-    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads" or model_type in ("llama", "phi3")}
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads" or model_type in ("llama", "phi3", "gpt_oss")}
     hf_model(model_type, **{**sizes, **changes}).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     make_tokenizer(folder)
@@ -171,6 +172,41 @@ def in_groups(folder: Path, source: Path, method: str) -> tuple[Path, dict[str, 
     return rewrite(folder, source, config, encode), rounded
 
 
+MXFP4_CODES = torch.tensor([sign * value for sign in (1, -1) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)])
+"""Values of E2M1, as the specification lists them."""
+
+
+def encode_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks and scales of a weight (..., out, in), and the weight that they hold."""
+    groups = weight.unflatten(-1, (-1, 32))
+    exponent = groups.abs().amax(-1, keepdim=True).log2().floor() - 2  # the largest code is 6
+    codes = (groups / 2**exponent)[..., None].sub(MXFP4_CODES).abs().argmin(-1)
+    blocks = codes[..., 0::2] + 16 * codes[..., 1::2]
+    rounded = (MXFP4_CODES[codes] * 2**exponent).flatten(-2)
+    return blocks.to(torch.uint8), (exponent[..., 0] + 127).to(torch.uint8), rounded
+
+
+GPT_OSS: dict[str, Any] = {
+    "head_dim": 16, "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+
+
+def mxfp4(folder: Path, **changes: Any) -> tuple[Path, dict[str, Tensor]]:
+    """A gpt-oss as published, with experts in 4 bits, and the weights of its experts that they hold, by name."""
+    source, rounded = plain(folder.with_name(f"{folder.name}-plain"), "gpt_oss", **GPT_OSS, **changes), {}
+    shutil.copytree(source, folder)
+    tensors = load_file(source / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        blocks, scales, weight = encode_mxfp4(tensors.pop(name).mT)  # files have (experts, out, in)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        rounded[name] = weight.mT.contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    edit_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": skipped})
+    return folder, rounded
+
+
 def fp8(folder: Path, source: Path, block: list[int] | None, scale_name: str = "weight_scale_inv") -> Path:
     """A scale for each block, or for each tensor; one linear is not quantized."""
 
@@ -185,3 +221,19 @@ def fp8(folder: Path, source: Path, block: list[int] | None, scale_name: str = "
 
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block}
     return rewrite(folder, source, config | {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}, encode)
+
+
+def make_quantized(kind: str, folder: Path, source: Path) -> Path:
+    """A folder of this kind with the weights of `source`, except MXFP4, which is gpt-oss."""
+    if kind in BNB:
+        return bitsandbytes(folder, source, **BNB[kind])
+    if kind in ("compressed-tensors", "int8 in groups"):
+        pytest.importorskip("compressed_tensors")
+        compressed_tensors(folder, source, "int-quantized, groups" if kind == "int8 in groups" else "pack-quantized, groups")
+        return folder
+    others = {
+        "fp8": lambda: fp8(folder, source, None, "weight_scale"),
+        "fp8 in blocks": lambda: fp8(folder, source, [32, 16]),
+        "mxfp4": lambda: mxfp4(folder)[0],
+    }
+    return others[kind]() if kind in others else in_groups(folder, source, kind)[0]

@@ -36,16 +36,20 @@ _QWEN = {"mlp.gate": "mlp.router"} | _EXPERTS
 _GATED_SHARED = shared("shared_expert") | {"mlp.shared_expert_gate": "mlp.shared_router"}
 
 
-def _deepseek(config: Config) -> Table:
+def deepseek(config: Config) -> Table:
     """The mixture of DeepSeek V3, which others took over."""
     bias: Table = {"mlp.gate.e_score_correction_bias": "mlp.router.choice_bias"} if config.choice_bias else {}
     return _QWEN | bias | (shared("shared_experts") if config.shared_expert_size else {})
 
 
 def _ernie(config: Config) -> Table:
-    return _deepseek(replace(config, choice_bias=False)) | {
+    return deepseek(replace(config, choice_bias=False)) | {
         "mlp.moe_statics.e_score_correction_bias": Row("h.{}.mlp.router.choice_bias"),
     }
+
+
+def _exaone(config: Config) -> Table:
+    return deepseek(replace(config, choice_bias=False)) | {"mlp.e_score_correction_bias": "mlp.router.choice_bias"}
 
 
 def _granite(config: Config) -> Table:
@@ -74,22 +78,33 @@ _GPT_OSS: Table = {
 }
 
 
-def _layers(config: Config, rows: Table, mixture: Table, **ends: str) -> Table:
+_FEED_FORWARD: Table = {f"feed_forward.{part}_proj": f"mlp.{part}" for part in ("gate", "up", "down")}
+_LLAMA4: Table = {
+    "feed_forward.router": "mlp.router",
+    "feed_forward.experts.gate_up_proj": stacked("gate.weight", "up.weight", transposed=True),
+    "feed_forward.experts.down_proj": stacked("down.weight", transposed=True),
+    **{f"feed_forward.shared_expert.{part}_proj": f"mlp.shared.{part}" for part in ("gate", "up", "down")},
+}
+
+
+def with_mixture(config: Config, rows: Table, mixture: Table, mlp: Table = GATED_MLP) -> Table:
     """Return a table with the rows of a layer, and of mixtures and MLPs where a layer has them."""
     kinds = {config.has_experts(layer) for layer in range(config.n_layer)}
-    return model_table(rows | (mixture if True in kinds else {}) | (GATED_MLP if False in kinds else {}), **ends)
+    return model_table(rows | (mixture if True in kinds else {}) | (mlp if False in kinds else {}))
 
 
 EXPERTS: dict[str, Callable[[Config], Table]] = {
     "mixtral": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
     "phimoe": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
-    "qwen2_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _QWEN | _GATED_SHARED),
-    "qwen3_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
+    "qwen2_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _QWEN | _GATED_SHARED),
+    "qwen3_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
     "olmoe": lambda config: model_table(PRE_NORMS | ATTENTION | QK_NORMS | _QWEN),
     "flex_olmo": lambda config: model_table(POST_NORMS | ATTENTION | QK_NORMS | _QWEN),
-    "dots1": lambda config: _layers(config, PRE_NORMS | ATTENTION | QK_NORMS, _deepseek(config)),
-    "glm4_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION | (QK_NORMS if config.qk_norm else {}), _deepseek(config)),
-    "solar_open": lambda config: model_table(PRE_NORMS | ATTENTION | _deepseek(config)),
+    "dots1": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, deepseek(config)),
+    "glm4_moe": lambda config: with_mixture(
+        config, PRE_NORMS | ATTENTION | (QK_NORMS if config.qk_norm else {}), deepseek(config)
+    ),
+    "solar_open": lambda config: model_table(PRE_NORMS | ATTENTION | deepseek(config)),
     "minimax_m2": lambda config: model_table(
         PRE_NORMS | ATTENTION | QK_NORMS | _MIXTRAL | {"block_sparse_moe.e_score_correction_bias": "mlp.router.choice_bias"}
     ),
@@ -97,5 +112,8 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "granitemoeshared": lambda config: model_table(PRE_NORMS | ATTENTION | _granite(config)),
     "hunyuan_v1_moe": lambda config: model_table(PRE_NORMS | ATTENTION | HUNYUAN_QK_NORMS | _hunyuan(config)),
     "gpt_oss": lambda config: model_table(PRE_NORMS | ATTENTION | _GPT_OSS),
-    "ernie4_5_moe": lambda config: _layers(config, PRE_NORMS | ATTENTION, _ernie(config)),
+    "exaone_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _exaone(config)),
+    "mellum": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
+    "llama4_text": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _LLAMA4, _FEED_FORWARD),
+    "ernie4_5_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -113,7 +113,7 @@ def _cohere2(k: Keys, fields: Fields) -> Fields:
     return window | without_rope(n_layer, window)
 
 
-def _exaone4(k: Keys, fields: Fields) -> Fields:
+def exaone4(k: Keys, fields: Fields) -> Fields:
     """As Cohere 2, if there is a sliding window. A pattern may be a string as well, which is written next to `layer_types`."""
     n_layer, window = fields["n_layer"], k.optional_size("sliding_window", 4096)
     if window is None or k.per_layer("layer_types", n_layer):
@@ -287,7 +287,7 @@ DENSE: dict[str, Family] = {
         "EXAONE 4.0 1.2B and 32B",
         {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5},
         fixed={"pre_norm": False, "post_norm": True, "qk_norm": "head"},
-        more=_exaone4,
+        more=exaone4,
     ),
     "hunyuan_v1_dense": Family(
         "Hunyuan 0.5B, 1.8B, 4B and 7B, Hunyuan-MT 7B",

@@ -2,8 +2,17 @@
 
 from lit_llm.errors import CheckpointError
 from lit_llm.model.config_json import Fields, Keys, check_size, positive, rope_parameters, window_fields
-from lit_llm.model.families.dense import GRANITE, granite, hunyuan, hunyuan_rope
-from lit_llm.model.families.family import LAYER_NORM, MISTRAL, QWEN, Family, rope_or, used_window
+from lit_llm.model.families.dense import GRANITE, exaone4, granite, hunyuan, hunyuan_rope
+from lit_llm.model.families.family import (
+    LAYER_NORM,
+    MISTRAL,
+    QWEN,
+    Family,
+    local_theta,
+    rope_of_full_layers,
+    rope_or,
+    used_window,
+)
 from lit_llm.schema import shown
 
 
@@ -32,9 +41,9 @@ def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
     }
 
 
-def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
+def deepseek(k: Keys, fields: Fields, n_dense: int, n_shared: int = 1) -> Fields:
     """Sigmoid scores, a bias for the choice, shared experts and MLPs in the first layers, as in DeepSeek V3."""
-    n_dense, n_shared = k.count("first_k_dense_replace", n_dense), k.size("n_shared_experts", 1)
+    n_dense, n_shared = k.count("first_k_dense_replace", n_dense), k.size("n_shared_experts", n_shared)
     return {
         "router_score": "sigmoid",
         "choice_bias": True,
@@ -43,19 +52,45 @@ def _deepseek(k: Keys, fields: Fields, n_dense: int) -> Fields:
     }
 
 
+def dense_by_type(k: Keys, n_layer: int, n_dense: int) -> list[int] | None:
+    """Return the layers with one MLP, by `mlp_layer_types` or, where it is missing, the first `n_dense`."""
+    kinds = k.per_layer("mlp_layer_types", n_layer) or ["dense" if i < n_dense else "sparse" for i in range(n_layer)]
+    if unknown := [kind for kind in kinds if kind not in ("dense", "sparse")]:
+        raise CheckpointError(f"mlp_layer_types {shown(unknown[0])} is not supported; supported: dense, sparse")
+    return [i for i, kind in enumerate(kinds) if kind == "dense"] or None
+
+
+def _exaone_moe(k: Keys, fields: Fields) -> Fields:
+    n_dense = k.count("first_k_dense_replace", 1)
+    found = {**exaone4(k, fields), **deepseek(k, fields, 1)}
+    return found | {"dense_layers": dense_by_type(k, fields["n_layer"], n_dense)}
+
+
+def _mellum(k: Keys, fields: Fields) -> Fields:
+    n_layer = fields["n_layer"]
+    window = window_fields(k, n_layer, k.optional_size("sliding_window", 1024), [False] * n_layer)
+    theta = local_theta(k, 1e4)
+    same = fields["rope_scaling"] is None and fields["rope_theta"] == theta
+    return {
+        **window,
+        "local_rope_theta": None if same or not window else theta,
+        "dense_layers": dense_by_type(k, n_layer, 0),
+    }
+
+
 def _solar_open(k: Keys, fields: Fields) -> Fields:
-    return {**_deepseek(k, fields, 0), "dense_layers": None}
+    return {**deepseek(k, fields, 0), "dense_layers": None}
 
 
 def _dots1(k: Keys, fields: Fields) -> Fields:
     n_layer, window, full = fields["n_layer"], k.optional_size("sliding_window", 4096), k.count("max_window_layers", 62)
     slides = [window is not None and i >= full for i in range(n_layer)]
-    return {**_deepseek(k, fields, 0), **window_fields(k, n_layer, window, slides)}
+    return {**deepseek(k, fields, 0), **window_fields(k, n_layer, window, slides)}
 
 
 def _glm4_moe(k: Keys, fields: Fields) -> Fields:
     return {
-        **_deepseek(k, fields, 1),
+        **deepseek(k, fields, 1),
         "attn_out_bias": False,
         "qk_norm": "head" if k.flag("use_qk_norm", False) else None,
     }
@@ -115,6 +150,36 @@ def _gpt_oss(k: Keys, fields: Fields) -> Fields:
     return {**window, "swiglu_limit": limit, "expert_size": fields["intermediate_size"]}
 
 
+def _llama4_text(k: Keys, fields: Fields) -> Fields:
+    """Every fourth layer has no RoPE and attends to all positions, with queries that grow; the others attend in chunks."""
+    n_layer, interval, step = fields["n_layer"], k.size("no_rope_layer_interval", 4), k.size("interleave_moe_layer_step", 1)
+    rope = k.per_layer("no_rope_layers", n_layer) if k.get("no_rope_layers", None) else None  # 1 where there is RoPE
+    rope = [(i + 1) % interval != 0 for i in range(n_layer)] if rope is None else [bool(has) for has in rope]
+    kinds = k.per_layer("layer_types", n_layer) or ["chunked_attention" if has else "full_attention" for has in rope]
+    if unknown := [kind for kind in kinds if kind not in ("chunked_attention", "full_attention")]:
+        raise CheckpointError(f"layer_types {shown(unknown[0])} is not supported; supported: chunked_attention, full_attention")
+    chunk, chunked = k.optional_size("attention_chunk_size", 8192), [i for i in range(n_layer) if kinds[i] != "full_attention"]
+    if chunked and chunk is None:
+        raise CheckpointError("layer_types has chunked_attention, but attention_chunk_size is not set")
+    mixtures = k.integers("moe_layers") if k.get("moe_layers", None) is not None else range(step - 1, n_layer, step)
+    growth: Fields = {}
+    if k.flag("attn_temperature_tuning", True):
+        growth = {"query_growth": k.number("attn_scale", 0.1), "query_growth_length": k.size("floor_scale", 8192)}
+    k.unused("floor_scale", "attn_scale", "use_qk_norm")
+    expert_size = fields["intermediate_size"]
+    return {
+        **growth,
+        "sliding_window": chunk if chunked else None,
+        "sliding_layers": chunked or None,
+        "no_rope_layers": [i for i in range(n_layer) if not rope[i]] or None,
+        "qk_norm": "fixed" if k.flag("use_qk_norm", True) else None,
+        "dense_layers": [i for i in range(n_layer) if i not in mixtures] or None,
+        "intermediate_size": k.size("intermediate_size_mlp", 16384),
+        "expert_size": expert_size,
+        "shared_expert_size": expert_size,
+    }
+
+
 _GPT_OSS_ROPE: Fields = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
@@ -122,7 +187,7 @@ _GPT_OSS_ROPE: Fields = {
 _GRANITEMOE = GRANITE | {"attention_multiplier": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2}
 _MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _OLMOE: dict[str, str | None] = {"num_local_experts": "num_experts"}
-_DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
+DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
 
 EXPERTS: dict[str, Family] = {
     "mixtral": Family(
@@ -183,7 +248,7 @@ EXPERTS: dict[str, Family] = {
         {"vocab_size": 152064, "hidden_size": 4608, "intermediate_size": 10944, "num_hidden_layers": 62,
          "num_key_value_heads": 32, "attention_bias": False, "num_local_experts": None, "num_experts_per_tok": None,
          "moe_intermediate_size": 1408, "norm_topk_prob": False, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         fixed={"qk_norm": "head"},
         more=_dots1,
     ),
@@ -193,7 +258,7 @@ EXPERTS: dict[str, Family] = {
          "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5,
          "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         unused=("num_nextn_predict_layers",),
         more=_glm4_moe,
     ),
@@ -203,7 +268,7 @@ EXPERTS: dict[str, Family] = {
          "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
          "attention_bias": False, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1280,
          "norm_topk_prob": True, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
-        spelled=_DEEPSEEK,
+        spelled=DEEPSEEK,
         fixed={"attn_out_bias": False},
         unused=("first_k_dense_replace",),
         more=_solar_open,
@@ -242,7 +307,7 @@ EXPERTS: dict[str, Family] = {
         more=_hunyuan_v1_moe,
     ),
     "gpt_oss": Family(
-        "gpt-oss 20B and 120B with weights in bfloat16",
+        "gpt-oss 20B and 120B",
         {"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
          "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
          "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "attention_bias": True, "num_local_experts": 128,
@@ -251,6 +316,41 @@ EXPERTS: dict[str, Family] = {
         only={"swiglu_alpha": 1.702},
         rope=rope_or(_GPT_OSS_ROPE),
         more=_gpt_oss,
+    ),
+    "exaone_moe": Family(
+        "K-EXAONE 236B-A23B",
+        {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5,
+         "num_local_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "norm_topk_prob": True,
+         "routed_scaling_factor": 2.5, "n_group": 1, "topk_group": 1},
+        spelled=_OLMOE,
+        aliases={"num_shared_experts": "n_shared_experts"},
+        fixed={"qk_norm": "head"},
+        unused=("num_nextn_predict_layers",),
+        more=_exaone_moe,
+    ),
+    "mellum": Family(
+        "Mellum 2 12B-A2.5B",
+        {"vocab_size": 98304, "hidden_size": 2304, "intermediate_size": 7168, "num_hidden_layers": 28,
+         "num_key_value_heads": 4, "head_dim": 128, "max_position_embeddings": 131072, "rope_theta": 5e5,
+         "attention_bias": False, "num_local_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 896,
+         "norm_topk_prob": True},
+        aliases={"num_experts": "num_local_experts"},
+        fixed={"qk_norm": "head"},
+        unused=("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types"),
+        rope=rope_of_full_layers,
+        more=_mellum,
+    ),
+    "llama4_text": Family(
+        "Llama 4 Scout and Maverick",
+        {"vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "num_hidden_layers": 48,
+         "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072,
+         "rms_norm_eps": 1e-5, "rope_theta": 5e5, "attention_bias": False, "num_local_experts": 16, "num_experts_per_tok": 1},
+        fixed={"rope_interleaved": True, "chunked": True, "router_score": "sigmoid",
+               "normalize_expert_weights": False, "weigh_expert_inputs": True, "query_growth_offset": 1,
+               "query_growth_without_rope": True},
+        only={"router_jitter_noise": 0.0},
+        unused=("for_llm_compressor",),
+        more=_llama4_text,
     ),
     "ernie4_5_moe": Family(
         "ERNIE-4.5 21B-A3B and 300B-A47B",

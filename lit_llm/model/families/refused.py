@@ -55,8 +55,12 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2 lfm2_moe lfm3 zaya"),
     _refusal(
-        "multi-head latent attention is not implemented",
-        "axk1 deepseek_v2 deepseek_v3 glm4_moe_lite longcat_flash minicpm3 youtu",
+        "the output of its mixture of experts has a norm, which is not implemented",
+        "axk1",
+    ),
+    _refusal(
+        "layers with two attentions, and with experts that return their input, are not implemented",
+        "longcat_flash",
     ),
     _refusal(
         "attention to keys that an index selects is not implemented",
@@ -73,7 +77,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal("the mixture of experts also has experts of attention", "jetmoe"),
     _refusal(
         "its way of choosing or weighting experts is not implemented",
-        "aria_text cohere2_moe dbrx exaone_moe hy_v3 kolibri1 mellum",
+        "aria_text cohere2_moe dbrx hy_v3 kolibri1",
     ),
     _refusal(
         "embeddings for each layer, or keys that layers share, are not implemented",
@@ -81,7 +85,6 @@ REFUSALS: tuple[Refusal, ...] = (
         gemma4_unified_text""",
         "Use Gemma 3, whose model_type is gemma3 or gemma3_text",
     ),
-    _refusal("queries without RoPE that grow with the position, and its experts, are not implemented", "llama4 llama4_text"),
     _refusal("sinusoidal positions are not implemented", "ctrl xglm"),
     _refusal("only its last layer has a bias of attention", "gpt_neox_japanese"),
     _refusal("weights are ternary, with activations of 8 bits", "bitnet"),

@@ -130,6 +130,12 @@ TEXT_PARTS: dict[str, TextPart] = {
         defaults={"max_position_embeddings": 128000, "rope_theta": 5e5},
         **_QWEN_VL,
     ),
+    "llama4": TextPart(
+        "Llama 4 Scout and Maverick",
+        "llama4_text",
+        {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
+        omitted=("vision_model.", "multi_modal_projector."),
+    ),
     "idefics3": TextPart("Idefics3 8B, Granite-Docling, SmolDocling", **_IDEFICS),
     "smolvlm": TextPart("SmolVLM and SmolVLM2", **_IDEFICS),
 }
