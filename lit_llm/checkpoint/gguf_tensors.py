@@ -1,7 +1,6 @@
 """The bytes of tensors in GGUF files, dequantized by the `gguf` package."""
 
 import math
-import mmap
 from importlib.metadata import version
 from typing import Any
 
@@ -48,15 +47,6 @@ def check_complete(file: GGUF) -> None:
             )
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in a mapping of its own, which goes back to the system at once. The allocator would keep holes where large
-    tensors were, between what was made from them."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes < 2**20:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=dtype).view(shape)
-
-
 def read_tensor(name: str, info: Info) -> Tensor:
     """Return a tensor of the file: F32, F16 and BF16 as they are, others dequantized to float32.
 
@@ -67,7 +57,7 @@ def read_tensor(name: str, info: Info) -> Tensor:
 
     kind = _type(name, info)
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind.name, torch.float32)
-    tensor, total = _empty(info.shape, dtype), n_bytes(name, info)
+    tensor, total = torch.empty(info.shape, dtype=dtype), n_bytes(name, info)
     with info.path.open("rb") as file:
         file.seek(info.start)
         if kind.name in ("F32", "F16", "BF16"):
