@@ -21,7 +21,7 @@ def to_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return tools as `{"type": "function", "function": {"name", "description", "parameters"}}`.
 
     Raises:
-        DataError: for a tool without a name, or with parameters that are no JSON schema.
+        DataError: for a tool without a name, or with parameters that are not a JSON schema.
     """
     found = []
     for tool in tools:
@@ -40,7 +40,7 @@ def _check_schema(name: str, schema: Any) -> None:
     is_schema = isinstance(kind, str) or (isinstance(schema, dict) and "properties" in schema)
     properties = schema.get("properties", {}) if is_schema else schema
     if not isinstance(properties, dict) or not all(isinstance(value, dict | bool) for value in properties.values()):
-        raise DataError(f"the parameters of the tool {name!r} are no JSON schema, found {shown(schema)}")
+        raise DataError(f"the parameters of the tool {name!r} are not a JSON schema, found {shown(schema)}")
     if isinstance(kind, str) and kind not in _TYPES:
         raise DataError(f"the parameters of the tool {name!r} have the type {shown(kind)}. Use one of: {', '.join(_TYPES)}")
 
@@ -49,7 +49,7 @@ def to_calls(calls: Any) -> list[dict[str, Any]]:
     """Return calls as `{"type": "function", "function": {"name", "arguments"}}`, arguments as an object, with `id` if given.
 
     Raises:
-        DataError: for a call without a name, or with arguments that are no JSON object.
+        DataError: for a call without a name, or with arguments that are not a JSON object.
     """
     calls = _parsed(calls, "the calls of a turn are")
     found = []
@@ -61,7 +61,7 @@ def to_calls(calls: Any) -> list[dict[str, Any]]:
         given = function.get("arguments", function.get("parameters"))
         arguments = _parsed(given, f"the arguments of the call of {name!r} are") if given not in (None, "") else {}
         if not isinstance(arguments, dict):
-            raise DataError(f"the arguments of the call of {name!r} are no JSON object, found {shown(arguments)}")
+            raise DataError(f"the arguments of the call of {name!r} are not a JSON object, found {shown(arguments)}")
         more = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "parameters")}
         found.append({"type": "function", **more, "function": {"name": name, "arguments": arguments}})
     return found

@@ -57,7 +57,7 @@ def _check_calls(calls: Any) -> None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"a call of a tool has no function name, found {shown(call)}")
         if not isinstance(function.get("arguments"), dict):
-            raise DataError(f"the arguments of the call of {function['name']!r} are no JSON object")
+            raise DataError(f"the arguments of the call of {function['name']!r} are not a JSON object")
 
 
 def _check_results(calls: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> None:

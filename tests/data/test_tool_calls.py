@@ -117,16 +117,16 @@ MISTAKES = [
         _with(1, tool_calls=[{"function": {"name": "now", "arguments": "{'a': 1}"}}]),
         "arguments of the call of 'now' are not JSON",
     ),
-    (_with(1, tool_calls=[{"function": {"name": "now", "arguments": "[1]"}}]), "'now' are no JSON object, found [1]"),
+    (_with(1, tool_calls=[{"function": {"name": "now", "arguments": "[1]"}}]), "'now' are not a JSON object, found [1]"),
     (_with(1, tool_calls=[{"function": {"arguments": {}}}]), "a call of a tool has no function name"),
     (_with(1, tool_calls="now()"), "the calls of a turn are not JSON: 'now()'"),
     (_changed(tools=[{"type": "function", "function": {"parameters": {}}}]), "a tool has no function name"),
-    (_changed(tools=[{"name": "f", "parameters": "city"}]), "parameters of the tool 'f' are no JSON schema, found 'city'"),
+    (_changed(tools=[{"name": "f", "parameters": "city"}]), "parameters of the tool 'f' are not a JSON schema, found 'city'"),
     (
         _changed(tools=[{"name": "f", "parameters": {"type": "objct"}}]),
         "tool 'f' have the type 'objct'. Use one of: object",
     ),
-    (_changed(tools=[{"name": "f", "parameters": {"type": "object", "properties": ["city"]}}]), "are no JSON schema"),
+    (_changed(tools=[{"name": "f", "parameters": {"type": "object", "properties": ["city"]}}]), "are not a JSON schema"),
 ]
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from tiny import make_tokenizer
 
-from lit_llm.data.examples import tokenize, unrendered_fields
+from lit_llm.data.examples import answer_text, tokenize, unrendered_fields
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.conversation import conversation, default_style, encode, prompt, prompt_ids, prompt_style
 from lit_llm.text.ending import ending
@@ -372,6 +372,7 @@ def test_fields_are_trained_as_transformers_renders_them(tmp_path):
     example = tokenize(record, "chat_template", tokenizer, True)
     assert tokenizer.decode(example.ids.tolist()) == expected
     assert tokenizer.decode(example.ids[example.trained].tolist()) == f"<think>a dog?</think>{CHAT[1]['content']}|"
+    assert answer_text(record, "chat_template", tokenizer) == f"<think>a dog?</think>{CHAT[1]['content']}"
     asked = {"variables": {"tools": TOOLS, "documents": record["documents"], "shout": True}}
     prompt_of = prompt_ids("chat_template", tokenizer, chat[:1], **asked)
     assert prompt_of == example.ids[: len(prompt_of)].tolist()

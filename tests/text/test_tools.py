@@ -7,7 +7,7 @@ from tiny import make_tokenizer
 from tool_templates import AS_STRINGS, CHATS, CLOCK, TOOL_TEMPLATES, WEATHER
 from transformers import AutoTokenizer
 
-from lit_llm.data.examples import tokenize
+from lit_llm.data.examples import answer_text, tokenize
 from lit_llm.data.records import check_record
 from lit_llm.text.conversation import conversation, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
@@ -74,6 +74,18 @@ def test_text_ids_and_mask_of_a_conversation_with_tools(template, chat):
             ids = prompt_ids("chat_template", tokenizer, record["messages"][:i], variables={"tools": TOOLS})
             theirs_ids = reference.apply_chat_template(theirs[:i], tools=TOOLS, add_generation_prompt=True, return_dict=False)
             assert ids == ([] if asked.startswith("<s>") else [tokenizer.bos_id]) + theirs_ids
+
+
+def test_the_reference_of_a_call_is_the_call_as_it_is_written(template):
+    name, tokenizer, _ = template
+    answer = answer_text({"messages": CHATS["call"], "tools": TOOLS}, "chat_template", tokenizer)
+    assert answer.startswith({
+        "qwen2.5": '<tool_call>\n{"name": "get_weather", "arguments": {', "llama3.1": '{"name": "get_weather", "parameters": {',
+        "mistral": '[TOOL_CALLS] [{"name": "get_weather"', "deepseek": "<|calls|><|call|>function", "command-r": "Action: ",
+        "functionary": "<function=get_weather>{", "qwen3-coder": "<tool_call>\n<function=get_weather>\n<parameter=city>",
+        "glm4.5": "<tool_call>get_weather\n<arg_key>city", "granite": "<|tool_call|>[",
+    }[name])  # fmt: skip
+    assert not answer.endswith(("<|im_end|>", "<|eot_id|>", "</s>", "<|END|>", "<|end|>"))
 
 
 def test_a_style_of_the_table_refuses_calls_and_results(template):
