@@ -99,7 +99,8 @@ def answer_text(record: Record, style: Style | str, tokenizer: Tokenizer) -> str
     without special tokens and the space around it."""
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
     tokens = {**variables_of(record), **tokenizer.special_tokens}
-    text = conversation(style, turns_of(record), tokens, "last")[-1].text.removesuffix(closing_of(style, tokens))
+    turns = [{name: value for name, value in turn.items() if name != "weight"} for turn in turns_of(record)]
+    text = conversation(style, turns, tokens, "last")[-1].text.removesuffix(closing_of(style, tokens))
     return tokenizer.decode(tokenizer.encode_more(text)).strip()
 
 

@@ -269,11 +269,12 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         role = _first_of(turn, "role", "from")
-        role = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
+        given = role.strip().lower() if isinstance(role, str) else None
+        role = ROLES.get(given, role) if given is not None else role
         untrained = {"weight": 0} if role == "assistant" and turn.get("weight") == 0 else {}
         more = {name: value for name, value in turn.items() if name not in TURN and not _is_empty(value)}
         content = _first_of(turn, "content", "value")
-        if turn.get("from") == "function_call" or turn.get("role") == "function_call":
+        if given == "function_call":
             content, more = "", {**more, "tool_calls": content}
         content = content if role == "tool" and not _is_parts(content) else _text(content)
         messages.append(with_calls({"role": role, "content": content, **untrained, **more}))

@@ -372,7 +372,9 @@ def test_fields_are_trained_as_transformers_renders_them(tmp_path):
     example = tokenize(record, "chat_template", tokenizer, True)
     assert tokenizer.decode(example.ids.tolist()) == expected
     assert tokenizer.decode(example.ids[example.trained].tolist()) == f"<think>a dog?</think>{CHAT[1]['content']}|"
-    assert answer_text(record, "chat_template", tokenizer) == f"<think>a dog?</think>{CHAT[1]['content']}"
+    for untrained in ({}, {"weight": 0}):
+        told = {**record, "messages": [chat[0], {**chat[1], **untrained}]}
+        assert answer_text(told, "chat_template", tokenizer) == f"<think>a dog?</think>{CHAT[1]['content']}"
     asked = {"variables": {"tools": TOOLS, "documents": record["documents"], "shout": True}}
     prompt_of = prompt_ids("chat_template", tokenizer, chat[:1], **asked)
     assert prompt_of == example.ids[: len(prompt_of)].tolist()
