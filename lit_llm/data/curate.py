@@ -6,7 +6,7 @@ import re
 import zlib
 from typing import Any
 
-from lit_llm.data.records import Record, answer_of, asked, turns_of
+from lit_llm.data.records import Record, answer_of, asked, calls_of, turns_of
 
 
 class Curation:
@@ -34,7 +34,7 @@ class Curation:
             return "'chosen' and 'rejected' are the same"
         if self.max_chars is not None and len(text_of(record)) > self.max_chars:
             return f"longer than max_chars={self.max_chars}"
-        if "text" not in record and len(answer_of(record)) < self.min_answer_chars:
+        if "text" not in record and not calls_of(record) and len(answer_of(record)) < self.min_answer_chars:
             return f"the answer is shorter than min_answer_chars={self.min_answer_chars}"
         text = json.dumps(record, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:12]
@@ -54,8 +54,9 @@ def text_of(record: Record) -> str:
     """Return all strings of a record as one."""
     if "text" in record:
         return record["text"]
-    fields = (field for turn in turns_of(record) for field in turn.items())
-    return "\n".join(value for name, value in fields if name != "role" and isinstance(value, str) and value)
+    fields = [field for turn in turns_of(record) for field in turn.items()]
+    calls = [json.dumps(value, ensure_ascii=False) for name, value in fields if name == "tool_calls"]
+    return "\n".join([value for name, value in fields if name != "role" and isinstance(value, str) and value] + calls)
 
 
 def share(record: Record, seed: int) -> float:

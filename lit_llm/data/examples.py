@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import TrainOn, check_rendered, conversation, encode, prompt_style, unrendered
+from lit_llm.text.conversation import TrainOn, check_rendered, closing_of, conversation, encode, prompt_style, unrendered
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -92,6 +92,15 @@ def tokenize(
     if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
         raise DataError("an answer has weight 0, which `mask_prompt` false would train. Use `mask_prompt` true")
     return _example(*encode(conversation(style, turns_of(record), tokens, train_on), tokenizer), mask_prompt)
+
+
+def answer_text(record: Record, style: Style | str, tokenizer: Tokenizer) -> str:
+    """Return the answer of a record, except plain text, as a model that learned it writes it: with thoughts and calls of tools,
+    without special tokens and the space around it."""
+    style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    tokens = {**variables_of(record), **tokenizer.special_tokens}
+    text = conversation(style, turns_of(record), tokens, "last")[-1].text.removesuffix(closing_of(style, tokens))
+    return tokenizer.decode(tokenizer.encode_more(text)).strip()
 
 
 def unrendered_fields(record: Record, style: Style | str, tokenizer: Tokenizer) -> list[str]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import check_messages, question
+from lit_llm.text.conversation import question
 from lit_llm.text.styles import Message
+from lit_llm.text.turns import check_messages
 
 Record = dict[str, Any]
 
@@ -51,12 +52,10 @@ def check_unicode(value: Any) -> None:
 
 
 def check_trained(turns: Iterable[Mapping[str, Any]]) -> None:
-    """Raise DataError for a turn whose OpenAI fields (weight, tool calls) training cannot follow."""
+    """Raise DataError for a turn whose weight training cannot follow."""
     for turn in turns:
         if turn.get("weight") not in (None, 0, 1):
             raise DataError(f"a turn has weight {json.dumps(turn['weight'])[:40]}. Use 0 or 1")
-        if turn.get("tool_calls") or turn.get("function_call"):
-            raise DataError("a turn calls a tool, which would be ignored")
 
 
 def asked(record: Record) -> list[Message]:
@@ -75,10 +74,15 @@ def turns_of(record: Record) -> list[Message]:
 
 
 def answer_of(record: Record) -> str:
-    """Return the answer to `asked` in a record, except plain text."""
+    """Return the answer to `asked` in a record, except plain text; without the calls of tools in it."""
     if "chosen" in record:
         return record["chosen"]
     return record["messages"][-1]["content"] if "messages" in record else record["output"]
+
+
+def calls_of(record: Record) -> list[dict[str, Any]]:
+    """Return the calls of tools in the answer to `asked`."""
+    return (turns_of(record)[-1].get("tool_calls") or []) if "text" not in record else []
 
 
 def variables_of(record: Mapping[str, Any]) -> dict[str, Any]:

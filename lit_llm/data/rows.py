@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_llm.data.file_readers import Row, json_lines, parse_value
 from lit_llm.data.records import VARIABLES, Record, check_record, check_trained, stored_variables
+from lit_llm.data.tool_calls import from_hermes, to_tools, tools_in_system, with_calls
 from lit_llm.errors import DataError
 from lit_llm.schema import shown
 from lit_llm.text.conversation import MEANT
@@ -17,7 +18,8 @@ from lit_llm.text.styles import split_system
 
 COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-         "bot": "assistant", "model": "assistant", "system": "system", "developer": "system"}  # fmt: skip
+         "bot": "assistant", "model": "assistant", "system": "system", "developer": "system", "function_call": "assistant",
+         "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool"}  # fmt: skip
 TURN = ("role", "from", "content", "value", "weight")
 KNOWN = ("messages", "conversations", "history", "text", "continues", "prompt", "chosen", "rejected", *VARIABLES)
 AS_JSON = ("messages", "conversations", "history", *VARIABLES)
@@ -76,6 +78,8 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
     row = _with_known_names(row, (*KNOWN, *columns.values()))
     row |= {name: _from_json(row[name]) for name in AS_JSON if isinstance(row.get(name), str)}
     variables = stored_variables(row)
+    if "tools" in variables:
+        variables["tools"] = to_tools(variables["tools"])
     turns = next((name for name in ("messages", "conversations") if row.get(name) not in (None, "")), None)
     own = {columns["instruction"], columns["output"], "messages", "conversations"}
     if turns is None and columns["instruction"] not in row:
@@ -85,7 +89,14 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
         record = _pair(row, columns, more)
         used = {*columns.values(), "prompt", "conversations", "chosen", "rejected"} - {columns["output"]}
     elif turns is not None:
-        record = {"messages": _messages(row[turns], row.get(columns["system"]))}
+        messages = _messages(row[turns], row.get(columns["system"]))
+        if listed := tools_in_system(messages):  # the chat template lists them in its own way
+            variables.setdefault("tools", listed)
+            messages = messages[1:]
+            more["the system turn that lists tools"] += 1
+        if "tools" in variables:
+            messages = from_hermes(messages)
+        record = {"messages": messages}
         used = {turns, columns["system"]}
     elif "text" in row and own.isdisjoint(row) and all(columns[name] == name for name in ("instruction", "output")):
         record = {"text": row["text"], **({"continues": True} if row.get("continues") else {})}
@@ -261,7 +272,11 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
         role = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
         untrained = {"weight": 0} if role == "assistant" and turn.get("weight") == 0 else {}
         more = {name: value for name, value in turn.items() if name not in TURN and not _is_empty(value)}
-        messages.append({"role": role, "content": _text(_first_of(turn, "content", "value")), **untrained, **more})
+        content = _first_of(turn, "content", "value")
+        if turn.get("from") == "function_call" or turn.get("role") == "function_call":
+            content, more = "", {**more, "tool_calls": content}
+        content = content if role == "tool" and not _is_parts(content) else _text(content)
+        messages.append(with_calls({"role": role, "content": content, **untrained, **more}))
     if not system or (messages and messages[0] == {"role": "system", "content": system}):
         return messages
     if messages and messages[0]["role"] == "system":
@@ -271,6 +286,10 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
 
 def _first_of(turn: Row, *names: str) -> Any:
     return next((turn[name] for name in names if turn.get(name) is not None), None)
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content)
 
 
 def _text(content: Any) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor
 from lit_llm.args.evaluate import CompareArgs
 from lit_llm.checkpoint.adapters import is_adapter, read_adapter, trained_style
 from lit_llm.checkpoint.load import load
-from lit_llm.data.examples import tokenize
-from lit_llm.data.records import Record, answer_of
+from lit_llm.data.examples import answer_text, tokenize
+from lit_llm.data.records import Record
 from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
 from lit_llm.evaluation.score import Span, score
@@ -38,6 +38,8 @@ class RowResults:
 
     completions: dict[int, Completion]
     """Greedy answers. Plain texts, and rows that do not fit into the context, have none."""
+    references: dict[int, str]
+    """The answers of these rows, as a model writes them in its prompt style."""
     losses: Tensor
     """(rows,) Nats of the reference answer with its EOS, or of the text. NaN if a row does not fit into the context."""
     n_tokens: Tensor
@@ -95,7 +97,8 @@ def _evaluate_rows(args: CompareArgs, model: GPT, tokenizer: Tokenizer, records:
         prompts, until = [ids[i][: -n_scored[i]] for i in batch], ending(style, tokenizer)
         found = generate_batch(model, tokenizer, prompts, args.max_new_tokens, Sampling(temperature=0), until)
         completions |= zip(batch, found, strict=True)
-    return RowResults(completions, losses, torch.tensor(n_scored).float())
+    references = {i: answer_text(records[i], style, tokenizer) for i in questions}
+    return RowResults(completions, references, losses, torch.tensor(n_scored).float())
 
 
 def _data_table(args: CompareArgs, records: Sequence[Record], results: Sequence[RowResults]) -> str:
@@ -109,7 +112,6 @@ def _data_table(args: CompareArgs, records: Sequence[Record], results: Sequence[
     if n := int((~fits).sum()):
         print(f"{n} rows are omitted: they do not fit into the context of all models", file=sys.stderr)
     kept = [i for i in fits.nonzero()[:, 0].tolist() if "text" not in records[i]]
-    references = [answer_of(records[i]).strip() for i in kept]
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
     generator = torch.Generator().manual_seed(args.seed)
     draws = {n: torch.randint(n, (args.n_resamples, n), generator=generator) for n in {len(kept), int(fits.sum())} if n}
@@ -118,6 +120,7 @@ def _data_table(args: CompareArgs, records: Sequence[Record], results: Sequence[
     for result in results:
         answers = [result.completions[i].text.strip() for i in kept]
         ended = [result.completions[i].ended for i in kept]
+        references = [result.references[i] for i in kept]
         sums = {"loss per token": (result.losses[fits], result.n_tokens[fits])}
         if kept:
             exact = [float(e and a == r) for e, a, r in zip(ended, answers, references, strict=True)]

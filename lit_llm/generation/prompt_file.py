@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_llm.data.tool_calls import with_calls
 from lit_llm.errors import DataError, OptionError
 from lit_llm.files import json_text, parse_json, read_text
 from lit_llm.schema import conform
-from lit_llm.text.conversation import check_messages, question
+from lit_llm.text.conversation import question
 from lit_llm.text.styles import Message
+from lit_llm.text.turns import check_messages
 
 Prompt = str | dict[str, Any]
 """A string, or a record of a .jsonl file."""
@@ -58,6 +60,8 @@ def as_messages(prompt: Prompt, input: str = "") -> list[Message]:
         turns = prompt["messages"]
         answered = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
         turns = turns[:-1] if answered else turns
+        if isinstance(turns, list):
+            turns: Any = [with_calls(turn) if isinstance(turn, dict) else turn for turn in turns]
         check_messages([*turns, {"role": "assistant", "content": "-"}] if isinstance(turns, list) else turns)
         return turns
     parts = [prompt.get("instruction", prompt.get("prompt")), prompt.get("input") or "", prompt.get("system") or ""]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.errors import OptionError
+from lit_llm.text.rendered_calls import arguments_of, shows_python, with_arguments_as_strings
 from lit_llm.text.styles import Message, for_template
 
 
@@ -22,9 +23,12 @@ class ChatTemplate:
     source: str
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        joined = [for_template(message) for message in messages]
-        more = {"add_generation_prompt": generation, "tools": None, "documents": None}
-        answer = _PROCESS.answer({"source": self.source, "variables": {"messages": joined} | more | dict(tokens)})
+        """Arguments of calls are objects, or strings if the template cannot render objects."""
+        joined, arguments = [for_template(message) for message in messages], arguments_of(messages)
+        answer = self._answer(joined, generation, tokens)
+        if arguments and ("error" in answer or shows_python(answer["text"], arguments)):
+            other = self._answer([with_arguments_as_strings(message) for message in joined], generation, tokens)
+            answer = answer if "error" in other else other
         if "error" in answer:
             roles = ", ".join(m["role"] for m in messages[:20])
             raise OptionError(
@@ -32,6 +36,10 @@ class ChatTemplate:
                 "Fix the data, or use another `prompt_style`"
             )
         return answer["text"]
+
+    def _answer(self, messages: list[dict[str, Any]], generation: bool, tokens: Mapping[str, Any]) -> dict[str, str]:
+        variables = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None, **tokens}
+        return _PROCESS.answer({"source": self.source, "variables": variables})
 
 
 class _Process:

@@ -11,8 +11,8 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
-from lit_llm.schema import shown
 from lit_llm.text.chat_template import ChatTemplate
+from lit_llm.text.rendered_calls import lost_call
 from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -20,8 +20,10 @@ TrainOn = Literal["all", "last"]
 
 CHAT_TEMPLATE = "chat_template"
 
+_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"})
+
 READ = ("role", "content", "input", "weight")
-MEANT = frozenset({"reasoning_content", "reasoning", "thinking", "tools", "functions"})
+MEANT = frozenset({"reasoning_content", "reasoning", "thinking", "tools", "functions", "tool_calls"})
 """Fields without which an answer has another meaning: each must be rendered."""
 
 
@@ -71,26 +73,6 @@ class Segment(NamedTuple):
     trained: bool
 
 
-def check_messages(messages: Any) -> None:
-    """Raise DataError unless `messages` is an optional system message and then turns from user to assistant."""
-    if not isinstance(messages, list) or not messages:
-        raise DataError("'messages' must be a list of turns")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise DataError("a turn must have a 'role' and a 'content'")
-        if not isinstance(message.get("content"), str):
-            raise DataError("the 'content' of a turn must be a string")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise DataError(f"the role {shown(message['role'])} is not system, user or assistant")
-        if message["role"] != "system" and not message["content"].strip():
-            raise DataError(f"a turn of the {message['role']} is empty")
-    roles = [message["role"] for message in split_system(messages)[1]]
-    if any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
-        raise DataError("a role is out of order: user and assistant must take turns, the user first")
-    if len(roles) % 2 or not roles:
-        raise DataError("the last turn is not the assistant's")
-
-
 def question(instruction: str, input: str = "", system: str = "") -> list[Message]:
     """Return the conversation that an instruction opens."""
     opening = [{"role": "system", "content": system}] if system else []
@@ -108,7 +90,7 @@ def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any])
     for message, asked, answered in _answers(style, messages, tokens):
         if not (asked.startswith(seen) and answered.startswith(asked)):
             return [Segment(whole, False)]
-        answer, rest = _close(answered[len(asked) :], message["content"], tokens)
+        answer, rest = _close(answered[len(asked) :], message, style, tokens)
         segments += [Segment(after + asked[len(seen) :], False), Segment(answer, True)]
         seen, after = answered, rest
     if not whole.startswith(seen):
@@ -139,7 +121,7 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
     *history, last = messages
     asked, answered = style.render(history, True, tokens), style.render(messages, False, tokens)
     _check_rendering(style, messages, asked, answered, tokens)
-    answer, _ = _close(answered[len(asked) :], last["content"], tokens)
+    answer, _ = _close(answered[len(asked) :], last, style, tokens)
     segments = [*prompt(style, history, tokens), Segment(answer, True)]
     answers = [message for message in messages if message["role"] == "assistant"]
     if len(segments) == 2 and len(answers) > 1:  # the earlier answers are part of the prompt
@@ -151,6 +133,8 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
         is_trained = train_on == "all" or i == len(answers) - 1
         if is_trained and not ends_with_all_of(content, before, text):
             raise OptionError(f"the prompt style omits a part of the answer {content[:40]!r}. Use another `prompt_style`")
+        if is_trained and (lost := lost_call(message, text)):
+            raise OptionError(f"the prompt style omits a part of the call of {lost!r}. Use another `prompt_style`")
         segments[2 * i + 1] = Segment(text, is_trained and message.get("weight") != 0)
     if not any(segment.trained for segment in segments):
         raise DataError("the last answer has weight 0: nothing would be trained. Train with `train_on` all")
@@ -210,7 +194,8 @@ def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answ
             f"the prompt style asks with {asked[same : same + 30]!r} but renders {answered[same : same + 30]!r} before an "
             "answer. Use another `prompt_style`"
         )
-    behind = answered.rpartition(messages[-1]["content"].strip())[2]
+    content = messages[-1]["content"].strip()
+    behind = answered.rpartition(content)[2] if content else ""
     if not (behind.strip() and asked.endswith(behind)):
         return
     # The end looks like the opening of another answer. It is one if the template ignores whether it is asked for an opening,
@@ -223,16 +208,19 @@ def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answ
         )
 
 
-def _close(rendered: str, content: str, tokens: Mapping[str, Any]) -> tuple[str, str]:
+def _close(rendered: str, message: Message, style: Style, tokens: Mapping[str, Any]) -> tuple[str, str]:
     """Return an answer with EOS unless the style closes the turn, and the white space after it, which is not generated.
 
     The prompt may have the beginning of the content.
     """
+    answer, content, eos = rendered.rstrip(), message["content"], tokens.get("eos_token", "")
+    if message.get("tool_calls"):
+        closed = answer.endswith(eos) or not style.render(_PROBE, False, tokens).rstrip().endswith(_PROBE[-1]["content"])
+        return answer + ("" if closed else eos), rendered[len(answer) :]
     if rendered and (rendered.endswith(content) or content.endswith(rendered)):
-        return rendered + tokens.get("eos_token", ""), ""
-    answer = rendered.rstrip()
+        return rendered + eos, ""
     own, whole = squeezed(answer), squeezed(content)
-    closing = tokens.get("eos_token", "") if own.endswith(whole) or (own and whole.endswith(own)) else ""
+    closing = eos if own.endswith(whole) or (own and whole.endswith(own)) else ""
     return answer + closing, rendered[len(answer) :]
 
 
@@ -243,8 +231,7 @@ def squeezed(text: str) -> str:
 
 def closing_of(style: Style, tokens: Mapping[str, Any]) -> str:
     """Return the string after a trained answer: EOS, or the string that closes a turn in this style."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"}]
-    return conversation(style, turns, tokens, "all")[-1].text.rpartition("\u2603")[2]
+    return conversation(style, _PROBE, tokens, "all")[-1].text.rpartition(_PROBE[-1]["content"])[2]
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:

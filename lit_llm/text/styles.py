@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lit_llm.errors import OptionError
+
 Message = Mapping[str, Any]
-"""`role` (system, user, assistant) and `content`; a user's also `input`, for styles that set it apart. A chat template may
-render further fields."""
+"""`role` (system, user, assistant, tool) and `content`; a user's also `input`, for styles that set it apart. A chat template
+may render further fields."""
 
 UNRENDERED = ("input", "weight")
 
@@ -53,6 +55,10 @@ class Turns:
             if message["role"] == "assistant":
                 yield self.answer.format(answer=message["content"], **slots)
                 continue
+            if message["role"] != "user":
+                raise OptionError(
+                    f"the prompt style has no turns of the role {message['role']}. Use a `prompt_style` that does"
+                )
             more = message.get("input", "")
             apart = bool(more and self.with_input)
             content = message["content"] if apart or not more else f"{message['content']}\n\n{more}"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.args.finetune import FinetuneArgs
-from lit_llm.data.records import Record, answer_of, asked, variables_of
+from lit_llm.data.examples import answer_text
+from lit_llm.data.records import Record, asked, variables_of
 from lit_llm.generation.decode import Completion
 from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.sampling import Sampling
@@ -35,6 +36,7 @@ class HeldOut:
         self.n_exact, self.n_shown = min(args.eval.exact_match, len(fitting)), min(args.eval.samples, len(fitting))
         self.records, self.prompts = [record for record, _ in fitting], [prompt for _, prompt in fitting]
         self.ending = ending(style, tokenizer)
+        self.references = [answer_text(record, style, tokenizer) for record in self.records]
 
     def answer(self) -> list[Completion]:
         """Generate greedy answers."""
@@ -47,8 +49,8 @@ class HeldOut:
 
     def exact(self, answers: Sequence[Completion]) -> int:
         """Count the first `n_exact` answers that have ended and are identical to the reference."""
-        pairs = zip(answers[: self.n_exact], self.records[: self.n_exact], strict=True)
-        return sum(answer.ended and answer.text.strip() == answer_of(record).strip() for answer, record in pairs)
+        pairs = zip(answers[: self.n_exact], self.references[: self.n_exact], strict=True)
+        return sum(answer.ended and answer.text.strip() == reference for answer, reference in pairs)
 
     def side_by_side(self, before: list[Completion] | None, after: list[Completion]) -> dict[str, Any]:
         """Return prompts and answers as strings, by the names of `Run`."""
@@ -58,8 +60,8 @@ class HeldOut:
     def rows(self, before: list[Completion] | None, after: list[Completion]) -> list[tuple[str, str, str, str]]:
         """Return prompt, reference, and the answers of base and finetuned model, for the answers that are shown."""
         old = [answer.text for answer in before] if before is not None else [""] * len(after)
-        shown = list(zip(self.records, old, after, strict=True))[: self.n_shown]
-        return [(question_of(record), answer_of(record), text, new.text) for record, text, new in shown]
+        shown = list(zip(self.records, self.references, old, after, strict=True))[: self.n_shown]
+        return [(question_of(record), reference, text, new.text) for record, reference, text, new in shown]
 
 
 def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | None, after: list[Completion]) -> list[str]:

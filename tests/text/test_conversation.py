@@ -7,12 +7,13 @@ import shutil
 import pytest
 from tiny import make_tokenizer
 
-from lit_llm.data.examples import tokenize, unrendered_fields
+from lit_llm.data.examples import answer_text, tokenize, unrendered_fields
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.conversation import check_messages, conversation, default_style, encode, prompt, prompt_ids, prompt_style
+from lit_llm.text.conversation import conversation, default_style, encode, prompt, prompt_ids, prompt_style
 from lit_llm.text.ending import ending
 from lit_llm.text.styles import STYLES
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.text.turns import check_messages
 
 # As the families publish them in their tokenizer_config.json.
 TEMPLATES = {
@@ -262,11 +263,12 @@ def test_a_rewritten_history_trains_its_last_answer():
         ("au", "out of order"),
         ("uua", "out of order"),
         ("usa", "out of order"),
-        ("ut", "is not system, user or assistant"),
+        ("ux", "is not system, user, assistant or tool"),
+        ("ut", "a result of a tool has no call before it"),
     ],
 )
 def test_roles_out_of_order_are_refused(roles, message):
-    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool", "x": "expert"}
     with pytest.raises(ValueError, match=message):
         check_messages([{"role": names[r], "content": "x"} for r in roles])
 
@@ -370,6 +372,7 @@ def test_fields_are_trained_as_transformers_renders_them(tmp_path):
     example = tokenize(record, "chat_template", tokenizer, True)
     assert tokenizer.decode(example.ids.tolist()) == expected
     assert tokenizer.decode(example.ids[example.trained].tolist()) == f"<think>a dog?</think>{CHAT[1]['content']}|"
+    assert answer_text(record, "chat_template", tokenizer) == f"<think>a dog?</think>{CHAT[1]['content']}"
     asked = {"variables": {"tools": TOOLS, "documents": record["documents"], "shout": True}}
     prompt_of = prompt_ids("chat_template", tokenizer, chat[:1], **asked)
     assert prompt_of == example.ids[: len(prompt_of)].tolist()
