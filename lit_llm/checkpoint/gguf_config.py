@@ -220,6 +220,10 @@ def _common(file: GGUF, rope: Mapping[str, Tensor]) -> Fields:
     if n_head < 1 or n_embd < 1:
         raise CheckpointError(f"{file.path}: metadata attention.head_count {n_head} or embedding_length {n_embd} is below 1")
     head_dim = file.get("{arch}.attention.key_length", int, n_embd // n_head)
+    if head_dim < 1:
+        raise CheckpointError(
+            f"{file.path}: metadata attention.key_length, the size of a head, is {head_dim}. Download it again"
+        )
     rotary, arch = file.optional("{arch}.rope.dimension_count", int), architecture(file)
     eps = _optional_number(file, "attention.layer_norm_rms_epsilon") or _optional_number(file, "attention.layer_norm_epsilon")
     return {

@@ -28,6 +28,7 @@ _KINDS = {str: "a string", bool: "true or false", int: "an integer", float: "a n
 # Beyond these the file is damaged: names of tensors and numbers of dimensions are limited by llama.cpp itself.
 _MAX_ENTRIES = 10**6
 _MAX_DIMS = 4
+_MAX_SIZE = 2**40
 
 
 class Info(NamedTuple):
@@ -201,4 +202,6 @@ class _Parser:
         if n_dims > _MAX_DIMS:
             raise self.damaged(f"tensor {shown(name)} has {n_dims} dimensions")
         shape = tuple(self.number("Q") for _ in range(n_dims))[::-1]
+        if not all(0 < n < _MAX_SIZE for n in shape):
+            raise self.damaged(f"tensor {shown(name)} has shape {list(shape)}")
         return name, shape, self.number("I"), self.number("Q")

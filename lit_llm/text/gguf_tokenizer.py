@@ -1,9 +1,11 @@
 """The tokenizer in the metadata of a GGUF file, as the files that upstream would ship."""
 
+import contextlib
 import functools
 import json
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,15 @@ def tokenizer_folder(checkpoint_dir: Path) -> Path:
         return checkpoint_dir
     stat = checkpoint_dir.stat()
     return Path(_extracted(checkpoint_dir, stat.st_mtime_ns, stat.st_size).name)
+
+
+@contextlib.contextmanager
+def renamed(folder: Path, checkpoint_dir: Path | str) -> Iterator[None]:
+    """Name the GGUF file in errors about the temporary folder that was made from it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(folder), str(checkpoint_dir))) from error
 
 
 @functools.lru_cache(maxsize=4)

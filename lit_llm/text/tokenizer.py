@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from lit_llm.errors import CheckpointError, OptionError
 from lit_llm.files import read_json_object, read_text
 from lit_llm.schema import shown
-from lit_llm.text.gguf_tokenizer import tokenizer_folder
+from lit_llm.text.gguf_tokenizer import renamed, tokenizer_folder
 from lit_llm.text.tokenizer_backends import FastBackend, SentencePieceBackend, naming, read_gpt2, read_tokenizer_json
 
 T = TypeVar("T")
@@ -99,7 +99,8 @@ class Tokenizer:
     def __init__(self, checkpoint_dir: Path | str) -> None:
         folder = tokenizer_folder(Path(checkpoint_dir))
         config = _read_config(folder)
-        self._backend = _open_backend(folder, config)
+        with renamed(folder, checkpoint_dir):
+            self._backend = _open_backend(folder, config)
         self.vocab_size = self._backend.vocab_size
         self._anchor = self._backend.encode("a")  # a space after it is kept
         self._n_skipped = len(self.decode(self._anchor))

@@ -148,6 +148,7 @@ def edited(file: Path, target: Path, **changes) -> Path:
         ("llama.block_count", "two", r"metadata llama.block_count must be an integer; found 'two'"),
         ("llama.embedding_length", None, r"metadata llama.embedding_length must be an integer; it is missing"),
         ("llama.attention.key_length", 20, r"metadata llama.attention.value_length is 16"),
+        ("llama.attention.key_length", 0, r"attention.key_length, the size of a head, is 0"),
         ("llama.rope.scaling.type", "magic", r"rope.scaling.type 'magic'"),
     ],
 )
@@ -163,6 +164,11 @@ def test_wrong_metadata_name_file_key_and_value(key, value, message, file, tmp_p
     [
         ("tokenizer.ggml.model", "bert", "tokenizer.ggml.model 'bert' is not supported"),
         ("tokenizer.ggml.pre", "mystery", "tokenizer.ggml.pre 'mystery' names a way to split text that is not known"),
+        (
+            "tokenizer.ggml.merges",
+            ["t h"],
+            r"bad.gguf/tokenizer.json is not a tokenizer: Token `th` out of vocabulary",
+        ),
         ("tokenizer.ggml.eos_token_id", 10**6, "eos_token_id 1000000 is not one of 320 tokens"),
     ],
 )
@@ -188,6 +194,16 @@ def test_an_unknown_tensor_type_is_named(file, tmp_path):
     path = tmp_path / "new.gguf"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"new.gguf: tensor blk.0.attn_q.weight has the type 999"):
+        load_model(path)
+
+
+def test_an_impossible_shape_is_named(file, tmp_path):
+    content, name = bytearray(file.read_bytes()), b"blk.0.attn_q.weight"
+    place = content.index(name) + len(name) + 4
+    content[place : place + 16] = struct.pack("<QQ", 0, 2**63)
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"odd.gguf is truncated or damaged: tensor 'blk.0.attn_q.weight' has shape"):
         load_model(path)
 
 
