@@ -1,6 +1,6 @@
 """Export to GGUF: merged models, and LoRA adapters, each with a Modelfile and a proof by llama.cpp."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates, merge_attached
 from lit_llm.checkpoint.read import read_config
-from lit_llm.checkpoint.tables.rows import Entry, names_of
+from lit_llm.checkpoint.tables.rows import Fused, names_of
+from lit_llm.checkpoint.upstream_linears import LowRank, upstream_linear
 from lit_llm.errors import CheckpointError
 from lit_llm.files import unused_folder
-from lit_llm.methods.lora import Update
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import CHAT_TEMPLATE, default_style
@@ -170,22 +170,12 @@ def _lora_tensors(model: GPT) -> dict[str, Tensor]:
             parts = [name.format(layer, 0) for name in names_of(entry)]
             if any(part in updates for part in parts):
                 name = f"{module.format(layer)}.weight"
-                a, b = _stacked(model, entry, parts, updates)
-                tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": to_gguf_layout(b, name, config, arch)}
+                changed = {part: updates[part] for part in parts if part in updates}
+                factors = {part: LowRank(u.A.detach(), u.B.detach() * u.scale) for part, u in changed.items()}
+                assert isinstance(entry, str | Fused)
+                joined = upstream_linear(model, module, entry, parts).join_updates(model.config, factors, {})
+                tensors |= {f"{name}.lora_a": joined.A, f"{name}.lora_b": to_gguf_layout(joined.B, name, config, arch)}
     return tensors
-
-
-def _stacked(model: GPT, entry: Entry, parts: Sequence[str], updates: Mapping[str, Update]) -> tuple[Tensor, Tensor]:
-    """Return A and B of one linear that holds `parts`, some of them adapted, one below the other.
-
-    [B_q A_q; 0; B_v A_v] = B A with A = [A_q; A_v] and B block diagonal, with zero rows for parts without an update.
-    """
-    rows = [model.get_submodule(part).out_features for part in parts]
-    present = [updates.get(part) for part in parts]
-    blocks = [torch.zeros(n, 0) if u is None else u.B.detach() * u.scale for n, u in zip(rows, present, strict=True)]  # type: ignore[arg-type]
-    b = list(torch.block_diag(*blocks).split([len(block) for block in blocks]))
-    a = torch.cat([update.A.detach() for update in present if update is not None])
-    return a, b[0] if isinstance(entry, str) else entry.join(model.config, b)
 
 
 def _report(proofs: Sequence[Proof], config: Config) -> str:

@@ -6,10 +6,10 @@ r is the rank; C_in, C_out are the features of a linear.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.args.finetune import FinetuneArgs, LoRAArgs
 from lit_llm.args.measure import EstimateArgs
@@ -99,10 +99,10 @@ def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, Upst
 
     Experts are not linears there. With `part` the modules are those of the multimodal model.
     """
-    linears = {name: module for name, module in model.named_modules() if hasattr(module, "in_features")}
+    linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
     rows = {ours: row for row in TABLES[model.config.model_type](model.config).items() for ours in names_of(row[1])}
     found = {}
-    for name, linear in linears.items():
+    for name in linears:
         theirs, entry = rows.get(_INDEX.sub("{}", name), ("", None))
         if not isinstance(entry, str | Fused):
             continue  # of parts that transformers does not hold as linears
@@ -112,13 +112,14 @@ def upstream_linears(model: GPT, part: TextPart | None = None) -> dict[str, Upst
             module = theirs.format(*indices)
             module = RENAMED.get(module, module)
             module = module if part is None else part.stored_names(module)[0]
-            rows_of_parts = tuple(_features(linears[ours], "out_features") for ours in parts)
-            found[module] = UpstreamLinear(module, entry, parts, _features(linear, "in_features"), rows_of_parts)
+            found[module] = upstream_linear(model, module, entry, parts)
     return found
 
 
-def _features(linear: nn.Module, which: str) -> int:
-    return int(getattr(linear, which))
+def upstream_linear(model: GPT, name: str, entry: str | Fused, parts: Sequence[str]) -> UpstreamLinear:
+    """Return the linear called `name` that holds `parts` of the model."""
+    linears: list[Any] = [model.get_submodule(part) for part in parts]
+    return UpstreamLinear(name, entry, tuple(parts), linears[0].in_features, tuple(part.out_features for part in linears))
 
 
 def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
