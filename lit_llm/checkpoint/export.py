@@ -26,6 +26,7 @@ from lit_llm.methods.lora import base_weight
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TextPart, text_part
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import shown
 from lit_llm.text.gguf_file import is_gguf
 
 
@@ -54,7 +55,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
         hf["architectures"] = [f"{config.model_type.removesuffix('_text').capitalize()}ForCausalLM"]
     if hf.get("model_type") != config.model_type:
         raise CheckpointError(
-            f"config.json in {checkpoint_dir} has model_type {hf.get('model_type')!r}, the weights were converted as "
+            f"config.json in {checkpoint_dir} has model_type {shown(hf.get('model_type'))}, the weights were converted as "
             f"{config.model_type!r}. Convert them again, with this config.json next to them: "
             f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
         )

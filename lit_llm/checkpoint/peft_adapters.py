@@ -152,9 +152,9 @@ def _read_config(folder: Path) -> _Config:
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and _CHANGED_BASE.match(init):
         raise CheckpointError(
-            f"{path}: init_lora_weights is {init!r}, which changed the weights of the base before the training. Save it as "
-            f"plain LoRA with PEFT, save_pretrained(OUT, path_initial_model_for_weight_conversion=...). Or merge it with PEFT, "
-            f"PeftModel.from_pretrained(BASE, '{folder}').merge_and_unload()"
+            f"{path}: init_lora_weights is {shown(init)}, which changed the weights of the base before the training. Save it "
+            f"as plain LoRA with PEFT, save_pretrained(OUT, path_initial_model_for_weight_conversion=...). Or merge it with "
+            f"PEFT, PeftModel.from_pretrained(BASE, '{folder}').merge_and_unload()"
         )
     return config
 

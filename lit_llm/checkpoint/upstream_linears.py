@@ -20,6 +20,7 @@ from lit_llm.methods.inject import GROUPS, OF_LATENTS, as_list, short_names
 from lit_llm.model.config import Config
 from lit_llm.model.families import TextPart
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import shown
 
 RENAMED = {"embed_out": "lm_head"}
 """Modules that transformers 5 names otherwise than files of weights, and than adapters from before it."""
@@ -140,8 +141,8 @@ def resolve_targets(model: GPT, targets: str | list[str]) -> str | list[str]:
         if not found:
             theirs = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in upstream))
             raise OptionError(
-                f"target {target!r} matches no linear of this model; it has {', '.join(dict.fromkeys(short.values()))}; in "
-                f"transformers {theirs}; groups: {', '.join(GROUPS)}"
+                f"target {shown(target)} matches no linear of this model; it has {', '.join(dict.fromkeys(short.values()))}; "
+                f"in transformers {theirs}; groups: {', '.join(GROUPS)}"
             )
         ours += names_in_all_layers(model, found)
     if isinstance(targets, list):

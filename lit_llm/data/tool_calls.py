@@ -40,9 +40,10 @@ def _check_schema(name: str, schema: Any) -> None:
     is_schema = isinstance(kind, str) or (isinstance(schema, dict) and "properties" in schema)
     properties = schema.get("properties", {}) if is_schema else schema
     if not isinstance(properties, dict) or not all(isinstance(value, dict | bool) for value in properties.values()):
-        raise DataError(f"the parameters of the tool {name!r} are not a JSON schema, found {shown(schema)}")
+        raise DataError(f"the parameters of the tool {shown(name)} are not a JSON schema, found {shown(schema)}")
     if isinstance(kind, str) and kind not in _TYPES:
-        raise DataError(f"the parameters of the tool {name!r} have the type {shown(kind)}. Use one of: {', '.join(_TYPES)}")
+        types = ", ".join(_TYPES)
+        raise DataError(f"the parameters of the tool {shown(name)} have the type {shown(kind)}. Use one of: {types}")
 
 
 def to_calls(calls: Any) -> list[dict[str, Any]]:
@@ -59,9 +60,9 @@ def to_calls(calls: Any) -> list[dict[str, Any]]:
             raise DataError(f"a call of a tool has no function name, found {shown(call)}")
         name = function["name"]
         given = function.get("arguments", function.get("parameters"))
-        arguments = _parsed(given, f"the arguments of the call of {name!r} are") if given not in (None, "") else {}
+        arguments = _parsed(given, f"the arguments of the call of {shown(name)} are") if given not in (None, "") else {}
         if not isinstance(arguments, dict):
-            raise DataError(f"the arguments of the call of {name!r} are not a JSON object, found {shown(arguments)}")
+            raise DataError(f"the arguments of the call of {shown(name)} are not a JSON object, found {shown(arguments)}")
         more = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "parameters")}
         found.append({"type": "function", **more, "function": {"name": name, "arguments": arguments}})
     return found

@@ -14,6 +14,7 @@ from torch import nn
 from lit_llm.errors import OptionError
 from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
+from lit_llm.schema import shown
 
 GROUPS = {"attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up"), "mlp": ("gate", "up", "down")}
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
@@ -34,8 +35,8 @@ def find_linears(model: GPT, targets: str | list[str]) -> dict[str, nn.Module]:
         names = GROUPS.get(target, (target, *OF_LATENTS.get(target, ())))
         found = {target} & short.keys() or {name for name in short if short[name] in names}
         if not found:
-            exist = ", ".join(dict.fromkeys(short.values()))
-            raise OptionError(f"target {target!r} matches no linear of this model; it has {exist}; groups: {', '.join(GROUPS)}")
+            exist, groups = ", ".join(dict.fromkeys(short.values())), ", ".join(GROUPS)
+            raise OptionError(f"target {shown(target)} matches no linear of this model; it has {exist}; groups: {groups}")
         wanted |= found
     return {name: linears[name] for name in linears if name in wanted}
 

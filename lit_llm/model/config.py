@@ -178,8 +178,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise CheckpointError(f"{name} must be one of {', '.join(map(str, choices))}, found {getattr(self, name)!r}")
+            if (value := getattr(self, name)) not in choices:
+                raise CheckpointError(f"{name} must be one of {', '.join(map(str, choices))}, found {shown(value)}")
         for name in ("vocab_size", "block_size", "n_head", "n_query_groups", "n_embd", "head_size", "intermediate_size"):
             check_size(name, getattr(self, name))
         check_size("n_layer", self.n_layer, MAX_LAYERS)
@@ -212,7 +212,7 @@ class Config:
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
-            raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {self.position_offset!r}")
+            raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {shown(self.position_offset)}")
         for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
@@ -244,7 +244,8 @@ class Config:
         elif self.shared_expert_gate:
             raise CheckpointError("shared_expert_gate needs a shared expert, but shared_expert_size is 0")
         if self.n_expert % self.n_expert_group:
-            raise CheckpointError(f"{self.n_expert} experts cannot form {self.n_expert_group} groups of equal size")
+            n = f"{self.n_expert_group} groups of equal size (n_expert_group, n_group in config.json)"
+            raise CheckpointError(f"{self.n_expert} experts cannot form {n}")
         if self.n_expert_group > 1:
             in_group = self.n_expert // self.n_expert_group
             check_size("n_chosen_group (topk_group in config.json)", self.n_chosen_group, self.n_expert_group)

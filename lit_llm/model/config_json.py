@@ -1,6 +1,5 @@
 """Common parts of the `config.json` files of all families: keys that most of them share, RoPE and sliding windows."""
 
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,9 +36,9 @@ def check_size(name: str, value: Any, limit: int = 2**31) -> int:
 
 
 def positive(name: str, value: Any) -> float:
-    """Return the value as a float. Raise CheckpointError unless it is a finite positive number."""
-    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-        raise CheckpointError(f"{name} must be a positive number, found {shown(value)}")
+    """Return the value as a float. Raise CheckpointError unless it is a positive number below 2^63, as torch needs integers."""
+    if type(value) not in (int, float) or not 0 < value < 2**63:
+        raise CheckpointError(f"{name} must be a positive number below 2^63, found {shown(value)}")
     return float(value)
 
 

@@ -134,7 +134,7 @@ def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str,
         if is_trained and not ends_with_all_of(content, before, text):
             raise OptionError(f"the prompt style omits a part of the answer {content[:40]!r}. Use another `prompt_style`")
         if is_trained and (lost := lost_call(message, text)):
-            raise OptionError(f"the prompt style omits a part of the call of {lost!r}. Use another `prompt_style`")
+            raise OptionError(f"the prompt style omits a part of the call of {lost[:40]!r}. Use another `prompt_style`")
         segments[2 * i + 1] = Segment(text, is_trained and message.get("weight") != 0)
     if not any(segment.trained for segment in segments):
         raise DataError("the last answer has weight 0: nothing would be trained. Train with `train_on` all")

@@ -57,7 +57,7 @@ def _check_calls(calls: Any) -> None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"a call of a tool has no function name, found {shown(call)}")
         if not isinstance(function.get("arguments"), dict):
-            raise DataError(f"the arguments of the call of {function['name']!r} are not a JSON object")
+            raise DataError(f"the arguments of the call of {shown(function['name'])} are not a JSON object")
 
 
 def _check_results(calls: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> None:
@@ -65,8 +65,8 @@ def _check_results(calls: Sequence[Mapping[str, Any]], results: Sequence[Mapping
     asked, given = [call.get("id") for call in calls], [result.get("tool_call_id") for result in results]
     if not results or None in asked or None in given:
         if len(results) not in (1, len(calls)):
-            names = ", ".join(call["function"]["name"] for call in calls)
-            raise DataError(f"the calls of tools are {len(calls)} ({names}), their results {len(results)}")
+            names = shown([call["function"]["name"] for call in calls])
+            raise DataError(f"the calls of tools are {len(calls)}, {names}, their results {len(results)}")
     elif missing := [i for i in asked if i not in given]:
         raise DataError(f"the call {shown(missing[0])} has no result; results are those of {', '.join(map(shown, given))}")
     elif unknown := [i for i in given if i not in asked]:

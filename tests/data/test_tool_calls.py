@@ -112,7 +112,7 @@ MISTAKES = [
     (_without(3), "the call 'call00001' has no result; results are those of 'call00000'"),
     (_without(1), "a result of a tool has no call before it"),
     (_with(3, tool_call_id="other"), "the call 'call00001' has no result"),
-    (_changed(messages=[USER, CALLS, USER, END]), "calls of tools are 2 (get_weather, now), their results 0"),
+    (_changed(messages=[USER, CALLS, USER, END]), "calls of tools are 2, ['get_weather', 'now'], their results 0"),
     (
         _with(1, tool_calls=[{"function": {"name": "now", "arguments": "{'a': 1}"}}]),
         "arguments of the call of 'now' are not JSON",

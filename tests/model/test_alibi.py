@@ -90,7 +90,10 @@ def test_largest_slope_of_mpt(tmp_path):
     ("hf", "told"),
     [
         ({"model_type": "mpt", "attn_config": {"alibi": False}}, "alibi = false is not supported"),
-        ({"model_type": "mpt", "attn_config": {"kv_n_heads": 2}}, "attn_config has keys that are not supported: kv_n_heads"),
+        (
+            {"model_type": "mpt", "attn_config": {"kv_n_heads": 2}},
+            r"keys that are not supported: \['kv_n_heads'\]",
+        ),
         ({"model_type": "mpt", "attn_config": {"alibi_bias_max": -8}}, "alibi_bias_max must be a positive number"),
         ({"model_type": "gpt_neo", "num_layers": 3}, "attention_types must be a list of pairs .* for 3 layers"),
         (

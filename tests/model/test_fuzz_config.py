@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from cases_text_parts import TEXT_PART_CASES
@@ -56,3 +56,10 @@ def test_mutated_config_json(folder, content):
 def test_mutated_lit_config_json(folder, content):
     with result_or_clear_error(*FIELDS, "JSON", "must be an object", errors=(CheckpointError,)):
         build(folder / LIT_CONFIG, content)
+
+
+@pytest.mark.parametrize("name", ["norm", "mlp", "activation", "qk_norm", "router_score"])
+def test_a_long_value_is_shortened(name):
+    with pytest.raises(CheckpointError, match=f"^{name} must be one of") as told:
+        replace(Config.from_hf({"model_type": "llama", "vocab_size": 99}), **{name: "soft" + "9" * 3000})
+    assert len(str(told.value)) < 500

@@ -111,7 +111,7 @@ def local_theta(k: Keys, default: float) -> float:
 def _rope_by_kind(k: Keys) -> Fields:
     kinds = k.object("rope_parameters")
     if unknown := sorted(kinds.keys() - {"full_attention", "sliding_attention"}):
-        raise CheckpointError(f"rope_parameters has fields that are not supported: {', '.join(unknown)}")
+        raise CheckpointError(f"rope_parameters has fields that are not supported: {shown(unknown)}")
     if wrong := [kind for kind, value in kinds.items() if not isinstance(value, dict)]:
         raise CheckpointError(f"rope_parameters.{wrong[0]} must be an object, found {shown(kinds[wrong[0]])}")
     return kinds

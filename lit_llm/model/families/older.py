@@ -53,7 +53,7 @@ def _mpt(k: Keys, fields: Fields) -> Fields:
         "alibi": positive("alibi_bias_max", attention.get("alibi_bias_max", 8)),
     }
     if unknown := attention.unread():
-        raise CheckpointError(f"attn_config has keys that are not supported: {', '.join(unknown)}")
+        raise CheckpointError(f"attn_config has keys that are not supported: {shown(unknown)}")
     return found
 
 
@@ -77,9 +77,10 @@ def _gpt_neo(k: Keys, fields: Fields) -> Fields:
         f"attention_types must be a list of pairs of kinds (global, local) and how often they repeat, for {n_layer} layers "
         f"together, found {shown(k.get('attention_types', None))}"
     )
-    for group in k.get("attention_types", [[["global", "local"], 12]]):
+    groups = k.get("attention_types", [[["global", "local"], 12]])
+    for group in groups if isinstance(groups, list) else [groups]:
         match group:
-            case [[*names], int(times)] if set(names) <= {"global", "local"} and 0 <= times <= n_layer:
+            case [[*names], int(times)] if all(name in ("global", "local") for name in names) and 0 <= times <= n_layer:
                 kinds += names * times
             case _:
                 raise wrong
