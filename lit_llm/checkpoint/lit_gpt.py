@@ -99,7 +99,7 @@ def _config(k: Keys, tied: bool, family: str | None) -> Config:
         "tie_embeddings": tied,
     }
     if unknown := sorted(set(k.unread()) - _NEUTRAL):
-        raise ValueError(f"fields that are not understood: {', '.join(unknown)}")
+        raise ValueError(f"fields that are not understood: {', '.join(name[:60] for name in unknown)}")
     return Config(model_type=_family(fields, family), **fields)
 
 

@@ -294,7 +294,10 @@ class Config:
         fields, unread = FAMILIES[model_type].fields(hf)
         config = cls(model_type=model_type, **fields)
         if unread:
-            warnings.warn(f"config.json has keys that lit_llm does not know and ignores: {', '.join(unread)}", stacklevel=2)
+            warnings.warn(
+                f"config.json has keys that lit_llm does not know and ignores: {', '.join(key[:60] for key in unread)}",
+                stacklevel=2,
+            )
         return config
 
     @classmethod
