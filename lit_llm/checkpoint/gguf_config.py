@@ -137,8 +137,8 @@ LIKE_LLAMA = ("mistral", "mixtral")
 def architecture(file: GGUF) -> str:
     """Return the name of the architecture. Raise CheckpointError if it is not one of `ARCHITECTURES`."""
     arch = file.get("general.architecture", str)
-    if file.get("general.type", str, "model") != "model":
-        raise CheckpointError(f"{file.path} is a GGUF {file.metadata['general.type']}, not a model. Use the file of its base")
+    if (kind := file.get("general.type", str, "model")) != "model":
+        raise CheckpointError(f"{file.path} is a GGUF {kind[:40]}, not a model. Use the file of its base")
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise CheckpointError(
