@@ -192,17 +192,17 @@ class Adapter:
 
     def check_base(self, model: GPT) -> None:
         """Raise CheckpointError if the adapter was trained on another base, as far as that is known: PEFT only names it."""
+        base = self.about["base_checkpoint_dir"][:300]
         for name, copy in ({} if self.peft is None else self.peft.copies).items():
             weight = model.get_parameter(name).detach()
             if (weight.float() - copy.to(weight.device)).abs().max() > SAME * copy.abs().max():
                 raise CheckpointError(
                     f"{adapter_files(self.folder)[1]}: {name} differs from that of the base: the adapter was trained on "
-                    f"another one ({self.about['base_checkpoint_dir']}). Use that one as `checkpoint_dir`"
+                    f"another one ({base}). Use that one as `checkpoint_dir`"
                 )
         if self.peft is None and self.about["base_fingerprint"] != model.fingerprint:
             raise CheckpointError(
-                f"the adapter in {self.folder} was trained on another base ({self.about['base_checkpoint_dir']}). "
-                "Use that one as `checkpoint_dir`"
+                f"the adapter in {self.folder} was trained on another base ({base}). Use that one as `checkpoint_dir`"
             )
 
     def tensors(self) -> dict[str, Tensor]:

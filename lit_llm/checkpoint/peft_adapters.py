@@ -247,7 +247,7 @@ class _Reading:
         self.linears = upstream_linears(model)
         self.names = hf_names(model.config)
         self.stored: dict[str, str] = {}  # names of linears in the file, where it has another prefix
-        base = self.peft.get("base_model_name_or_path", "")
+        base = str(self.peft.get("base_model_name_or_path") or "")[:300]
         self.other_base = (
             f"The adapter was trained on another base{f', {base}' if base else ''}. Use that one as `checkpoint_dir`"
         )
