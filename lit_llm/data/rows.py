@@ -269,8 +269,8 @@ def _messages(turns: Any, system: Any) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         role = _first_of(turn, "role", "from")
-        given = role.strip().lower() if isinstance(role, str) else None
-        role = ROLES.get(given, role) if given is not None else role
+        given = role.strip().lower() if isinstance(role, str) else ""
+        role = ROLES.get(given, role)
         untrained = {"weight": 0} if role == "assistant" and turn.get("weight") == 0 else {}
         more = {name: value for name, value in turn.items() if name not in TURN and not _is_empty(value)}
         content = _first_of(turn, "content", "value")

@@ -11,7 +11,7 @@ from lit_llm.schema import shown
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
-_TOOLS = re.compile(r"<tools>(.*)</tools>", re.DOTALL)
+_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 _TYPES = ("object", "string", "number", "integer", "boolean", "array", "null")
 
 Turn = dict[str, Any]
@@ -26,12 +26,18 @@ def to_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for tool in tools:
         tool = dict(tool) if "function" in tool else {"type": "function", "function": tool}
-        function = tool["function"]
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-            raise DataError(f"a tool has no function name, found {shown(function)}")
-        _check_schema(function["name"], function.get("parameters") or {})
+        name = _name_of(tool["function"], "a tool", tool["function"])
+        _check_schema(name, tool["function"].get("parameters") or {})
         found.append(tool)
     return found
+
+
+def _name_of(function: Any, what: str, found: Any) -> str:
+    """Return the name of a function. Raise DataError, about `what`, if it has none."""
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{what} has no function name, found {shown(found)}")
+    return name
 
 
 def _check_schema(name: str, schema: Any) -> None:
@@ -55,10 +61,8 @@ def to_calls(calls: Any) -> list[dict[str, Any]]:
     calls = _parsed(calls, "the calls of a turn are")
     found = []
     for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-            raise DataError(f"a call of a tool has no function name, found {shown(call)}")
-        name = function["name"]
+        function: Any = call.get("function", call) if isinstance(call, dict) else None
+        name = _name_of(function, "a call of a tool", call)
         given = function.get("arguments", function.get("parameters"))
         arguments = _parsed(given, f"the arguments of the call of {shown(name)} are") if given not in (None, "") else {}
         if not isinstance(arguments, dict):
@@ -97,9 +101,8 @@ def from_hermes(turns: Sequence[Turn]) -> list[Turn]:
     for turn in turns:
         text = turn["content"] if isinstance(turn["content"], str) else ""
         if turn["role"] == "assistant" and (calls := _CALL.findall(text)) and "tool_calls" not in turn:
-            found.append(
-                with_calls({**turn, "content": _CALL.sub("", text).strip(), "tool_calls": [*map(_call_in_tag, calls)]})
-            )
+            parsed = [_parsed(call.strip(), "a call between tags is") for call in calls]
+            found.append(with_calls({**turn, "content": _CALL.sub("", text).strip(), "tool_calls": parsed}))
         elif turn["role"] == "tool" and (results := _RESULT.findall(text)):
             found += [{**turn, "content": result.strip()} for result in results]
         else:
@@ -107,12 +110,8 @@ def from_hermes(turns: Sequence[Turn]) -> list[Turn]:
     return found
 
 
-def _call_in_tag(text: str) -> Any:
-    return _parsed(text.strip(), "a call between tags is")
-
-
 def tools_in_system(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Return the tools that a system turn lists between `<tools>` tags, as one JSON list or an object on each line."""
+    """Return the tools that a system turn lists between its last `<tools>` tags, as one JSON list or an object on each line."""
     text = turns[0]["content"] if turns and turns[0]["role"] == "system" else None
     inside = [found.strip() for found in _TOOLS.findall(text)] if isinstance(text, str) else []
     if not inside or not inside[-1].startswith(("[", "{")):

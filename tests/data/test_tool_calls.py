@@ -71,11 +71,12 @@ def test_sharegpt():
     assert record(row) == without_ids(RECORD)
 
 
+@pytest.mark.parametrize("named", ["", " They are between <tools></tools> tags."])
 @pytest.mark.parametrize("listed", [True, False])
-def test_hermes(listed):
+def test_hermes(listed, named):
     tools = json.dumps(RECORD["tools"])
     turns = [
-        ("system", f"You may call functions. <tools> {tools} </tools> For each call return JSON."),
+        ("system", f"You may call functions.{named} <tools> {tools} </tools> For each call return JSON."),
         ("human", USER["content"]),
         ("gpt", "\n".join(map(hermes_call, CALLS["tool_calls"]))),
         ("tool", "".join(f"<tool_response>\n{m['content']}\n</tool_response>\n" for m in (FIRST, SECOND))),
