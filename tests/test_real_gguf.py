@@ -81,7 +81,7 @@ def test_the_published_file_answers_as_transformers_does(file, ours, prompts):
 
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    for text, prompt in zip(QUESTIONS, prompts, strict=False):
+    for text, prompt in zip(QUESTIONS[: len(prompts)], prompts, strict=True):
         messages = [{"role": "user", "content": text}]
         assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == prompt
         ids = torch.tensor([prompt])

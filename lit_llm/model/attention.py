@@ -68,7 +68,7 @@ class Documents:
 
 
 def in_chunks(documents: Documents | None, n: int, chunk: int, device: torch.device) -> Documents | None:
-    """Cut documents, or the one of n tokens, into chunks, each of which attends to itself. None: it is one chunk."""
+    """Cut documents, or the one of n tokens, into chunks that attend to themselves. None: it is one chunk."""
     lengths = [n] if documents is None else documents.lengths
     if max(lengths) <= chunk:
         return documents

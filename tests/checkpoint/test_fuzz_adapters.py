@@ -4,11 +4,11 @@ import copy
 import json
 
 import pytest
-from fuzz import fuzz, mutated_json, mutated_safetensors, result_or_clear_error
+from fuzz import attach, fuzz, mutated_json, mutated_safetensors, result_or_clear_error
 from hypothesis import strategies as st
 from methods import METHODS
 
-from lit_llm.checkpoint.adapters import attach_adapter, trained_style, write_adapter
+from lit_llm.checkpoint.adapters import trained_style, write_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.errors import CheckpointError
 
@@ -32,17 +32,6 @@ def folders(checkpoint, base, tmp_path_factory):
         method.attach(model)
         write_adapter(found[name], model, method, checkpoint, "alpaca")
     return found
-
-
-def attach(base, folder, name, content):
-    """Attach an adapter whose file `name` has another content."""
-    original = (folder / name).read_bytes()
-    (folder / name).write_bytes(content)
-    try:
-        with result_or_clear_error(str(folder), errors=(CheckpointError,)):
-            attach_adapter(base(), folder)
-    finally:
-        (folder / name).write_bytes(original)
 
 
 @fuzz(st.sampled_from(ADAPTERS), DRAWN)

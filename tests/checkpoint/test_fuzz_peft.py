@@ -4,13 +4,11 @@ import copy
 import json
 
 import pytest
-from fuzz import fuzz, mutated_json, mutated_safetensors, result_or_clear_error
+from fuzz import attach, fuzz, mutated_json, mutated_safetensors
 from hypothesis import strategies as st
 from test_peft_adapters import make_base, make_peft
 
-from lit_llm.checkpoint.adapters import attach_adapter
 from lit_llm.checkpoint.load_model import load_model
-from lit_llm.errors import CheckpointError
 
 ADAPTERS = {
     "lists": ("llama", {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["norm"], "rank_pattern": {"q_proj": 2}}),
@@ -31,26 +29,15 @@ def folders(tmp_path_factory):
     return {name: (at / name, lambda family=family: copy.deepcopy(bases[family])) for name, (family, _) in ADAPTERS.items()}
 
 
-def attach(folder, base, name, content):
-    """Attach an adapter whose file `name` has another content."""
-    original = (folder / name).read_bytes()
-    (folder / name).write_bytes(content)
-    try:
-        with result_or_clear_error(str(folder), errors=(CheckpointError,)):
-            attach_adapter(base(), folder)
-    finally:
-        (folder / name).write_bytes(original)
-
-
 @fuzz(st.sampled_from(sorted(ADAPTERS)), DRAWN)
 def test_mutated_adapter_config(folders, name, data):
     folder, base = folders[name]
     config = json.loads((folder / "adapter_config.json").read_text())
-    attach(folder, base, "adapter_config.json", data.draw(mutated_json(config)))
+    attach(base, folder, "adapter_config.json", data.draw(mutated_json(config)))
 
 
 @fuzz(st.sampled_from(sorted(ADAPTERS)), DRAWN)
 def test_mutated_adapter_model(folders, name, data):
     folder, base = folders[name]
     content = (folder / "adapter_model.safetensors").read_bytes()
-    attach(folder, base, "adapter_model.safetensors", data.draw(mutated_safetensors(content)))
+    attach(base, folder, "adapter_model.safetensors", data.draw(mutated_safetensors(content)))

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_llm.errors import LitError
+from lit_llm.checkpoint.adapters import attach_adapter
+from lit_llm.errors import CheckpointError, LitError
+from lit_llm.model.gpt import GPT
 
 T = TypeVar("T")
 
@@ -78,6 +81,17 @@ def result_or_clear_error(*names: str, errors: tuple[type[Exception], ...] = (Li
         assert not names or any(name in message for name in names), message
         message.encode()  # can be printed
         assert len(message) < 2000, message[:2000]
+
+
+def attach(base: Callable[[], GPT], folder: Path, name: str, content: bytes) -> None:
+    """Attach an adapter whose file `name` has another content."""
+    original = (folder / name).read_bytes()
+    (folder / name).write_bytes(content)
+    try:
+        with result_or_clear_error(str(folder), errors=(CheckpointError,)):
+            attach_adapter(base(), folder)
+    finally:
+        (folder / name).write_bytes(original)
 
 
 def drawn(make: Callable[[Random], T]) -> st.SearchStrategy[T]:
