@@ -101,6 +101,28 @@ class PrepareJsonArgs(ColumnArgs):
 
 
 @dataclass(frozen=True)
+class PrepareHfArgs(ColumnArgs):
+    source: ClassVar[str] = "dataset"
+
+    dataset: str = field(kw_only=True)
+    """Dataset of the hub, as ORG/NAME, or a folder of that layout. Set HF_TOKEN for a private or gated one."""
+    config_name: str | None = None
+    """Configuration (subset) of the dataset, if it has several."""
+    split: str = "train"
+    """Split to read."""
+    val_split: str | None = None
+    """Split that becomes val.jsonl. Default: rows of `split` are held out."""
+    revision: str | None = None
+    """Branch, tag or commit. Default: main."""
+    columns: list[str] = field(default_factory=list)
+    """Column to read; repeat the flag for several. Default: all."""
+    destination_path: Path = Path("data/hf")
+
+    def rules(self) -> Rules:
+        return [*super().rules(), *self.excludes("val_split", "val_split_fraction")]
+
+
+@dataclass(frozen=True)
 class PrepareDollyArgs(PrepareArgs):
     data_file: str = "hf://datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"
     """JSON lines with instruction, context and response: a file, folder, pattern or address."""

@@ -29,9 +29,9 @@ class Task:
     """Preparation of a part. Equal tasks have equal results in every process."""
 
     part: Part
+    val_split_fraction: float
     columns: Mapping[str, str]
     checks: Checks
-    val_split_fraction: float
     seed: int
     write_dropped: bool
 

@@ -95,8 +95,9 @@ def _update(args: PrepareArgs, source: Source) -> None:
 def _entries(args: PrepareArgs, source: Source, about: dict[str, Any]) -> Iterator[Iterator[list[str]]]:
     """Yield the entries of all rows; see `Task.entries`. Those of several parts are made by several processes."""
     checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates)
-    options = (source.columns, checks, args.val_split_fraction, args.seed, args.write_dropped)
-    tasks = [Task(part, *options) for part in source.parts]
+    options = (source.columns, checks, args.seed, args.write_dropped)
+    tasks = [Task(part, 0.0 if source.held_out else args.val_split_fraction, *options) for part in source.parts]
+    tasks += [Task(part, 1.0, *options) for part in source.held_out]
     if len(tasks) == 1:
         forget_parts(args.destination_path)
         yield tasks[0].entries()
@@ -169,7 +170,8 @@ def _write(args: PrepareArgs, source: Source, about: dict[str, Any], entries: It
                     files[name].write(f"{line}\n")
         progress.close()
         kept, dropped = outcome.kept, outcome.dropped
-        if not kept["train"] and kept["val"]:  # few questions: the split by question holds out all of them
+        if not kept["train"] and kept["val"] and not source.held_out:
+            # Few questions: the split by question holds out all of them.
             paths["val"].replace(paths["train"])
             paths["val"].touch()
             kept.update(train=kept["val"], val=-kept["val"])

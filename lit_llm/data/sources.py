@@ -57,12 +57,14 @@ class Source:
         sha256: Digest of the content, which decides whether a folder is up to date.
         parts: In the order of the rows.
         columns: See `to_record`.
+        held_out: Parts for validation. Without them, the rows of `parts` are split.
     """
 
     name: str
     sha256: str
     parts: Sequence[Part]
     columns: Mapping[str, str] = field(default_factory=lambda: COLUMNS)
+    held_out: Sequence[Part] = ()
 
 
 def row_files(name: str, columns: Mapping[str, str] = COLUMNS, read: Callable[..., Iterator[Any]] = rows_of) -> Source:
