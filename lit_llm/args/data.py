@@ -24,6 +24,8 @@ class PrepareArgs(Checked):
     """Folder of a model, whose tokenizer counts the tokens of the examples."""
     near_duplicates: float | None = None
     """Drop a row that is this similar to an earlier one (Jaccard similarity of word trigrams), e.g. 0.8."""
+    contamination: str | None = None
+    """File, folder or pattern of an evaluation: drop a row that shares 8 to 13 words in a row with one of its texts."""
     min_answer_chars: int = 1
     """Drop a row with a shorter answer."""
     max_chars: int | None = None

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
+from lit_llm.data.contamination import Evaluation, overlap_of
 from lit_llm.data.curate import Checks, Selection
 from lit_llm.data.file_readers import is_csv
 from lit_llm.data.parts import Task, finished_parts, forget_parts, read_part, work_folder
 from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields
-from lit_llm.data.sources import Source, csv_files, row_files
+from lit_llm.data.shards import ROWS, TEXTS, files_of
+from lit_llm.data.sources import Source, csv_files, digest_of_files, row_files
 from lit_llm.data.streams import format_of, plain_name
 from lit_llm.errors import DataError
 from lit_llm.files import (
@@ -74,6 +76,9 @@ def _update(args: PrepareArgs, source: Source) -> None:
         raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_OPTIONS}
     options = json.loads(json.dumps(options, default=str))
+    evaluation = _evaluation(args)
+    if evaluation is not None:
+        options["contamination_sha256"] = evaluation.sha256
     about = {"source": source.name, "sha256": source.sha256, "options": options}
     path_of_meta, advice = destination / "meta.json", "Choose another `destination_path`, or remove the folder"
     meta = read_json_object(path_of_meta, Meta, advice, DataError) if path_of_meta.is_file() else Meta()
@@ -84,7 +89,7 @@ def _update(args: PrepareArgs, source: Source) -> None:
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
         _check_unchanged(destination, files)
-        with _entries(args, source, about) as entries:
+        with _entries(args, source, about, evaluation) as entries:
             _write(args, source, about, entries)
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
@@ -92,9 +97,11 @@ def _update(args: PrepareArgs, source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _entries(args: PrepareArgs, source: Source, about: dict[str, Any]) -> Iterator[Iterator[list[str]]]:
+def _entries(
+    args: PrepareArgs, source: Source, about: dict[str, Any], evaluation: Evaluation | None
+) -> Iterator[Iterator[list[str]]]:
     """Yield the entries of all rows; see `Task.entries`. Those of several parts are made by several processes."""
-    checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates)
+    checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates, evaluation)
     options = (source.columns, checks, args.seed, args.write_dropped)
     tasks = [Task(part, 0.0 if source.held_out else args.val_split_fraction, *options) for part in source.parts]
     tasks += [Task(part, 1.0, *options) for part in source.held_out]
@@ -108,6 +115,21 @@ def _entries(args: PrepareArgs, source: Source, about: dict[str, Any]) -> Iterat
         contextlib.closing(finished_parts(tasks, folder, workers)) as paths,
     ):
         yield (entry for path in paths for entry in read_part(path))
+
+
+def _evaluation(args: PrepareArgs) -> Evaluation | None:
+    """Return the evaluation whose texts must not be in the data, after its files were read once."""
+    if args.contamination is None:
+        return None
+    files = files_of(args.contamination, (*ROWS, *TEXTS))
+    evaluation = Evaluation(tuple(files), digest_of_files(files))
+    found = overlap_of(evaluation)
+    print(
+        f"contamination: {found.n_texts:,} texts of {args.contamination} are compared, {found.n_words} words at a time; "
+        f"shorter ones, which are not: {found.n_short:,}",
+        file=sys.stderr,
+    )
+    return evaluation
 
 
 class _Outcome:
