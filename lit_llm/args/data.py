@@ -36,6 +36,8 @@ class PrepareArgs(Checked):
     """Write the dropped rows, each with its reason, to dropped.jsonl."""
     workers: int | None = None
     """Number of processes that prepare the parts of large files. The result is the same. Default: one for each CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster, or auto, that prepares the parts. Its nodes must see the same files under the same names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +50,7 @@ class PrepareArgs(Checked):
             *bounds(self, "seed", at_least=0),
             *bounds(self, "min_answer_chars", "max_chars", "max_examples", "workers", above=0),
             *bounds(self, "near_duplicates", at_least=0.3, at_most=1),
+            *self.excludes("ray", "workers"),
         ]
 
 

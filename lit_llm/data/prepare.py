@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +17,7 @@ from lit_llm.data.contamination import Evaluation, overlap_of
 from lit_llm.data.curate import Checks, Selection
 from lit_llm.data.file_readers import is_csv
 from lit_llm.data.parts import Task, finished_parts, forget_parts, read_part, work_folder
+from lit_llm.data.ray_parts import ray_parts
 from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields
 from lit_llm.data.shards import ROWS, TEXTS, files_of
 from lit_llm.data.sources import Source, csv_files, digest_of_files, row_files
@@ -43,7 +44,7 @@ class Meta(TypedDict, total=False):
     files: dict[str, str]
 
 
-NOT_OPTIONS = ("checkpoint_dir", "destination_path", "workers")
+NOT_OPTIONS = ("checkpoint_dir", "destination_path", "workers", "ray")
 """Options that do not change the result."""
 
 
@@ -109,12 +110,17 @@ def _entries(
         forget_parts(args.destination_path)
         yield tasks[0].entries()
         return
-    workers = args.workers or len(os.sched_getaffinity(0))
     with (
         work_folder(args.destination_path, about) as folder,
-        contextlib.closing(finished_parts(tasks, folder, workers)) as paths,
+        contextlib.closing(_parts(args, tasks, folder)) as paths,
     ):
         yield (entry for path in paths for entry in read_part(path))
+
+
+def _parts(args: PrepareArgs, tasks: Sequence[Task], folder: Path) -> Generator[Path]:
+    if args.ray is not None:
+        return ray_parts(tasks, folder, args.ray)
+    return finished_parts(tasks, folder, args.workers or len(os.sched_getaffinity(0)))
 
 
 def _evaluation(args: PrepareArgs) -> Evaluation | None:
