@@ -137,6 +137,12 @@ class Config:
     """The window does not slide: each position attends to those up to itself in its chunk of `sliding_window` positions."""
     sliding_layers: list[int] | None = None
     """Layers that have the sliding window. None: all of them."""
+    conv_layers: list[int] | None = None
+    """Layers with a gated short convolution in place of attention (https://arxiv.org/abs/2511.23404). None: no layer."""
+    conv_size: int = 1
+    """Number of positions that a convolution reads, the last of which is its own."""
+    conv_bias: bool = False
+    """Bias of the convolution and of the projections to and from it."""
     parallel_residual: bool = False
     """x + attn(norm_1(x)) + mlp(norm_2(x)) instead of attention first, MLP second."""
     shared_attention_norm: bool = False
@@ -213,7 +219,7 @@ class Config:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {shown(self.position_offset)}")
-        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
+        for name in ("conv_size", "embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
         if self.alibi is not None and self.attention_softcap is not None:
@@ -229,7 +235,7 @@ class Config:
         attention += (self.kv_latent_size or 0) + (self.q_latent_size or 0)
         mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
-        n_weights += self.n_embd * self.n_layer * (attention + mlp)
+        n_weights += self.n_embd * self.n_layer * (max(attention, self._mixer_weights) + mlp)
         if n_weights > MAX_WEIGHTS:
             raise CheckpointError(
                 f"vocab_size {self.vocab_size}, n_embd {self.n_embd}, n_layer {self.n_layer}, intermediate_size "
@@ -257,6 +263,16 @@ class Config:
             )
 
     @property
+    def _mixer_weights(self) -> int:
+        """Weights of a layer without attention, divided by n_embd."""
+        return 4 * self.n_embd + self.conv_size if self.conv_layers else 0
+
+    @property
+    def keeps_state(self) -> bool:
+        """True if some layers keep a state of fixed size, from which no token can be removed."""
+        return any(self.mixer(layer) != "attn" for layer in range(self.n_layer))
+
+    @property
     def score_factor(self) -> float:
         """Factor of q k^T."""
         return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
@@ -265,6 +281,10 @@ class Config:
     def value_size(self) -> int:
         """Numbers per head of values."""
         return self.head_size if self.v_head_size is None else self.v_head_size
+
+    def mixer(self, layer: int) -> str:
+        """Return the part that mixes the tokens in this layer: `attn`, or `conv` for a gated short convolution."""
+        return "conv" if layer in (self.conv_layers or ()) else "attn"
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

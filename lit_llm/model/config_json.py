@@ -201,6 +201,8 @@ _FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "topk_group": (Keys.size, ("n_chosen_group",)),
     "router_jitter_noise": (Keys.number, ("router_jitter",)),
     "lm_head_bias": (Keys.flag, ("lm_head_bias",)),
+    "conv_L_cache": (Keys.size, ("conv_size",)),
+    "conv_bias": (Keys.flag, ("conv_bias",)),
 }
 # Defaults that depend on the keys before them.
 _DERIVED: dict[str, Callable[[Fields], int]] = {

@@ -2,12 +2,13 @@
 
 from lit_llm.checkpoint.tables.dense import DENSE
 from lit_llm.checkpoint.tables.experts import EXPERTS
+from lit_llm.checkpoint.tables.hybrid import HYBRID
 from lit_llm.checkpoint.tables.latent import LATENT
 from lit_llm.checkpoint.tables.older import OLDER
 from lit_llm.checkpoint.tables.rows import QKV, Table, fused, in_layers
 from lit_llm.model.config import Config
 
-TABLES = DENSE | EXPERTS | LATENT | OLDER
+TABLES = DENSE | EXPERTS | LATENT | HYBRID | OLDER
 
 
 def lit_gpt_table(config: Config) -> Table:

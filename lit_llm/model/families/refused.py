@@ -53,7 +53,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "layers with linear attention or a recurrent state are not implemented", "recurrent_gemma", "Use gemma2 or gemma3_text"
     ),
-    _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2 lfm2_moe lfm3 zaya"),
+    _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2_moe lfm3 zaya"),
     _refusal(
         "the output of its mixture of experts has a norm, which is not implemented",
         "axk1",
