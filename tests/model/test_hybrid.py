@@ -25,6 +25,7 @@ from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
+from lit_llm.training.summary import summary
 
 HYBRID = [
     replace(BY_NAME[name], sizes={**BY_NAME[name].sizes, "max_position_embeddings": 512}) for name in ("lfm2",)
@@ -182,6 +183,16 @@ def test_the_estimate_counts_a_state_that_does_not_grow(model):
     assert large - small == 32 * n_attention * 2 * config.n_query_groups * config.head_size * 4
     states = {"conv": 4 * (config.conv_size - 1) * config.n_embd}
     assert 2 * small - large == sum(states.get(config.mixer(i), 0) for i in range(config.n_layer))
+
+
+def test_the_summary_has_a_row_for_each_kind_of_layer(model):
+    lines = [line.split() for line in summary(model).splitlines()[2:]]
+    counts = {kind: int(trained.replace(",", "")) + int(frozen.replace(",", "")) for kind, trained, frozen, *_ in lines}
+    rows = {"attention": ".attn.", "convolutions": ".conv."}
+    for kind, part in rows.items():
+        found = [p.numel() for name, p in model.named_parameters() if part in name and "_norm." not in name]
+        assert counts.get(kind, 0) == sum(found)
+    assert counts["total"] == sum(p.numel() for p in model.parameters())
 
 
 # Parameters of the published checkpoints: https://huggingface.co/LiquidAI
