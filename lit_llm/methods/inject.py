@@ -17,7 +17,7 @@ from lit_llm.model.gpt import GPT
 from lit_llm.schema import shown
 
 GROUPS = {
-    "attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up", "in_proj"),
+    "attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up", "o_gate", "in_proj", "rate", "decay"),
     "mlp": ("gate", "up", "down"),
 }
 """`attn` also means the parts that layers have in place of attention."""

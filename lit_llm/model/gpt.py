@@ -23,6 +23,7 @@ from lit_llm.model.attention import (
     soft_capped,
 )
 from lit_llm.model.config import Config
+from lit_llm.model.delta_net import DeltaNet
 from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.norms import Norm, qk_norm
@@ -221,8 +222,8 @@ class Block(nn.Module):
 
 
 def _make_mixer(config: Config, layer: int) -> nn.Module:
-    if config.mixer(layer) == "conv":
-        return ShortConvolution(config)
+    if config.mixer(layer) in OTHER_MIXERS:
+        return OTHER_MIXERS[config.mixer(layer)](config)
     return (CausalSelfAttention if config.kv_latent_size is None else LatentAttention)(config, layer)
 
 
@@ -245,6 +246,9 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = qk_norm(config, layer, config.n_head)
         self.k_norm = qk_norm(config, layer, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        self.o_gate = None
+        if config.attention_gate:
+            self.o_gate = nn.Linear(config.n_embd, config.n_head * config.value_size, bias=config.attn_bias)
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
     def add_projections(self, config: Config) -> None:
@@ -277,7 +281,8 @@ class CausalSelfAttention(nn.Module):
             y = attend(*with_biases(q, k, v, of_keys), documents, mask, self.window, self.scale, self.softcap)[..., :-EXTRA]
         if self.adapter is not None:
             y = y + self.adapter(self, q)
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return self.o(y if self.o_gate is None else recomputed(_gated, y, self.o_gate(x)))
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries (B, nh, T, hs) for x (B, T, C)."""
@@ -304,6 +309,10 @@ class CausalSelfAttention(nn.Module):
         """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
         return attend(q, k, v, None, mask, None, self.scale, self.softcap)
+
+
+def _gated(y: Tensor, gate: Tensor) -> Tensor:
+    return y * gate.sigmoid()
 
 
 class LatentAttention(CausalSelfAttention):
@@ -405,3 +414,4 @@ class XIELU(nn.Module):
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
+OTHER_MIXERS = {"conv": ShortConvolution, "delta": DeltaNet}

@@ -42,4 +42,10 @@ def empty_state(config: Config, layer: int, n_rows: int, device: torch.device | 
     """Return the parts of the state of a layer, all zero; none if it has attention."""
     if config.mixer(layer) == "attn":
         return ()
-    return (torch.zeros(n_rows, config.conv_size - 1, config.n_embd, device=device, dtype=dtype),)
+    keys, values = config.delta_sizes
+    n_convolved = config.n_embd if config.mixer(layer) == "conv" else 2 * keys + values
+    convolved = torch.zeros(n_rows, config.conv_size - 1, n_convolved, device=device, dtype=dtype)
+    if config.mixer(layer) == "conv":
+        return (convolved,)
+    matrices = (n_rows, config.delta_heads, config.delta_key_size, config.delta_value_size)
+    return convolved, torch.zeros(matrices, device=device, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Models in which some layers have no attention, but keep a state of fixed size."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -28,8 +29,9 @@ from lit_llm.model.kv_cache import KVCache
 from lit_llm.training.summary import summary
 
 HYBRID = [
-    replace(BY_NAME[name], sizes={**BY_NAME[name].sizes, "max_position_embeddings": 512}) for name in ("lfm2",)
-]  # fmt: skip
+    replace(case, sizes={**case.sizes, "max_position_embeddings": 512})
+    for case in (BY_NAME["lfm2"], BY_NAME["qwen3_next"], BY_NAME["qwen3_5_text-tied"])
+]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
@@ -181,16 +183,21 @@ def test_the_estimate_counts_a_state_that_does_not_grow(model):
     )
     n_attention = sum(config.mixer(i) == "attn" for i in range(config.n_layer))
     assert large - small == 32 * n_attention * 2 * config.n_query_groups * config.head_size * 4
-    states = {"conv": 4 * (config.conv_size - 1) * config.n_embd}
+    keys, values = config.delta_key_heads * config.delta_key_size, config.delta_heads * config.delta_value_size
+    matrices = config.delta_heads * config.delta_key_size * config.delta_value_size
+    states = {
+        "conv": 4 * (config.conv_size - 1) * config.n_embd,
+        "delta": 4 * ((config.conv_size - 1) * (2 * keys + values) + matrices),
+    }
     assert 2 * small - large == sum(states.get(config.mixer(i), 0) for i in range(config.n_layer))
 
 
 def test_the_summary_has_a_row_for_each_kind_of_layer(model):
-    lines = [line.split() for line in summary(model).splitlines()[2:]]
-    counts = {kind: int(trained.replace(",", "")) + int(frozen.replace(",", "")) for kind, trained, frozen, *_ in lines}
-    rows = {"attention": ".attn.", "convolutions": ".conv."}
+    lines = [(line[:18].strip(), *line[18:].replace(",", "").split()) for line in summary(model).splitlines()[2:]]
+    counts = {kind: int(trained) + int(frozen) for kind, trained, frozen, *_ in lines}
+    rows = {"attention": ".attn.", "convolutions": r"\d.conv.", "delta nets": ".delta."}
     for kind, part in rows.items():
-        found = [p.numel() for name, p in model.named_parameters() if part in name and "_norm." not in name]
+        found = [p.numel() for name, p in model.named_parameters() if re.search(part, name) and "norm." not in name]
         assert counts.get(kind, 0) == sum(found)
     assert counts["total"] == sum(p.numel() for p in model.parameters())
 

@@ -17,7 +17,7 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
-from lit_llm.model import experts, gpt, norms, short_convolution
+from lit_llm.model import delta_net, experts, gpt, norms, short_convolution
 from lit_llm.model.config import Config
 from lit_llm.model.recompute import recipes_for_results, recomputed
 
@@ -48,7 +48,7 @@ def test_no_gradient_changes(case, tmp_path, monkeypatch):
     methods = [*METHODS.values(), lambda: LoRA(targets="all-linear", dropout=0.3)]
     cases = [(m, torch.float32) for m in methods] + [(m, torch.bfloat16) for m in methods[:1] + methods[-1:]]
     found = [gradients(*case) for case in cases]
-    for module in (experts, gpt, norms, short_convolution):
+    for module in (delta_net, experts, gpt, norms, short_convolution):
         monkeypatch.setattr(module, "recomputed", lambda make, *inputs: make(*inputs))
     for grads, (make_method, dtype) in zip(found, cases, strict=True):
         expected = gradients(make_method, dtype)

@@ -190,7 +190,7 @@ EVERY_PART = [
     BY_NAME[name]
     for name in """llama llama-mqa-bias-tied mixtral qwen2 gemma3_text phi-qk-norm phi3 stablelm-2-12b gpt_neox falcon-40b gpt2
     granite command-r-plus apertus nanochat-bias bloom opt-350m dots1 gpt_oss qwen2_moe phimoe deepseek_v2
-    deepseek_v3 lfm2 lfm2-bias-untied""".split()
+    deepseek_v3 lfm2 lfm2-bias-untied qwen3_next qwen3_next-bias""".split()
 ]
 """Together they have every kind of part that some family has."""
 
@@ -212,9 +212,12 @@ def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> Pre
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            is_zero_centred = not parameter.any()
             parameter.normal_(std=0.3 if parameter.dim() < 2 else 0.15)
-            if re.search(r"(norm|ln_\w+)(\.norms\.\d+)?\.weight$", name):
+            if re.search(r"(norm|ln_\w+)(\.norms\.\d+)?\.weight$", name) and not is_zero_centred:
                 parameter.add_(1)
+            if name.endswith("A_log"):
+                parameter.sub_(3)  # the state then lasts longer than a chunk
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.3)

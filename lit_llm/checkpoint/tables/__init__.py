@@ -16,7 +16,7 @@ def lit_gpt_table(config: Config) -> Table:
     mlp = {"proj": "down", **({"fc": "up"} if config.mlp == "plain" else {"fc_1": "gate", "fc_2": "up"})}
     rows: Table = {
         "norm_1": "norm_1",
-        "attn.attn": fused(*QKV, grouped=True),
+        "attn.attn": fused(*QKV, blocks="n_query_groups"),
         "attn.qkv": fused(*QKV),  # since litgpt 0.5
         "attn.norm_q": "attn.q_norm",
         "attn.norm_k": "attn.k_norm",
