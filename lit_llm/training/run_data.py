@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.data.batches import MicroBatch, StepPlan, batches, pack
-from lit_llm.data.examples import Example, Pair
+from lit_llm.data.examples import Example, Kept, Pair
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import PAIR
 from lit_llm.errors import DataError, OptionError
@@ -68,8 +68,9 @@ def read_data(
     Raises:
         ValueError: if records and method do not fit, no example is left, or `eval.patience` lacks validation data.
     """
-    examples, n_dropped = _examples("training", files.train, args, method, tokenizer, limit)
-    val_examples = [] if files.val is None else _examples("validation", files.val, args, method, tokenizer, limit)[0]
+    kept = _examples("training", files.train, args, method, tokenizer, limit)
+    examples = kept.examples
+    val_examples = [] if files.val is None else _examples("validation", files.val, args, method, tokenizer, limit).examples
     train = args.train
     if train.overfit_batches is not None:
         examples = val_examples = examples[: train.overfit_batches * train.global_batch_size]
@@ -80,19 +81,18 @@ def read_data(
     plan = StepPlan(lengths, train.global_batch_size, micro_batch_size, max(lengths), train.packing, args.seed)
     epoch = first_epoch(plan, args.devices * args.num_nodes)
     assert args.prompt_style is not None
-    found = inspect(examples, val_examples, n_dropped, args.prompt_style, tokenizer, plan, epoch)
+    found = inspect(examples, val_examples, kept, args.prompt_style, tokenizer, plan, epoch)
     identity = {"n_examples": found.n_examples, "digest": found.digest, "validation": found.val_digest}
     val_lengths = [len(example) for example in val_examples]
     groups = pack(range(len(val_lengths)), val_lengths, train.micro_batch_size, max(val_lengths, default=0), train.packing)
     return RunData(examples, plan, epoch, list(batches(groups, val_examples)), identity), found
 
 
-def _examples(
-    kind: str, records: Records, args: FinetuneArgs, method: Method, tokenizer: Tokenizer, limit: int
-) -> tuple[list[Example | Pair], int]:
+def _examples(kind: str, records: Records, args: FinetuneArgs, method: Method, tokenizer: Tokenizer, limit: int) -> Kept:
     """Examples of a file and the number of dropped ones."""
     assert args.prompt_style is not None
-    examples, n_dropped = load_examples(records, args.prompt_style, tokenizer, args.mask_prompt, args.train_on, limit)
+    kept = load_examples(records, args.prompt_style, tokenizer, args.mask_prompt, args.train_on, limit)
+    examples = kept.examples
     if any(len(example.documents) != method.documents_per_example for example in examples):
         if method.documents_per_example > 1:
             raise DataError(
@@ -100,6 +100,6 @@ def _examples(
             )
         raise DataError(f"{records.path} has preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
     n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
-    dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
+    dropped = f"; {kept.n_dropped} dropped, longer than {limit} tokens or with nothing to train on" if kept.n_dropped else ""
     print(f"{kind}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} trained{dropped}", file=sys.stderr)
-    return examples, n_dropped
+    return kept
