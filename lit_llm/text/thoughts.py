@@ -33,7 +33,10 @@ class Form(NamedTuple):
 
 def has_thought(message: Mapping[str, Any]) -> bool:
     """Return True for an answer with a thought, which may be empty."""
-    return message["role"] == "assistant" and ("</think>" in message["content"] or any(message.get(name) for name in FIELDS))
+    content = message["content"]
+    if message["role"] != "assistant" or not isinstance(content, str):
+        return False
+    return "</think>" in content or any(message.get(name) for name in FIELDS)
 
 
 def split_thought(message: Mapping[str, Any]) -> tuple[str, str]:
