@@ -135,13 +135,16 @@ class ExampleArgs(Checked):
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
     mask_prompt: bool = True
     """Train on the answers only."""
-    train_on: Literal["all", "last"] = "all"
-    """Train on all answers of a conversation, or on the last only."""
+    train_on: Literal["all", "last", "answers", "thoughts"] = "all"
+    """Train on all answers of a conversation or on the last only, with their thoughts; or of all answers on what follows the
+    thoughts, or on the thoughts only."""
     max_seq_length: int | None = None
     """Longest example in tokens; longer ones are dropped and counted. Default: the model's context."""
 
     def rules(self) -> Rules:
-        return bounds(self, "max_seq_length", above=0)
+        in_part = self.train_on in ("answers", "thoughts")
+        message = f"`train_on` {self.train_on} needs `mask_prompt` true, which trains answers only"
+        return [*bounds(self, "max_seq_length", above=0), (in_part and not self.mask_prompt, message)]
 
 
 @dataclass(frozen=True)

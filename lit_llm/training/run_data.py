@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_llm.args.finetune import FinetuneArgs, TrainArgs
 from lit_llm.data.batches import MicroBatch, StepPlan, batches, pack
-from lit_llm.data.examples import Example, Pair
+from lit_llm.data.examples import Example, Kept, Pair
 from lit_llm.data.mixture import Draws, Source, n_drawn, sources_of
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import PAIR, Record
@@ -98,12 +98,12 @@ def read_data(
     """
     train, names = args.train, [one.source.name for one in files]
     found = [_examples("training", one.train, args, method, tokenizer, limit) for one in files]
-    by_source, n_dropped = [examples for examples, _ in found], sum(n for _, n in found)
+    kept = _joined(found)
+    examples = kept.examples
     validation = {
-        one.source.name: _examples("validation", one.val, args, method, tokenizer, limit)[0] for one in files if one.val
+        one.source.name: _examples("validation", one.val, args, method, tokenizer, limit).examples for one in files if one.val
     }
-    draws = _draws([*map(len, by_source)], [one.source.weight for one in files])
-    examples = [example for source in by_source for example in source]
+    draws = _draws([len(source.examples) for source in found], [one.source.weight for one in files])
     if train.overfit_batches is not None:
         if draws is not None:
             raise OptionError("`train.overfit_batches` needs one `data_dir`, without a weight")
@@ -117,10 +117,16 @@ def read_data(
     epoch = first_epoch(plan, args.devices * args.num_nodes)
     assert args.prompt_style is not None
     val_examples = [example for source in validation.values() for example in source]
-    preflight = inspect(examples, val_examples, n_dropped, args.prompt_style, tokenizer, plan, epoch, names)
+    preflight = inspect(examples, val_examples, kept, args.prompt_style, tokenizer, plan, epoch, names)
     identity = {"n_examples": preflight.n_examples, "digest": preflight.digest, "validation": preflight.val_digest}
     batches_of = {name: _validation_batches(source, train) for name, source in validation.items()}
     return RunData(examples, plan, epoch, batches_of, identity, tuple(names) if draws else ()), preflight
+
+
+def _joined(parts: Sequence[Kept]) -> Kept:
+    """The examples of all sources in their order, and the sums of the counts."""
+    counts = (sum(numbers) for numbers in zip(*(part[1:] for part in parts), strict=True))
+    return Kept([example for part in parts for example in part.examples], *counts)
 
 
 def _draws(sizes: Sequence[int], weights: Sequence[float | None]) -> Draws | None:
@@ -133,12 +139,11 @@ def _validation_batches(examples: Sequence[Example | Pair], train: TrainArgs) ->
     return list(batches(pack(range(len(lengths)), lengths, train.micro_batch_size, max(lengths), train.packing), examples))
 
 
-def _examples(
-    kind: str, records: Records, args: FinetuneArgs, method: Method, tokenizer: Tokenizer, limit: int
-) -> tuple[list[Example | Pair], int]:
+def _examples(kind: str, records: Records, args: FinetuneArgs, method: Method, tokenizer: Tokenizer, limit: int) -> Kept:
     """Examples of a file and the number of dropped ones."""
     assert args.prompt_style is not None
-    examples, n_dropped = load_examples(records, args.prompt_style, tokenizer, args.mask_prompt, args.train_on, limit)
+    kept = load_examples(records, args.prompt_style, tokenizer, args.mask_prompt, args.train_on, limit)
+    examples = kept.examples
     if any(len(example.documents) != method.documents_per_example for example in examples):
         if method.documents_per_example > 1:
             raise DataError(
@@ -146,6 +151,6 @@ def _examples(
             )
         raise DataError(f"{records.path} has preference pairs (chosen, rejected). Train on them with finetune/dpo.py")
     n_tokens, n_targets = sum(map(len, examples)), sum(e.n_labels for e in examples)
-    dropped = f"; {n_dropped} longer than {limit} tokens dropped" if n_dropped else ""
+    dropped = f"; {kept.n_dropped} dropped, longer than {limit} tokens or with nothing to train on" if kept.n_dropped else ""
     print(f"{kind}: {len(examples):,} examples, {n_tokens:,} tokens, {n_targets:,} trained{dropped}", file=sys.stderr)
-    return examples, n_dropped
+    return kept
