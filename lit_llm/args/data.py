@@ -172,18 +172,21 @@ class ExampleArgs(Checked):
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
     """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .tsv, .json, .jsonl,
-    .parquet or .arrow file, which is prepared first."""
+    .parquet or .arrow file, which is prepared first. Several, each with or without a weight: a.jsonl:0.7,data/b."""
     prompt_style: str | None = None
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
     mask_prompt: bool = True
     """Train on the answers only."""
-    train_on: Literal["all", "last"] = "all"
-    """Train on all answers of a conversation, or on the last only."""
+    train_on: Literal["all", "last", "answers", "thoughts"] = "all"
+    """Train on all answers of a conversation or on the last only, with their thoughts; or of all answers on what follows the
+    thoughts, or on the thoughts only."""
     max_seq_length: int | None = None
     """Longest example in tokens; longer ones are dropped and counted. Default: the model's context."""
 
     def rules(self) -> Rules:
-        return bounds(self, "max_seq_length", above=0)
+        in_part = self.train_on in ("answers", "thoughts")
+        message = f"`train_on` {self.train_on} needs `mask_prompt` true, which trains answers only"
+        return [*bounds(self, "max_seq_length", above=0), (in_part and not self.mask_prompt, message)]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Examples: the token ids of a record, and which of them are trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.errors import DataError
-from lit_llm.text.conversation import TrainOn, check_rendered, closing_of, conversation, encode, prompt_style, unrendered
+from lit_llm.text.conversation import TrainOn, check_rendered, closing_of, documents, encode, prompt_style, unrendered
 from lit_llm.text.styles import Style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -62,14 +63,31 @@ class Pair:
         return self.chosen.n_labels + self.rejected.n_labels
 
 
+@dataclass(frozen=True)
+class Rewritten:
+    """A conversation whose earlier turns the prompt style renders differently once others follow.
+
+    Each document begins with the history as its own answers are asked. It becomes an example of its own; see `drop_long`.
+    """
+
+    documents: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.documents))
+
+
 def tokenize(
     record: Record, style: Style | str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn = "all"
-) -> Example | Pair:
+) -> Example | Pair | Rewritten:
     """Return the tokens and labels of a record.
 
     Prompt and answer are tokenized separately, so that the boundary is the same as at inference. EOS, or the token that closes
     the turn, is trained; BOS and, with `mask_prompt`, the prompt are not. Only the answers of a preference pair are labelled. A
     text that continues in the next record has no EOS.
+
+    Args:
+        train_on: Answers of a conversation: `all`, or the `last`; or a part of all answers: `thoughts`, each with whatever
+            separates it from the content, or `answers`, which is the rest. A token of both is trained as a part of the answer.
 
     Raises:
         DataError: if the style cannot render the record, or the tokenizer has no EOS.
@@ -84,14 +102,17 @@ def tokenize(
     check_rendered(style, turns_of(record), tokenizer.special_tokens, variables_of(record))
     tokens = {**variables_of(record), **tokenizer.special_tokens}
     if "chosen" in record:
+        if train_on in ("answers", "thoughts"):
+            raise DataError(f"the answers of a preference pair are trained as a whole, not with `train_on` {train_on}")
         history = asked(record)
         both = ([*history, {"role": "assistant", "content": record[name]}] for name in ("chosen", "rejected"))
-        documents = [encode(conversation(style, messages, tokens, "last"), tokenizer) for messages in both]
-        chosen, rejected = (_example(ids, trained, True) for ids, trained in documents)
-        return Pair(chosen, rejected)
+        chosen, rejected = (documents(style, messages, tokens, "last")[-1] for messages in both)
+        return Pair(_example(*encode(chosen, tokenizer), True), _example(*encode(rejected, tokenizer), True))
     if not mask_prompt and any(message.get("weight") == 0 for message in record.get("messages", ())):
         raise DataError("an answer has weight 0, which `mask_prompt` false would train. Use `mask_prompt` true")
-    return _example(*encode(conversation(style, turns_of(record), tokens, train_on), tokenizer), mask_prompt)
+    rendered = documents(style, turns_of(record), tokens, train_on)
+    first, *others = [_example(*encode(segments, tokenizer), mask_prompt) for segments in rendered]
+    return Rewritten((first, *others)) if others else first
 
 
 def answer_text(record: Record, style: Style | str, tokenizer: Tokenizer) -> str:
@@ -100,7 +121,7 @@ def answer_text(record: Record, style: Style | str, tokenizer: Tokenizer) -> str
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
     tokens = {**variables_of(record), **tokenizer.special_tokens}
     turns = [{name: value for name, value in turn.items() if name != "weight"} for turn in turns_of(record)]
-    text = conversation(style, turns, tokens, "last")[-1].text.removesuffix(closing_of(style, tokens))
+    text = documents(style, turns, tokens, "last")[-1][-1].text.removesuffix(closing_of(style, tokens))
     return tokenizer.decode(tokenizer.encode_more(text)).strip()
 
 
@@ -125,14 +146,39 @@ def tokenize_all(
     max_seq_length: int,
     train_on: TrainOn = "all",
 ) -> tuple[list[Example | Pair], int]:
-    """Return the examples whose documents have at most `max_seq_length` tokens, and the number of dropped ones.
-
-    An over-long example is dropped whole: truncated, it would teach the model to stop, or not to stop, at a random position.
-    """
+    """Return the examples whose documents have at most `max_seq_length` tokens, and the number of dropped ones."""
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
-    return drop_long([tokenize(record, style, tokenizer, mask_prompt, train_on) for record in records], max_seq_length)
+    kept = drop_long([tokenize(record, style, tokenizer, mask_prompt, train_on) for record in records], max_seq_length)
+    return kept.examples, kept.n_dropped
 
 
-def drop_long(examples: Sequence[Example | Pair], max_seq_length: int) -> tuple[list[Example | Pair], int]:
+class Kept(NamedTuple):
+    """Examples to train on, and counts."""
+
+    examples: list[Example | Pair]
+    n_dropped: int
+    """Examples that are too long, or without a token to train on."""
+    n_rewritten: int = 0
+    """Conversations of several documents."""
+    n_documents: int = 0
+    """Their documents, each an example."""
+
+
+def drop_long(found: Iterable[Example | Pair | Rewritten], max_seq_length: int) -> Kept:
+    """Return the examples whose documents have at most `max_seq_length` tokens, and one to train on.
+
+    A document that is too long is dropped whole: truncated, it would teach the model to stop, or not to stop, at a random
+    position. Each document of a conversation that is rendered in several becomes an example, so that a step needs no more
+    memory than for other data; those of answers that are not trained are ignored.
+    """
+    examples: list[Example | Pair] = []
+    n_rewritten = n_documents = 0
+    for example in found:
+        if isinstance(example, Rewritten):
+            parts = [document for document in example.documents if document.n_labels] or [example.documents[-1]]
+            n_rewritten, n_documents = n_rewritten + 1, n_documents + len(parts)
+            examples += parts
+        else:
+            examples.append(example)
     kept = [e for e in examples if all(len(d) <= max_seq_length and d.n_labels for d in e.documents)]
-    return kept, len(examples) - len(kept)
+    return Kept(kept, len(examples) - len(kept), n_rewritten, n_documents)

@@ -15,6 +15,7 @@ from lit_llm.errors import DataError
 from lit_llm.schema import shown
 from lit_llm.text.conversation import MEANT
 from lit_llm.text.styles import split_system
+from lit_llm.text.thoughts import Form, in_form
 
 COLUMNS = {name: name for name in ("instruction", "input", "output", "system")}
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
@@ -242,6 +243,7 @@ def _answer(row: Row, name: str, ignored: Counter[str]) -> tuple[Any, list[dict[
         raise DataError(f"the answer of {name!r} has weight 0")
     if last["role"] not in ("assistant", None):
         raise DataError(f"the last turn of {name!r} is not the assistant's")
+    last = in_form(last, Form())
     more = last.keys() - {*TURN}
     if MEANT & more:
         lost = ", ".join(map(repr, sorted(MEANT & more)))

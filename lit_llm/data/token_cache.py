@@ -13,7 +13,7 @@ from typing import overload
 
 import torch
 
-from lit_llm.data.examples import Example, Pair, tokenize
+from lit_llm.data.examples import Example, Pair, Rewritten, drop_long, tokenize
 from lit_llm.data.records import Record
 from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
@@ -21,7 +21,7 @@ from lit_llm.files import claimed, digest_of, safetensors_header
 from lit_llm.text.conversation import TrainOn, default_style, fingerprint, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
-VERSION = 3  # of the result of `tokenize`; another number invalidates all caches
+VERSION = 4  # of the result of `tokenize`; another number invalidates all caches
 CACHED_FROM = 2**20  # bytes of records; fewer are tokenized within a second
 
 
@@ -32,7 +32,7 @@ def examples_of(
     mask_prompt: bool = True,
     train_on: TrainOn = "all",
     records: Iterable[Record] | None = None,
-) -> Sequence[Example | Pair]:
+) -> Sequence[Example | Pair | Rewritten]:
     """Return the examples of all records of a `.jsonl` file, in its order. Those of a large file are cached.
 
     Args:
@@ -62,7 +62,7 @@ def _tokenized(
     mask_prompt: bool,
     train_on: TrainOn,
     records: Iterable[Record] | None,
-) -> Iterator[Example | Pair]:
+) -> Iterator[Example | Pair | Rewritten]:
     style = prompt_style(style_name, tokenizer)
     for number, record in enumerate(iter_records(path) if records is None else records, 1):
         try:
@@ -72,23 +72,25 @@ def _tokenized(
         yield example
 
 
-def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
+def _write(path: Path, examples: Iterable[Example | Pair | Rewritten]) -> None:
     """Write a safetensors file of all tokens end to end. Tokens are streamed; only the lengths are in memory."""
-    lengths, documents = array("q"), array("q")
+    lengths, documents, pairs = array("q"), array("q"), bytearray()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".new-{path.name}-") as place:
         folder = Path(place)
         with (folder / "ids").open("wb") as ids, (folder / "trained").open("wb") as trained:
             for example in examples:
                 documents.append(len(example.documents))
+                pairs.append(isinstance(example, Pair))
                 for document in example.documents:
                     ids.write(document.ids.numpy().tobytes())
                     trained.write(document.trained.numpy().tobytes())
                     lengths.append(len(document))
         (folder / "lengths").write_bytes(lengths.tobytes())
         (folder / "documents").write_bytes(documents.tobytes())
+        (folder / "pairs").write_bytes(pairs)
         n = sum(lengths)
         kinds = {"lengths": ("I64", len(lengths)), "documents": ("I64", len(documents))}
-        kinds |= {"ids": ("I32", n), "trained": ("BOOL", n)}
+        kinds |= {"ids": ("I32", n), "trained": ("BOOL", n), "pairs": ("BOOL", len(pairs))}
         about = ((name, kind, [n], (folder / name).stat().st_size) for name, (kind, n) in kinds.items())
         with (folder / "whole").open("wb") as whole:
             whole.write(safetensors_header(about))
@@ -98,7 +100,7 @@ def _write(path: Path, examples: Iterable[Example | Pair]) -> None:
         (folder / "whole").replace(path)
 
 
-class CachedExamples(Sequence["Example | Pair"]):
+class CachedExamples(Sequence["Example | Pair | Rewritten"]):
     """Sequence of examples in a memory-mapped file. Only the position of each is in memory."""
 
     def __init__(self, path: Path) -> None:
@@ -106,7 +108,8 @@ class CachedExamples(Sequence["Example | Pair"]):
 
         tensors = load_file(path)
         zero = torch.zeros(1, dtype=torch.int64)
-        self._ids, self._trained, self._n_documents = tensors["ids"], tensors["trained"], tensors["documents"]
+        self._ids, self._trained, self._is_pair = tensors["ids"], tensors["trained"], tensors["pairs"]
+        self._n_documents = tensors["documents"]
         self._starts = torch.cat([zero, tensors["lengths"].cumsum(0)])  # of each document
         self._first = torch.cat([zero, self._n_documents.cumsum(0)])  # document of each example
 
@@ -114,16 +117,18 @@ class CachedExamples(Sequence["Example | Pair"]):
         return len(self._n_documents)
 
     @overload
-    def __getitem__(self, index: int) -> Example | Pair: ...
+    def __getitem__(self, index: int) -> Example | Pair | Rewritten: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Example | Pair]: ...
-    def __getitem__(self, index: int | slice) -> Example | Pair | list[Example | Pair]:
+    def __getitem__(self, index: slice) -> list[Example | Pair | Rewritten]: ...
+    def __getitem__(self, index: int | slice) -> Example | Pair | Rewritten | list[Example | Pair | Rewritten]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         first, n = int(self._first[range(len(self))[index]]), int(self._n_documents[index])
         bounds = itertools.pairwise(self._starts[first : first + n + 1].tolist())
         found = [Example(self._ids[begin:end], self._trained[begin:end]) for begin, end in bounds]
-        return Pair(found[0], found[1]) if n == 2 else found[0]
+        if self._is_pair[index]:
+            return Pair(found[0], found[1])
+        return Rewritten(tuple(found)) if n > 1 else found[0]
 
 
 def style_of(path: Path, tokenizer: Tokenizer) -> str:
@@ -135,7 +140,7 @@ def style_of(path: Path, tokenizer: Tokenizer) -> str:
 def token_counts(path: Path, tokenizer: Tokenizer) -> str:
     """Return a line about the lengths of a file's examples."""
     style = style_of(path, tokenizer)
-    examples = examples_of(path, style, tokenizer)
+    examples = drop_long(examples_of(path, style, tokenizer), sys.maxsize).examples
     lengths = sorted(map(len, examples))
     n_trained = sum(example.n_labels for example in examples)
     return (

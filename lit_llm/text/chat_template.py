@@ -9,11 +9,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lit_llm.errors import OptionError
 from lit_llm.text.rendered_calls import arguments_of, shows_python, with_arguments_as_strings
 from lit_llm.text.styles import Message, for_template
+from lit_llm.text.thoughts import CLOSED, FIELDS, Form, has_thought, in_form
+
+RECORD_LISTS = ("tools", "functions", "documents")
+"""Variables that a record has next to its turns."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,11 @@ class ChatTemplate:
     source: str
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        """Arguments of calls are objects, or strings if the template cannot render objects."""
+        """Arguments of calls are objects, or strings if it cannot render objects. Thoughts are where it reads them."""
         joined, arguments = [for_template(message) for message in messages], arguments_of(messages)
+        if any(map(has_thought, messages)):
+            form = self.thoughts(tokens)
+            joined = [in_form(message, form) for message in joined]
         answer = self._answer(joined, generation, tokens)
         if arguments and ("error" in answer or shows_python(answer["text"], arguments)):
             other = self._answer([with_arguments_as_strings(message) for message in joined], generation, tokens)
@@ -37,9 +45,32 @@ class ChatTemplate:
             )
         return answer["text"]
 
+    def thoughts(self, tokens: Mapping[str, Any]) -> Form:
+        """Return how the template renders thoughts; `tokens` as for `render`."""
+        return _form(self, json.dumps({name: value for name, value in tokens.items() if name not in RECORD_LISTS}))
+
     def _answer(self, messages: list[dict[str, Any]], generation: bool, tokens: Mapping[str, Any]) -> dict[str, str]:
         variables = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None, **tokens}
         return _PROCESS.answer({"source": self.source, "variables": variables})
+
+
+@lru_cache(maxsize=64)
+def _form(template: ChatTemplate, tokens: str) -> Form:
+    """Return the form of thoughts. Each field is tried with the special tokens only, and then with all variables."""
+    everything = json.loads(tokens)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"}]
+    tagged = turns[1] | {"content": "<think>\n\u2602\n</think>\n\n\u2603"}
+    for variables in ({name: value for name, value in everything.items() if name.endswith("_token")}, everything):
+        for field in FIELDS:
+            text = template._answer([turns[0], turns[1] | {field: "\u2602"}], False, variables).get("text", "")
+            before, thought, after = text.partition("\u2602")
+            closing, content, _ = after.partition("\u2603")
+            if thought and content:
+                asked = template._answer(turns[:1], True, variables).get("text", "")
+                return Form(field, opening=before.removeprefix(asked), closing=closing)
+    asked = template._answer(turns[:1], True, everything).get("text", "")
+    answered = template._answer([turns[0], tagged], False, everything).get("text", "\u2602")
+    return Form(omits_tags="\u2602" not in answered or bool(CLOSED.search(asked)))
 
 
 class _Process:

@@ -5,25 +5,24 @@ segments: the tokens before an answer are the same when it is trained and when i
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
+from lit_llm.text.answers import PROBE, Answer, answers_from_last, check_rendering, closed, runs, squeezed
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.rendered_calls import lost_call
-from lit_llm.text.styles import STYLES, Message, Style, Turns, split_system
+from lit_llm.text.styles import STYLES, Message, Style
+from lit_llm.text.thoughts import FIELDS, Form, length_of_thought, split_thought
 from lit_llm.text.tokenizer import Tokenizer
 
-TrainOn = Literal["all", "last"]
+TrainOn = Literal["all", "last", "answers", "thoughts"]
 
 CHAT_TEMPLATE = "chat_template"
 
-_PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"})
-
 READ = ("role", "content", "input", "weight")
-MEANT = frozenset({"reasoning_content", "reasoning", "thinking", "tools", "functions", "tool_calls"})
+MEANT = frozenset({"tools", "functions", "tool_calls"})
 """Fields without which an answer has another meaning: each must be rendered."""
 
 
@@ -71,6 +70,8 @@ def fingerprint(style: Style, tokenizer: Tokenizer) -> str:
 class Segment(NamedTuple):
     text: str
     trained: bool
+    part: tuple[int, int] | None = None
+    """The trained characters, from the first to the one after the last; None: all of them."""
 
 
 def question(instruction: str, input: str = "", system: str = "") -> list[Message]:
@@ -82,63 +83,85 @@ def question(instruction: str, input: str = "", system: str = "") -> list[Messag
 def prompt(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> list[Segment]:
     """Render `messages` up to the next answer: prompts at even places, earlier answers at odd ones.
 
-    Templates that drop thoughts from the history change earlier turns once another follows: the result is then one segment.
+    Earlier answers that are rendered differently from how they were asked and trained, as by templates that drop thoughts from
+    the history, belong to the first segment.
     """
-    segments: list[Segment] = []
-    seen, after = "", ""
     whole = style.render(messages, True, tokens)
-    for message, asked, answered in _answers(style, messages, tokens):
-        if not (asked.startswith(seen) and answered.startswith(asked)):
-            return [Segment(whole, False)]
-        answer, rest = _close(answered[len(asked) :], message, style, tokens)
-        segments += [Segment(after + asked[len(seen) :], False), Segment(answer, True)]
-        seen, after = answered, rest
-    if not whole.startswith(seen):
-        return [Segment(whole, False)]
+    next_answer = Answer([*messages, PROBE[-1]], whole, whole)
+    *earlier, _ = next(runs(chain([next_answer], answers_from_last(style, messages, tokens))))
+    segments, after = _segments(style, earlier, tokens)
+    seen = earlier[-1].answered if earlier else ""
     return [*segments, Segment(after + whole[len(seen) :], False)]
 
 
-def _answers(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> Iterator[tuple[Message, str, str]]:
-    """Yield each answer with the conversation before it and up to its end, as rendered."""
-    before = list(accumulate(style.parts(messages, tokens))) if isinstance(style, Turns) else None
-    n_opening = len(messages) - len(split_system(messages)[1])
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            if before is not None:  # rendering each beginning would take time that grows with the square of the length
-                yield message, before[i - n_opening], before[i - n_opening + 1]
-            else:
-                yield message, style.render(messages[:i], True, tokens), style.render(messages[: i + 1], False, tokens)
+def _segments(style: Style, run: Sequence[Answer], tokens: Mapping[str, Any]) -> tuple[list[Segment], str]:
+    """Return the prompts and answers of a run, none of them trained, and the white space after the last one."""
+    segments: list[Segment] = []
+    seen, after = "", ""
+    for answer in run:
+        text, rest = closed(style, answer, tokens)
+        segments += [Segment(after + answer.asked[len(seen) :], False), Segment(text, False)]
+        seen, after = answer.answered, rest
+    return segments, after
 
 
-def conversation(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], train_on: TrainOn) -> list[Segment]:
+def documents(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], train_on: TrainOn) -> list[list[Segment]]:
     """Render a conversation that ends in an answer: prompts at even places, answers at odd ones.
 
-    An answer with a `weight` of 0 is not trained.
+    It is one document, unless the style renders earlier answers differently once others follow: each run of answers that it
+    renders alike is then a document of its own, which begins with the history as these answers are asked. With `train_on` last,
+    only the last document is returned. An answer with a `weight` of 0 is not trained.
 
     Raises:
-        LitError: if no answer is trained, or the style renders an answer differently from the prompt that it follows.
+        LitError: if the last answer is the only one to train and has weight 0, or the style renders an answer differently from
+            the prompt that it follows.
     """
-    *history, last = messages
-    asked, answered = style.render(history, True, tokens), style.render(messages, False, tokens)
-    _check_rendering(style, messages, asked, answered, tokens)
-    answer, _ = _close(answered[len(asked) :], last, style, tokens)
-    segments = [*prompt(style, history, tokens), Segment(answer, True)]
-    answers = [message for message in messages if message["role"] == "assistant"]
-    if len(segments) == 2 and len(answers) > 1:  # the earlier answers are part of the prompt
-        if train_on == "all":
-            raise OptionError("the prompt style changes earlier turns with each further one. Train with `train_on` last")
-        answers = [last]
-    for i, message in enumerate(answers):
-        (before, _), (text, _), content = *segments[2 * i : 2 * i + 2], message["content"]
-        is_trained = train_on == "all" or i == len(answers) - 1
-        if is_trained and not ends_with_all_of(content, before, text):
-            raise OptionError(f"the prompt style omits a part of the answer {content[:40]!r}. Use another `prompt_style`")
-        if is_trained and (lost := lost_call(message, text)):
-            raise OptionError(f"the prompt style omits a part of the call of {lost[:40]!r}. Use another `prompt_style`")
-        segments[2 * i + 1] = Segment(text, is_trained and message.get("weight") != 0)
-    if not any(segment.trained for segment in segments):
+    if train_on == "last" and messages[-1].get("weight") == 0:
         raise DataError("the last answer has weight 0: nothing would be trained. Train with `train_on` all")
-    return segments
+    found: list[list[Segment]] = []
+    for run in runs(answers_from_last(style, messages, tokens)):
+        segments, _ = _segments(style, run, tokens)
+        for i, answer in enumerate(run):
+            if answer.message.get("weight") != 0 and (train_on != "last" or len(answer.messages) == len(messages)):
+                (before, *_), (text, *_) = segments[2 * i : 2 * i + 2]
+                _check_answer(style, answer, before, text, tokens)
+                segments[2 * i + 1] = Segment(text, True, _trained_part(style, answer, text, tokens, train_on))
+        found.insert(0, segments)
+        if train_on == "last":
+            break
+    return found
+
+
+def document_ends(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> list[int]:
+    """Return for each of the `documents` of a conversation, with `train_on` all, the number of turns up to its end."""
+    ends = [len(run[-1].messages) for run in runs(answers_from_last(style, messages, tokens))]
+    return ends[::-1]
+
+
+def _check_answer(style: Style, answer: Answer, before: str, text: str, tokens: Mapping[str, Any]) -> None:
+    """Raise OptionError unless an answer is rendered with all of its content, and after the prompt that it is asked with."""
+    check_rendering(style, answer, tokens)
+    message, content = answer.message, split_thought(answer.message)[1]
+    if not ends_with_all_of(content, before, text):
+        raise OptionError(f"the prompt style omits a part of the answer {content[:40]!r}. Use another `prompt_style`")
+    if lost := lost_call(message, text):
+        raise OptionError(f"the prompt style omits a part of the call of {lost[:40]!r}. Use another `prompt_style`")
+
+
+def _trained_part(
+    style: Style, answer: Answer, text: str, tokens: Mapping[str, Any], train_on: TrainOn
+) -> tuple[int, int] | None:
+    """Return the trained characters of an answer, from the first to the one after the last; None: all of them."""
+    if train_on in ("all", "last"):
+        return None
+    thought = "" if answer.omits_thought else split_thought(answer.message)[0]
+    form = style.thoughts(tokens) if isinstance(style, ChatTemplate) else Form()
+    n = length_of_thought(text, thought, form)
+    if n is None:
+        raise OptionError(f"the prompt style changes the thought {thought[:40]!r}: `train_on` {train_on} cannot find its end")
+    if train_on == "answers":
+        return (n, len(text))
+    return (0, n) if thought.strip() else (0, 0)
 
 
 def ends_with_all_of(content: str, before: str, answer: str) -> bool:
@@ -150,13 +173,15 @@ def ends_with_all_of(content: str, before: str, answer: str) -> bool:
 def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> list[str]:
     """Return the names of the variables, and of the fields of each turn, without which the style renders the same.
 
-    The conversation is rendered up to the turn: a template may drop fields of earlier ones.
+    The conversation is rendered up to the turn: a template may drop fields of earlier ones. "thought" is one that an answer
+    lacks because it is asked without a thought.
     """
     found = [name for name in variables if _is_same_without(style, messages, tokens, variables, name, None)]
     for i, message in enumerate(messages):
-        names = [name for name in message if name not in READ]
+        names = [name for name in message if name not in READ and not (message["role"] == "assistant" and name in FIELDS)]
         found += [name for name in names if _is_same_without(style, messages[: i + 1], tokens, variables, None, name)]
-    return found
+    everything = {**variables, **tokens}
+    return found + ["thought" for answer in answers_from_last(style, messages, everything) if answer.omits_thought]
 
 
 def check_rendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
@@ -176,82 +201,59 @@ def _is_same_without(
     variable: str | None,
     field: str | None,
 ) -> bool:
-    """Return True if the style renders the same without a variable, and without a field of the last turn."""
-    generation = messages[-1]["role"] != "assistant"
-    whole = style.render(messages, generation, {**variables, **tokens})
-    others = {name: value for name, value in variables.items() if name != variable}
-    last = {name: value for name, value in messages[-1].items() if name != field}
-    with suppress(OptionError):  # a template may need the field
-        return style.render([*messages[:-1], last], generation, {**others, **tokens}) == whole
-    return False
+    """Return True if the style renders the same without a variable, and without a field of the last turn.
 
-
-def _check_rendering(style: Style, messages: Sequence[Message], asked: str, answered: str, tokens: Mapping[str, Any]) -> None:
-    """Raise OptionError unless `answered`, the conversation, continues `asked`, its prompt, and ends with the answer."""
-    if not answered.startswith(asked):
-        same = next((i for i, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
-        raise OptionError(
-            f"the prompt style asks with {asked[same : same + 30]!r} but renders {answered[same : same + 30]!r} before an "
-            "answer. Use another `prompt_style`"
-        )
-    content = messages[-1]["content"].strip()
-    behind = answered.rpartition(content)[2] if content else ""
-    if not (behind.strip() and asked.endswith(behind)):
-        return
-    # The end looks like the opening of another answer. It is one if the template ignores whether it is asked for an opening,
-    # and a further question removes it.
-    further = style.render([*messages, {"role": "user", "content": "-"}], True, tokens)
-    if style.render(messages, True, tokens) == answered and not further.startswith(answered):
-        raise OptionError(
-            "the chat template opens another answer after every conversation, even when not asked to. Use another "
-            "`prompt_style`, or download the checkpoint's newer files"
-        )
-
-
-def _close(rendered: str, message: Message, style: Style, tokens: Mapping[str, Any]) -> tuple[str, str]:
-    """Return an answer with EOS unless the style closes the turn, and the white space after it, which is not generated.
-
-    The prompt may have the beginning of the content.
+    A variable may also change how an answer is asked for.
     """
-    answer, content, eos = rendered.rstrip(), message["content"], tokens.get("eos_token", "")
-    if message.get("tool_calls"):
-        closed = answer.endswith(eos) or not style.render(_PROBE, False, tokens).rstrip().endswith(_PROBE[-1]["content"])
-        return answer + ("" if closed else eos), rendered[len(answer) :]
-    if rendered and (rendered.endswith(content) or content.endswith(rendered)):
-        return rendered + eos, ""
-    own, whole = squeezed(answer), squeezed(content)
-    closing = eos if own.endswith(whole) or (own and whole.endswith(own)) else ""
-    return answer + closing, rendered[len(answer) :]
-
-
-def squeezed(text: str) -> str:
-    """Remove white space, which a template may change."""
-    return "".join(text.split())
+    *history, last = messages
+    is_answer = last["role"] == "assistant"
+    rendered = [(messages, not is_answer), *([(history, True)] if is_answer and variable else [])]
+    others = {name: value for name, value in variables.items() if name != variable}
+    less = {name: value for name, value in last.items() if name != field}
+    for turns, generation in rendered:
+        whole = style.render(turns, generation, {**variables, **tokens})
+        try:
+            without = style.render([*turns[: len(history)], less][: len(turns)], generation, {**others, **tokens})
+        except OptionError:  # a template may need the field
+            return False
+        if without != whole:
+            return False
+    return True
 
 
 def closing_of(style: Style, tokens: Mapping[str, Any]) -> str:
     """Return the string after a trained answer: EOS, or the string that closes a turn in this style."""
-    return conversation(style, _PROBE, tokens, "all")[-1].text.rpartition(_PROBE[-1]["content"])[2]
+    return documents(style, PROBE, tokens, "all")[-1][-1].text.rpartition(PROBE[-1]["content"])[2]
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """Return token ids, and for each whether it is trained.
 
     An answer is tokenized apart from the prompt before it, as in generation, but together with the prompt after it: all other
-    boundaries are then those of the whole string. A token that would reach over the end of an answer is cut there.
+    boundaries are then those of the whole string. A token that would reach over the end of an answer is cut there. If a part of
+    an answer is trained, these are the tokens that end in it.
     """
     ids = tokenizer.encode(segments[0].text)
     trained = [False] * len(ids)
     for i in range(1, len(segments), 2):
-        own = tokenizer.encode_more(segments[i].text)
+        own, ends = _encoded_answer(segments[i], tokenizer)
         more = own
         if i + 1 < len(segments):
             more = tokenizer.encode_more(segments[i].text + segments[i + 1].text)
             if more[: len(own)] != own:
                 more = own + tokenizer.encode_more(segments[i + 1].text)
         ids += more
-        trained += [segments[i].trained] * len(own) + [False] * (len(more) - len(own))
+        first, last = segments[i].part or (0, len(segments[i].text))
+        trained += [segments[i].trained and first < end <= last for end in ends] + [False] * (len(more) - len(own))
     return ids, trained
+
+
+def _encoded_answer(answer: Segment, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the token ids of an answer, and the character of it, counted from 1, that each ends with."""
+    if answer.part is not None:
+        return tokenizer.encode_more_with_ends(answer.text)
+    ids = tokenizer.encode_more(answer.text)
+    return ids, [len(answer.text)] * len(ids)
 
 
 def prompt_ids(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lit_llm.errors import OptionError
+from lit_llm.text.thoughts import Form, in_form
 
 Message = Mapping[str, Any]
 """`role` (system, user, assistant, tool) and `content`; a user's also `input`, for styles that set it apart. A chat template
@@ -53,7 +54,7 @@ class Turns:
         yield self.first.format(**slots)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                yield self.answer.format(answer=message["content"], **slots)
+                yield self.answer.format(answer=in_form(message, Form())["content"], **slots)
                 continue
             if message["role"] != "user":
                 raise OptionError(

@@ -160,6 +160,10 @@ class Tokenizer:
         """Return the token ids of a continuation: without BOS and without the space that some tokenizers put before a text."""
         return self._backend.encode(text, continued=True)
 
+    def encode_more_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a continuation, and for each the number of characters of the text up to its end."""
+        return self._backend.encode_with_ends(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens and ids beyond the vocabulary (padding rows of the embedding)."""
         return self._backend.decode(list(ids))

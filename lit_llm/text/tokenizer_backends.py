@@ -87,6 +87,15 @@ class FastBackend:
                 raise ValueError("a line break is not a token of its own")
             return ids[len(self._break) :]
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a continuation, and the number of characters of the text up to the end of each."""
+        ids, first = self.encode(text, continued=True), "\n" if self._break else ""
+        with naming(self._path):
+            found = self._tokenizer.encode(first + text, add_special_tokens=False)
+        ends = [end - len(first) for _, end in found.offsets[len(self._break) :]]
+        assert found.ids[len(self._break) :] == ids
+        return ids, ends
+
     def _ids(self, text: str) -> list[int]:
         # Unlike `encode`, this computes no offsets, and lets other threads run.
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
@@ -157,6 +166,24 @@ class SentencePieceBackend:
                 processor = self._processor if prefixed else self._unprefixed
                 ids += processor.encode(text[start:end])
         return ids
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a continuation, and the number of characters of the text up to the end of each."""
+        ends: list[int] = []
+        split = self._splitter.encode(text)
+        for token, (start, end) in zip(split.ids, split.offsets, strict=True):
+            if token != 0:
+                ends.append(end)
+                continue
+            processor, part = self._processor if self._legacy and start else self._unprefixed, text[start:end]
+            _, offsets = processor.normalize(part, with_offsets=True)  # of characters, as pieces have them
+            n, unfinished = 0, b""  # characters, and bytes of the next one
+            for i, piece in zip(processor.encode(part), processor.encode(part, out_type=str), strict=True):
+                unfinished += bytes.fromhex(piece[3:5]) if processor.is_byte(i) else piece.encode()
+                whole = unfinished.decode(errors="ignore")
+                ends.append(start + offsets[n + (len(whole) or 1)])
+                n, unfinished = n + len(whole), b"" if whole else unfinished
+        return self.encode(text, continued=True), ends
 
     def decode(self, ids: list[int]) -> str:
         # Not sentencepiece's own decoder: its replacement characters for invalid UTF-8 differ from those of transformers.

@@ -6,6 +6,7 @@ from typing import Any
 from lit_llm.errors import DataError
 from lit_llm.schema import shown
 from lit_llm.text.styles import split_system
+from lit_llm.text.thoughts import has_thought, split_thought
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,6 +26,8 @@ def check_messages(messages: Any) -> None:
             raise DataError("the 'content' of a turn must be a string")
         if message["role"] not in ROLES:
             raise DataError(f"the role {shown(message['role'])} is not {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+        if has_thought(message):
+            split_thought(message)  # raises for two thoughts
         _check_calls(message.get("tool_calls"))
         may_be_empty = message["role"] in ("system", "tool") or message.get("tool_calls")
         if not may_be_empty and not message["content"].strip():

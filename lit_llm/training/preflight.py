@@ -15,13 +15,16 @@ from lit_llm.args.finetune import TrainArgs
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import StepPlan
-from lit_llm.data.examples import Example, Pair, drop_long, unrendered_fields
+from lit_llm.data.examples import Example, Kept, Pair, Rewritten, drop_long, unrendered_fields
+from lit_llm.data.mixture import sources_of
 from lit_llm.data.prepare import prepared
-from lit_llm.data.records import Record, answer_of, asked, variables_of
+from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
-from lit_llm.errors import DataError
-from lit_llm.text.conversation import TrainOn, closing_of, ends_with_all_of, prompt_ids, prompt_style
+from lit_llm.errors import DataError, OptionError
+from lit_llm.text.conversation import TrainOn, closing_of, document_ends, ends_with_all_of, prompt_ids, prompt_style
+from lit_llm.text.styles import Message
+from lit_llm.text.thoughts import split_thought
 from lit_llm.text.tokenizer import Tokenizer
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
@@ -85,6 +88,12 @@ class Preflight:
     n_open: int
     """Other answers: the model would not learn to end them."""
     longest: int
+    sources: tuple[tuple[str, int, int], ...]
+    """Name of each source, its examples, and how many of them an epoch draws; empty if all are drawn once."""
+    n_rewritten: int
+    """Conversations whose documents are examples of their own: the prompt style changes earlier turns once others follow."""
+    n_parts: int
+    """Their documents."""
     packing_efficiency: float
     """Tokens over the capacity of the micro-batches of the first epoch."""
     digest: str
@@ -100,15 +109,24 @@ class Preflight:
             (n_texts, "parts of texts, without an end"),
             (self.n_open, "answers without an end"),
         )
+        rewritten = (
+            f"conversations   {self.n_rewritten:,} in {self.n_parts:,} examples, as each answer is asked: the prompt style "
+            "changes earlier turns once others follow"
+        )
         return "\n".join(
             [
                 f"examples        {self.n_examples:,} of {self.n_examples + self.n_dropped:,}; {self.n_dropped:,} dropped, "
                 f"{self.n_duplicates:,} repeated{equal}, {self.n_leaks:,} of the validation also in training",
+                *([rewritten] if self.n_rewritten else []),
                 f"tokens          {self.n_tokens:,}, of them trained {self.n_trained:,} ({self.n_trained / self.n_tokens:.1%})",
                 f"BOS and EOS     {self.n_bos:,} and {self.n_eos:,} in {self.n_documents:,} documents"
                 + "".join(f"; {n:,} {what}" for n, what in others if n),
                 f"longest         {self.longest:,} tokens",
                 f"micro-batches   {self.packing_efficiency:.1%} full",
+                *(
+                    f"{name:15} {size:,} examples, an epoch draws {n:,} ({n / size:.2f} times each)"
+                    for name, size, n in self.sources
+                ),
             ]
         )
 
@@ -140,27 +158,34 @@ class Preflight:
 
 def load_examples(
     records: Records, style: str, tokenizer: Tokenizer, mask_prompt: bool, train_on: TrainOn, max_seq_length: int
-) -> tuple[list[Example | Pair], int]:
-    """Examples of a `.jsonl` file, checked against its records, and the number of dropped ones, which are longer.
+) -> Kept:
+    """Examples of a `.jsonl` file, checked against its records, and the number of dropped ones.
 
     Raises:
         ValueError: see `compare`; or if no example is left.
     """
     examples = examples_of(records.path, style, tokenizer, mask_prompt, train_on, records)
     unrendered = compare(records, examples, style, tokenizer)
+    if n_thoughts := unrendered.pop("thought", 0):
+        print(
+            f"{records.path}: {n_thoughts:,} thoughts are not trained: the prompt style asks for answers without",
+            file=sys.stderr,
+        )
     for ignored, unit in ((records.ignored, "records"), (unrendered, "turns")):
         if ignored:
             print(f"{records.path}: {ignored_fields(ignored, unit)}", file=sys.stderr)
-    kept, n_dropped = drop_long(examples, max_seq_length)
-    if not kept:
+    kept = drop_long(examples, max_seq_length)
+    if not kept.examples:
         raise DataError(
-            f"{records.path}: all {n_dropped} examples are longer than {max_seq_length} tokens. Raise `max_seq_length`, or "
-            "shorten them"
+            f"{records.path}: all {kept.n_dropped} examples are longer than {max_seq_length} tokens, or have nothing to train "
+            f"with `train_on` {train_on}. Raise `max_seq_length`, shorten them, or use `train_on` all"
         )
-    return kept, n_dropped
+    return kept
 
 
-def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style: str, tokenizer: Tokenizer) -> Counter[str]:
+def compare(
+    records: Iterable[Record], examples: Sequence[Example | Pair | Rewritten], style: str, tokenizer: Tokenizer
+) -> Counter[str]:
     """Compare the first records with their tokens, new or cached, and count the fields that the style does not render.
 
     Raises:
@@ -172,33 +197,47 @@ def compare(records: Iterable[Record], examples: Sequence[Example | Pair], style
         if "text" in record:
             continue
         unrendered.update(unrendered_fields(record, style, tokenizer))
-        prompt = prompt_ids(style, tokenizer, asked(record), finetuned=True, variables=variables_of(record))
-        for document, answer in zip(example.documents, _answers(record), strict=True):
+        variables = variables_of(record)
+        for document, (before, answer) in zip(example.documents, _answers(record, example, style, tokenizer), strict=True):
+            prompt = prompt_ids(style, tokenizer, before, finetuned=True, variables=variables)
             ids = document.ids.tolist()
             if ids[: len(prompt)] != prompt:
                 raise DataError(f"record {number}: the boundary of prompt and answer is inside a token")
-            whole, before, own = map(tokenizer.decode, (tokenizer.encode_more(answer), prompt, ids[len(prompt) :]))
-            if not ends_with_all_of(whole, before, own):
+            whole, start, own = map(tokenizer.decode, (tokenizer.encode_more(answer), prompt, ids[len(prompt) :]))
+            if not ends_with_all_of(whole, start, own):
                 raise DataError(f"record {number}: a truncated answer would be trained as if it were finished")
     return unrendered
 
 
-def _answers(record: Record) -> tuple[str, ...]:
+def _answers(
+    record: Record, example: Example | Pair | Rewritten, style: str, tokenizer: Tokenizer
+) -> list[tuple[Sequence[Message], str]]:
+    """Return for each document the conversation before its last answer, and the content of that answer."""
     if "chosen" in record:
-        return record["chosen"], record["rejected"]
-    return (answer_of(record),)
+        return [(asked(record), split_thought({"content": record[name]})[1]) for name in ("chosen", "rejected")]
+    turns = turns_of(record)
+    ends = [len(turns)]
+    if isinstance(example, Rewritten):
+        ends = document_ends(prompt_style(style, tokenizer), turns, {**variables_of(record), **tokenizer.special_tokens})
+    return [(turns[: end - 1], split_thought(turns[end - 1])[1]) for end in ends]
 
 
 def inspect(
     examples: Sequence[Example | Pair],
     val_examples: Sequence[Example | Pair],
-    n_dropped: int,
+    counts: Kept,
     style: str,
     tokenizer: Tokenizer,
     plan: StepPlan,
     epoch: Sequence[Layout],
+    names: Sequence[str] = (),
 ) -> Preflight:
-    """Count over examples, whose first epoch is laid out as `epoch`. Only a digest of each example is held."""
+    """Count over examples, whose first epoch is laid out as `epoch`. Only a digest of each example is held.
+
+    Args:
+        counts: Those of all training data, of which `examples` may be a part.
+        names: Those of the sources.
+    """
     seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
@@ -222,11 +261,14 @@ def inspect(
             n["closed" if closing and tokenizer.decode_visibly(end).endswith(closing) else "open"] += 1
     return Preflight(
         n_examples=len(examples),
-        n_dropped=n_dropped,
+        n_dropped=counts.n_dropped,
+        n_rewritten=counts.n_rewritten,
+        n_parts=counts.n_documents,
         n_duplicates=len(seen) - len(known),
         n_equal=sum(isinstance(example, Pair) and example.is_equal for example in examples),
         n_leaks=sum(digest in known for digest in val_seen),
         longest=longest,
+        sources=tuple(zip(names, plan.draws.sizes, plan.draws.counts, strict=True)) if plan.draws else (),
         packing_efficiency=_efficiency(plan, epoch),
         digest=_digest_of_all(examples, seen),
         val_digest=_digest_of_all(val_examples, val_seen),
@@ -284,19 +326,22 @@ def inspect_data(args: InspectDataArgs) -> None:
     """
     config = read_config(args.checkpoint_dir)
     tokenizer = load_tokenizer(args.checkpoint_dir, config)
-    data_dir = prepared(args.data_dir) if args.data_dir.is_file() else args.data_dir
+    source, *others = sources_of(args.data_dir)
+    if others:
+        raise OptionError(f"`data_dir` lists {1 + len(others)} sources. Inspect one at a time")
+    data_dir = prepared(source.path) if source.path.is_file() else source.path
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     options = (style, tokenizer, args.mask_prompt, args.train_on, limit)
     found = [load_examples(Records(path), *options) for path in paths if path.is_file()]
-    examples, n_dropped = found[0]
+    examples = found[0].examples
     for number, example in enumerate(examples[: args.num_examples], 1):
         print(f"--- example {number} of {len(examples)}")
         print(show(example, tokenizer, sys.stdout.isatty()))
-    val_examples = found[1][0] if args.split == "train" and len(found) > 1 else []
+    val_examples = found[1].examples if args.split == "train" and len(found) > 1 else []
     lengths, train = [len(example) for example in examples], TrainArgs()
     plan = StepPlan(lengths, train.global_batch_size, train.micro_batch_size, max(lengths), train.packing, 0)
-    preflight = inspect(examples, val_examples, n_dropped, style, tokenizer, plan, first_epoch(plan))
+    preflight = inspect(examples, val_examples, found[0], style, tokenizer, plan, first_epoch(plan))
     print(f"---\nstyle           {style}\n{preflight.text()}")
     preflight.check()

@@ -43,6 +43,10 @@ SAME = {
         {"prompt": [{**CHAT[0], "name": "ann"}], "chosen": "x", "rejected": "y"},
         {"prompt": [{**CHAT[0], "name": "ann"}], "chosen": "x", "rejected": "y"},
     ),
+    "thought of a pair": (
+        {"chosen": [CHAT[0], {**CHAT[1], "content": "b", "thinking": "x"}], "rejected": "c"},
+        {"prompt": CHAT[0]["content"], "chosen": "<think>\nx\n</think>\n\nb", "rejected": "c"},
+    ),
     "capitals": ({"Instruction": "a", " OUTPUT ": "b"}, PLAIN),
     "exact name first": ({"output": "b", "Output": "c", "instruction": "a"}, PLAIN),
     "NaN of pandas": ({"instruction": "a", "output": "b", "input": float("nan")}, PLAIN),
@@ -62,10 +66,7 @@ REFUSED = {
     "text without its question": ({"output": "b", "text": "c"}, "has no 'instruction'"),
     "text without its messages": ({"messages": None, "text": "c"}, "'messages' must be a list"),
     "turns without any": ({"messages": [], "text": "c"}, "'messages' must be a list"),
-    "thought of a pair": (
-        {"chosen": [CHAT[0], {**CHAT[1], "thinking": "x"}], "rejected": "c"},
-        "has 'thinking', which would be",
-    ),
+    "two thoughts": ({"messages": [CHAT[0], {**CHAT[1], "content": "<think>x</think>b", "thinking": "y"}]}, "two different"),
     "half a character in a field": ({"messages": [CHAT[0], {**CHAT[1], "thinking": "\ud800"}]}, "unpaired surrogate"),
     "half a character in a name": ({"messages": [CHAT[0], {**CHAT[1], "\ud800": "x"}]}, "unpaired surrogate"),
 }

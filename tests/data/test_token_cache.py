@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from templates import CHAT
+from thought_templates import THOUGHT_CHATS, THOUGHT_TEMPLATES
 from tiny import make_checkpoint, make_tokenizer, rows
 
 from lit_llm.checkpoint.load_model import load_model
@@ -25,16 +26,27 @@ def equal(found, expected):
     )
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_a_cache_hit_says_so_and_equals_what_was_tokenized(tmp_path, monkeypatch, capsys, pairs):
+KINDS = {
+    "rows": (rows(9), ["Example"]),
+    "pairs": ([{"prompt": r["instruction"], "chosen": r["output"], "rejected": "no"} for r in rows(9)], ["Pair"]),
+    "rewritten": ([{"messages": CHAT}, *rows(3), {"messages": CHAT}], ["Example", "Rewritten"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_hit_says_so_and_equals_what_was_tokenized(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr(token_cache, "CACHED_FROM", 0)
     make_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(THOUGHT_TEMPLATES["qwen3"])
     path = tmp_path / "train.jsonl"
-    found = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "no"} for r in rows(9)] if pairs else rows(9)
+    found, types = KINDS[kind]
     path.write_text("".join(json.dumps(row) + "\n" for row in found))
-    expected = [tokenize(record, "alpaca", Tokenizer(tmp_path), True) for record in read_records(path)]
+    expected = [tokenize(record, "chat_template", Tokenizer(tmp_path), True) for record in read_records(path)]
+    assert sorted({type(example).__name__ for example in expected}) == types
     for word in ("written to", "from"):
-        assert equal(examples_of(path, "alpaca", Tokenizer(tmp_path)), expected)
+        cached = examples_of(path, "chat_template", Tokenizer(tmp_path))
+        assert equal(cached, expected)
+        assert list(map(type, cached)) == list(map(type, expected))
         assert f"tokens of {path}: {word} " in capsys.readouterr().err
 
 
@@ -117,6 +129,22 @@ def test_inspect_data_shows_answers_and_the_preflight_summary(tmp_path, script, 
     (tmp_path / "rows.json").write_text(json.dumps([{"instruction": c, "output": "b"} for c in "xyz"]))
     of_file = script("scripts/inspect_data.py", "--checkpoint_dir", checkpoint, "--data_dir", "rows.json").stdout
     assert "; 0 dropped, 0 repeated" in of_file
+
+
+def test_conversations_in_several_documents_are_reported(tmp_path, script):
+    base = make_checkpoint(tmp_path / "base", max_position_embeddings=1024)
+    (base / "chat_template.jinja").write_text(THOUGHT_TEMPLATES["qwen3"])
+    records = [{"messages": THOUGHT_CHATS[name]} for name in ("two thoughts", "no thoughts", "thought")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    flags = ["--checkpoint_dir", base, "--data_dir", "rows.jsonl"]
+    shown = script("scripts/inspect_data.py", *flags, "--num_examples=5").stdout
+    assert "conversations   2 in 4 examples, as each answer is asked" in shown
+    assert "--- example 5 of 5" in shown
+    assert re.findall("⟦(.*?)⟧", shown, re.DOTALL)[0] == "<think>\nfour\n</think>\n\nIt is 4.<|im_end|>"
+    done = script("finetune/lora.py", *flags, "--train_on=thoughts", "--train.max_steps=2", "--eval.samples=1")
+    assert "training: 3 examples" in done.stderr
+    assert "conversations   2 in 3 examples" in done.stderr
+    assert "1 dropped, longer than 1024 tokens or with nothing to train on" in done.stderr
 
 
 def test_one_command_from_a_csv_to_an_adapter(tmp_path, script):

@@ -9,7 +9,7 @@ from tiny import make_tokenizer
 
 from lit_llm.data.examples import answer_text, tokenize, unrendered_fields
 from lit_llm.text.chat_template import ChatTemplate
-from lit_llm.text.conversation import conversation, default_style, encode, prompt, prompt_ids, prompt_style
+from lit_llm.text.conversation import default_style, documents, encode, prompt, prompt_ids, prompt_style
 from lit_llm.text.ending import ending
 from lit_llm.text.styles import STYLES
 from lit_llm.text.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def any_tokenizer(request, tmp_path_factory):
 def test_training_equals_inference_up_to_every_answer(any_tokenizer, name):
     """Round trip, in text and in tokens; exactly the answers and what closes them are trained."""
     style, tokens = style_of(name), any_tokenizer.special_tokens
-    segments = conversation(style, CHAT, tokens, "all")
+    (segments,) = documents(style, CHAT, tokens, "all")
     ids, trained = encode(segments, any_tokenizer)
     starts = [i for i, t in enumerate(trained) if t and not trained[i - 1]]
     assert len(starts) == 2
@@ -164,8 +164,8 @@ def test_training_equals_inference_up_to_every_answer(any_tokenizer, name):
         asked, _ = encode(prompt(style, CHAT[:n], tokens), any_tokenizer)
         assert ids[:start] == asked
         assert "".join(s.text for s in segments[:n]) == "".join(s.text for s in prompt(style, CHAT[:n], tokens))
-    assert "".join(text for text, _ in segments).count("likes it") == 1
-    for (text, is_trained), message in zip(segments, CHAT, strict=True):
+    assert "".join(segment.text for segment in segments).count("likes it") == 1
+    for (text, is_trained, _), message in zip(segments, CHAT, strict=True):
         assert message["content"].strip() in text
         assert is_trained == (message["role"] == "assistant")
     answers, after = [any_tokenizer.encode_more(segments[i].text) for i in (1, 3)], len(ids)
@@ -180,9 +180,9 @@ def test_training_equals_inference_up_to_every_answer(any_tokenizer, name):
 def test_tokens_equal_those_of_the_whole_text(any_tokenizer):
     """Where the style sets special tokens at the boundaries, as Llama 2's, cutting changes nothing."""
     style = STYLES["llama2"]
-    segments = conversation(style, CHAT, any_tokenizer.special_tokens, "all")
+    (segments,) = documents(style, CHAT, any_tokenizer.special_tokens, "all")
     ids, _ = encode(segments, any_tokenizer)
-    assert ids == any_tokenizer.encode("".join(text for text, _ in segments))
+    assert ids == any_tokenizer.encode("".join(segment.text for segment in segments))
 
 
 def test_only_the_last_answer_is_trained_if_asked(checkpoint):
@@ -227,7 +227,6 @@ CHANGES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% i
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (REWRITES, "Train with `train_on` last"),
         (ALWAYS_OPENS, "opens another answer"),
         (CHANGES, "asks with 'model>' but renders 'assistant>"),
         ("{{ raise_exception('no cats here') }}", "cannot render a conversation of user, assistant, user: no cats here"),
@@ -238,18 +237,26 @@ CHANGES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% i
 )
 def test_a_template_that_cannot_be_trained_on_is_told(template, message):
     with pytest.raises(ValueError, match=message.replace("(", "\\(").replace("[", "\\[")):
-        conversation(ChatTemplate(template), CHAT, {"eos_token": "</s>"}, "all")
+        documents(ChatTemplate(template), CHAT, {"eos_token": "</s>"}, "all")
 
 
 def test_a_template_without_headers_does_not_count_as_opening():
     style = ChatTemplate("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
-    texts = [text for text, _ in conversation(style, CHAT, {"eos_token": "</s>"}, "all")]
+    (segments,) = documents(style, CHAT, {"eos_token": "</s>"}, "all")
+    texts = [segment.text for segment in segments]
     assert texts == [f"{m['content']}</s>" for m in CHAT]
 
 
+def test_a_rewritten_history_trains_each_answer_in_a_document():
+    first, second = documents(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "all")
+    assert first == documents(ChatTemplate(REWRITES), CHAT[:2], {"eos_token": "</s>"}, "all")[0]
+    assert [second] == documents(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "last")
+    assert CHAT[1]["content"].upper() in second[0].text
+
+
 def test_a_rewritten_history_trains_its_last_answer():
-    segments = conversation(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "last")
-    assert [trained for _, trained in segments] == [False, True]
+    (segments,) = documents(ChatTemplate(REWRITES), CHAT, {"eos_token": "</s>"}, "last")
+    assert [segment.trained for segment in segments] == [False, True]
     assert segments[0].text == prompt(ChatTemplate(REWRITES), CHAT[:3], {})[0].text
     assert segments[1].text == "likes it|"
 
@@ -338,7 +345,7 @@ def test_a_thought_that_the_prompt_opens_is_trained_once(tmp_path, closing, cont
     tokenizer, reference = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     chat = [CHAT[0], {"role": "assistant", "content": content}]
     style = prompt_style("chat_template", tokenizer)
-    (asked, _), (answer, trained) = conversation(style, chat, tokenizer.special_tokens, "all")
+    (((asked, *_), (answer, trained, _)),) = documents(style, chat, tokenizer.special_tokens, "all")
     assert trained
     assert asked == reference.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
     assert asked + answer == reference.apply_chat_template(chat, tokenize=False).rstrip() + ("" if closing else "</s>")
@@ -346,10 +353,17 @@ def test_a_thought_that_the_prompt_opens_is_trained_once(tmp_path, closing, cont
 
 
 def test_an_answer_that_lacks_its_beginning_is_refused():
-    """The prompt does not have the part that the template leaves out."""
-    template = OPENS_THOUGHT.replace("CLOSE", "|").replace("parts[0].split('<think>')[-1].strip()", "'...'")
+    """The prompt does not have the part that the template omits."""
+    template = OPENS_THOUGHT.replace("CLOSE", "|").replace("{{ parts[-1].strip() }}", "{{ parts[-1].strip()[1:] }}")
     with pytest.raises(ValueError, match="omits a part of the answer"):
-        conversation(ChatTemplate(template), [CHAT[0], {"role": "assistant", "content": "<think>why</think>b"}], {}, "all")
+        documents(ChatTemplate(template), [CHAT[0], {"role": "assistant", "content": "<think>why</think>be"}], {}, "all")
+
+
+def test_a_thought_that_the_template_omits_is_trained():
+    template = OPENS_THOUGHT.replace("CLOSE", "|").replace("parts[0].split('<think>')[-1].strip()", "''")
+    chat = [CHAT[0], {"role": "assistant", "content": "<think>why</think>b"}]
+    (((asked, *_), (answer, trained, _)),) = documents(ChatTemplate(template), chat, {}, "all")
+    assert (asked[-7:], answer, trained) == ("think>\n", "why\n</think>\n\nb|", True)
 
 
 FIELDS = (
@@ -384,10 +398,6 @@ def test_fields_are_trained_as_transformers_renders_them(tmp_path):
 @pytest.mark.parametrize("style", ["alpaca", "chat_template"])
 def test_a_field_that_the_style_does_not_render_is_refused_or_counted(tmp_path, style):
     tokenizer = Tokenizer(checkpoint_with(tmp_path, TEMPLATES["chatml"]))
-    for name in ("reasoning_content", "thinking", "reasoning"):
-        record = {"messages": [CHAT[0], {**CHAT[1], name: "why", "id": "x1"}, *CHAT]}
-        with pytest.raises(ValueError, match=f"does not render '{name}', which would be ignored"):
-            tokenize(record, style, tokenizer, True)
     for record in ({"messages": CHAT, "tools": TOOLS}, {"instruction": "a", "output": "b", "functions": TOOLS}):
         with pytest.raises(ValueError, match=r"does not render '(tools|functions)'"):
             tokenize(record, style, tokenizer, True)

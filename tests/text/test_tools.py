@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from lit_llm.data.examples import answer_text, tokenize
 from lit_llm.data.records import check_record
-from lit_llm.text.conversation import conversation, prompt_ids, prompt_style
+from lit_llm.text.conversation import documents, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
 TOOLS = [WEATHER, CLOCK]
@@ -58,7 +58,7 @@ def test_text_ids_and_mask_of_a_conversation_with_tools(template, chat):
     theirs = as_upstream(name, record["messages"])
     text = reference.apply_chat_template(theirs, tools=TOOLS, tokenize=False)
     closing = reference.eos_token if name == "glm4.5" else ""
-    segments = conversation(
+    (segments,) = documents(
         prompt_style("chat_template", tokenizer), record["messages"], {"tools": TOOLS, **tokenizer.special_tokens}, "all"
     )
     ours = "".join(segment.text.removesuffix(closing) if segment.trained else segment.text for segment in segments)
