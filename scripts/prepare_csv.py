@@ -1,4 +1,4 @@
-"""Convert a CSV file to a data folder."""
+"""Convert CSV to a data folder."""
 
 from lit_llm.args.data import PrepareCsvArgs
 from lit_llm.cli import run
@@ -7,7 +7,7 @@ from lit_llm.cli import run
 def main(args: PrepareCsvArgs) -> None:
     from lit_llm.data.prepare import prepare_table
 
-    prepare_table(args, str(args.csv_path), args.csv_path)
+    prepare_table(args)
 
 
 if __name__ == "__main__":

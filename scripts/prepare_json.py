@@ -1,4 +1,4 @@
-"""Convert JSON, JSON lines or parquet to a data folder: instructions, conversations, preference pairs or plain text."""
+"""Convert JSON, parquet or Arrow to a data folder: instructions, conversations, preference pairs or plain text."""
 
 from lit_llm.args.data import PrepareJsonArgs
 from lit_llm.cli import run
@@ -6,9 +6,8 @@ from lit_llm.cli import run
 
 def main(args: PrepareJsonArgs) -> None:
     from lit_llm.data.prepare import prepare_table
-    from lit_llm.download.hub import local_file
 
-    prepare_table(args, args.json_path, local_file(args.json_path))
+    prepare_table(args)
 
 
 if __name__ == "__main__":

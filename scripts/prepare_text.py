@@ -5,13 +5,10 @@ from lit_llm.cli import run
 
 
 def main(args: PrepareTextArgs) -> None:
-    from lit_llm.data.file_readers import text_rows
     from lit_llm.data.prepare import prepare
-    from lit_llm.download.hub import local_file
+    from lit_llm.data.sources import text_files
 
-    path = local_file(args.text_path)
-    rows = text_rows(path, args.separator, args.chunk_chars)
-    prepare(args, args.text_path, path, rows)
+    prepare(args, text_files(args.text_path, args.separator, args.chunk_chars))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def test_the_finetuning_tutorial_runs_as_written(tmp_path):
 
 
 def test_the_data_tutorial_runs_as_written(tmp_path):
+    import gzip
     import json
 
     from templates import CHAT
@@ -37,6 +38,8 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
     (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ({"messages": CHAT}, *rows(5))))
     (tmp_path / "book.txt").write_text("the red cat\n\n" * 600)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "chats.jsonl").read_bytes()))
     run_all(commands("tutorials/data.md"), tmp_path)
     assert (tmp_path / "out/lora/my/final/adapter.json").is_file()
     text = (REPOSITORY / "tutorials" / "data.md").read_text()

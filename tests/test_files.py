@@ -112,7 +112,7 @@ def prepare(folder, inputs):
     from lit_llm.data.prepare import prepare_table
 
     source = inputs["data"] / "train.jsonl"
-    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder), "rows", source)
+    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder))
 
 
 def merge(folder, inputs):

@@ -79,7 +79,7 @@ class Checked:
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.type is Path or Path in get_args(f.type):
-                object.__setattr__(self, f.name, _as_path(f.name, getattr(self, f.name)))
+                object.__setattr__(self, f.name, as_path(f.name, getattr(self, f.name)))
         if mistakes := [message for wrong, message in self.rules() if wrong]:
             raise OptionError("\n".join(mistakes))
 
@@ -104,9 +104,10 @@ class Checked:
         return [(self.changed(name) and bool(clashing), message)]
 
 
-def _as_path(name: str, value: Any) -> Any:
+def as_path(name: str, value: Any) -> Any:
+    """Return strings as paths. Raise OptionError, which names the option, for one that the system does not accept."""
     if isinstance(value, list):
-        return [_as_path(name, item) for item in value]
+        return [as_path(name, item) for item in value]
     if not isinstance(value, (str, Path)):
         return value
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lit_llm.args.base import Checked, Rules, bounds, template_rules
+from lit_llm.args.base import Checked, Rules, as_path, bounds, template_rules
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,7 @@ class PrepareArgs(Checked):
     """Preparation of a data folder"""
 
     source: ClassVar[str] = "data_file"
+    """Option that names the files, by path or address."""
 
     destination_path: Path = Path("data")
     """Folder to write train.jsonl, val.jsonl and meta.json into."""
@@ -31,12 +32,19 @@ class PrepareArgs(Checked):
     """Keep at most this many rows, the first that pass."""
     write_dropped: bool = False
     """Write the dropped rows, each with its reason, to dropped.jsonl."""
+    workers: int | None = None
+    """Number of processes that prepare the parts of large files. The result is the same. Default: one for each CPU core."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "://" not in (name := str(getattr(self, self.source, ""))):
+            as_path(self.source, name)
 
     def rules(self) -> Rules:
         return [
             *bounds(self, "val_split_fraction", at_least=0, below=1),
             *bounds(self, "seed", at_least=0),
-            *bounds(self, "min_answer_chars", "max_chars", "max_examples", above=0),
+            *bounds(self, "min_answer_chars", "max_chars", "max_examples", "workers", above=0),
             *bounds(self, "near_duplicates", at_least=0.3, at_most=1),
         ]
 
@@ -68,36 +76,41 @@ class ColumnArgs(PrepareArgs):
 @dataclass(frozen=True)
 class PrepareAlpacaArgs(PrepareArgs):
     data_file: str = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
-    """JSON list of rows with instruction, input and output: a path, a URL, or hf://datasets/ORG/NAME/FILE."""
+    """JSON list of rows with instruction, input and output: a file, folder, pattern or address."""
     destination_path: Path = Path("data/alpaca")
 
 
 @dataclass(frozen=True)
 class PrepareCsvArgs(ColumnArgs):
-    csv_path: Path = field(kw_only=True)
-    """CSV file with a header row and at least the columns instruction and output."""
+    source: ClassVar[str] = "csv_path"
+
+    csv_path: str = field(kw_only=True)
+    """CSV with a header row and at least the columns instruction and output: a file, a folder, a pattern or an address."""
     destination_path: Path = Path("data/csv")
 
 
 @dataclass(frozen=True)
 class PrepareJsonArgs(ColumnArgs):
+    source: ClassVar[str] = "json_path"
+
     json_path: str = field(kw_only=True)
-    """JSON list, JSON lines or parquet: instruction rows, chats (messages, ShareGPT's conversations), preference pairs
-    (prompt, chosen, rejected) or plain text. A path, a URL, or hf://datasets/ORG/NAME/FILE."""
+    """JSON list, JSON lines, parquet or Arrow: instruction rows, chats (messages, ShareGPT's conversations), preference pairs
+    (prompt, chosen, rejected) or plain text. A file, a folder of shards, a pattern such as 'shards/*.parquet', a URL,
+    hf://datasets/ORG/NAME/FILE, or an address of another store, as s3://."""
     destination_path: Path = Path("data/json")
 
 
 @dataclass(frozen=True)
 class PrepareDollyArgs(PrepareArgs):
     data_file: str = "hf://datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"
-    """JSON lines with instruction, context and response: a path, a URL, or hf://datasets/ORG/NAME/FILE."""
+    """JSON lines with instruction, context and response: a file, folder, pattern or address."""
     destination_path: Path = Path("data/dolly")
 
 
 @dataclass(frozen=True)
 class PrepareLimaArgs(PrepareArgs):
     data_file: str = "hf://datasets/GAIR/lima/train.jsonl"
-    """JSON lines with conversations: a path, a URL, or hf://datasets/ORG/NAME/FILE. Accept the terms on the
+    """JSON lines with conversations: a file, folder, pattern or address. Accept the terms on the
     hub first, and set HF_TOKEN to the token of the account."""
     destination_path: Path = Path("data/lima")
     include_multiturn_conversations: bool = False
@@ -106,11 +119,13 @@ class PrepareLimaArgs(PrepareArgs):
 
 @dataclass(frozen=True)
 class PrepareTextArgs(PrepareArgs):
+    source: ClassVar[str] = "text_path"
+
     text_path: str = field(kw_only=True)
-    """Text file: a path, a URL, or hf://datasets/ORG/NAME/FILE."""
+    """Text: a file, a folder or a pattern, each file of which is a document; a URL, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/text")
     separator: str | None = None
-    """String between two documents, e.g. <|endoftext|>; without it the file is one document."""
+    """String between two documents, e.g. <|endoftext|>; without it each file is one document."""
     chunk_chars: int = 2000
     """Longest row in characters. Documents are split at the end of a paragraph, line or word; EOS follows the last row."""
 
@@ -129,8 +144,8 @@ class ExampleArgs(Checked):
     checkpoint_dir: Path | None = None
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
-    """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .tsv, .json, .jsonl
-    or .parquet file, which is prepared first."""
+    """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .tsv, .json, .jsonl,
+    .parquet or .arrow file, which is prepared first. Several, each with or without a weight: a.jsonl:0.7,data/b."""
     prompt_style: str | None = None
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
     template_kwargs: dict[str, Any] | None = None
@@ -156,7 +171,7 @@ class InspectDataArgs(ExampleArgs):
     checkpoint_dir: Path = field(kw_only=True)
     """Folder of the model whose tokenizer and chat template are used."""
     data_dir: Path = field(kw_only=True)
-    """Folder with train.jsonl; or a .csv, .tsv, .json, .jsonl or .parquet file, which is prepared first."""
+    """Folder with train.jsonl; or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file, which is prepared first."""
     num_examples: int = 3
     """Number of examples to show."""
     split: Literal["train", "val"] = "train"

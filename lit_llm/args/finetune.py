@@ -120,8 +120,8 @@ class LoRAArgs(Checked):
     """Dropout probability of the input of the update."""
     targets: str | list[str] = "q,v"
     """Linears to adapt: q k v o gate up down head, or the groups attn, mlp, all-linear (attn and mlp). Latent attention has
-    q_down q_up kv_down kv_up. Names of transformers, as q_proj or query_key_value, are accepted too, and full names of single
-    linears."""
+    q_down q_up kv_down kv_up, short convolutions have in_proj o, gated delta nets q k v o o_gate rate decay. Names of
+    transformers, as q_proj or query_key_value, are accepted too, and full names of single linears."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead, for high ranks (rsLoRA, https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False

@@ -56,7 +56,7 @@ def write_rows(path: Path, n: int) -> None:
 def curate(folder: Path) -> int:
     """Run the work of `prepare_json.py` and return the number of rows."""
     source = folder / "rows.jsonl"
-    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder / "data"), str(source), source)
+    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder / "data"))
     return sum(json.loads((folder / "data" / "meta.json").read_text())["rows"].values())
 
 

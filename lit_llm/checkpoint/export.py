@@ -52,7 +52,7 @@ def export_hf(checkpoint_dir: Path | str, output_dir: Path | str) -> None:
     hf = read_json_object(checkpoint_dir / "config.json")
     if (part := text_part(hf)) is not None:  # the vision part is not here: the text model is written alone
         hf = part.config_json(hf)
-        hf["architectures"] = [f"{config.model_type.removesuffix('_text').capitalize()}ForCausalLM"]
+        hf["architectures"] = [f"{config.model_type.removesuffix('_text').capitalize().replace('_moe', 'Moe')}ForCausalLM"]
     if hf.get("model_type") != config.model_type:
         raise CheckpointError(
             f"config.json in {checkpoint_dir} has model_type {shown(hf.get('model_type'))}, the weights were converted as "

@@ -39,7 +39,7 @@ def gguf_names(config: Config, arch: str) -> Names:
             )
         name = name.replace("blk.0.", "blk.{}.")
         if isinstance(entry, Fused):
-            table[name] = replace(entry, grouped=False, transposed=False)
+            table[name] = replace(entry, blocks=1, transposed=False)
         elif "experts.{}." in entry:
             table[f"{name}.weight"] = Stacked((f"{entry}.weight",))
         else:

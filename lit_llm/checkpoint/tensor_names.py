@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 from torch import Tensor
 
 from lit_llm.checkpoint.tables import TABLES, lit_gpt_table
+from lit_llm.checkpoint.tables.experts import together
 from lit_llm.checkpoint.tables.rows import Fused, Row, Stacked, Table, names_of
 from lit_llm.errors import CheckpointError
 from lit_llm.files import read_json_object
@@ -30,7 +31,7 @@ _BASE_PREFIX = {"gpt2": "transformer.", "openai-gpt": "transformer.", "bloom": "
 _PREDICT_LATER_TOKENS = {
     **dict.fromkeys(("glm4_moe", "deepseek_v3", "kimi_k2", "glm4_moe_lite"), r"^model\.layers\.(\d+)\."),
     "ernie4_5_moe": r"^model\.mtp_",
-    **dict.fromkeys(("exaone_moe", "mellum"), r"^mtp\."),
+    **dict.fromkeys(("exaone_moe", "mellum", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), r"^mtp\."),
 }
 
 QUANTIZED = (
@@ -86,15 +87,16 @@ class Names:
             CheckpointError: for a fused tensor of the wrong size.
         """
         has_embedding, omitted = False, Counter[str]()
+        table = None if self.table is None else self.table | together(self.table)
         for name, read in tensors:
-            if self.table is None:
+            if table is None:
                 yield Stored(name, name, read)
                 continue
             of_family = name if self.part is None else self.part.name(name)
             if of_family is None:
                 omitted[".".join(name.split(".")[: 2 if name.startswith("model.") else 1])] += 1
                 continue
-            found = _find(self.table, of_family) or _find(self.table, self.prefix + of_family)
+            found = _find(table, of_family) or _find(table, self.prefix + of_family)
             if found is None:
                 if not _COMPUTED.search(name) and not self._predicts_later_tokens(name):
                     yield Stored(None, name, read)

@@ -1,34 +1,36 @@
-"""Readers that stream the rows of JSON, CSV, parquet and text files."""
+"""Readers that stream the rows of JSON, CSV and text files."""
 
-import codecs
 import csv
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lit_llm.data.streams import BLANK, compression, format_of, open_bytes, open_text
+from lit_llm.data.table_files import ARROW, arrow_rows, check_unique, parquet_rows
 from lit_llm.errors import DataError
 from lit_llm.schema import shown
 
 Row = dict[str, Any]
 CHUNK = 2**16  # characters
-COMPRESSED = {
-    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz",
-}  # fmt: skip
-BLANK = codecs.BOM_UTF8 + b" \t\r\n"
+MAX_LENGTH = 2**28
+"""Longest line, cell or item. Without it a compressed file of a few kB could fill the memory."""
+TOO_LONG = f"longer than {MAX_LENGTH:,} characters"
 DELIMITERS = ",;\t|"
 
 
 def is_csv(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".tsv")
+    return format_of(path) in (".csv", ".tsv")
 
 
-def rows_of(path: Path) -> Iterator[Any]:
-    """Yield the rows of a CSV, parquet, JSON or JSON lines file; the suffix decides.
+def rows_of(path: Path, begin: int = 0, end: int | None = None) -> Iterator[Any]:
+    """Yield the rows of a CSV, parquet, Arrow, JSON or JSON lines file; the suffix decides.
 
     A row that cannot be used is a DataError with the reason, which `to_record` raises.
+
+    Args:
+        begin: Yield only the lines that start in the bytes from `begin` to `end`. Only for files that `has_lines` accepts.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -36,57 +38,56 @@ def rows_of(path: Path) -> Iterator[Any]:
     """
     if is_csv(path):
         return csv_rows(path)
-    return parquet_rows(path) if path.suffix.lower() == ".parquet" else json_rows(path)
+    if format_of(path) in ARROW:
+        return arrow_rows(path)
+    return parquet_rows(path) if format_of(path) == ".parquet" else json_rows(path, begin, end)
 
 
-def _check_readable(path: Path) -> None:
-    """Refuse a compressed file: how large its content is shows only after it is read."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    with path.open("rb") as file:
-        start = file.read(6)
-    for magic, kind in COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError(f"{path} is compressed ({kind}). Decompress it first")
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 file, with or without a byte order mark."""
-    _check_readable(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            yield text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from error
-
-
-def json_rows(path: Path) -> Iterator[Any]:
-    """Yield the rows of a JSON list, or of JSON lines."""
-    _check_readable(path)
-    with path.open("rb") as file:
-        first = next((byte for byte in iter(lambda: file.read(1), b"") if byte not in BLANK), b"")
-    if first == b"[":
+def json_rows(path: Path, begin: int = 0, end: int | None = None) -> Iterator[Any]:
+    """Yield the rows of a JSON list, or of JSON lines; see `rows_of`."""
+    if not begin and _first_byte(path) == b"[":
         with open_text(path) as text:
             yield from _list_items(path, text)
     else:
-        yield from (value for _, value in json_lines(path))
+        yield from (value for _, value in json_lines(path, begin, end))
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the value of each line of JSON that is not blank, after its place: the file and the line number."""
-    _check_readable(path)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
+def has_lines(path: Path) -> bool:
+    """Return whether a file that is not compressed holds JSON lines, any of which can be read alone."""
+    is_json = not is_csv(path) and format_of(path) not in (".parquet", *ARROW)
+    return is_json and compression(path) is None and _first_byte(path) != b"["
+
+
+def _first_byte(path: Path) -> bytes:
+    """Return the first byte of a file that is not blank; it is empty if there is none."""
+    with open_bytes(path) as file:
+        return next((byte for byte in iter(lambda: file.read(1), b"") if byte not in BLANK), b"")
+
+
+def json_lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line of JSON that is not blank; see `rows_of`. Numbers count from `begin`."""
+    with open_bytes(path) as file:
+        if begin:
+            file.seek(begin - 1)
+            begin += len(file.readline()) - 1
+        at, number = begin, 0
+        while end is None or at < end:
+            line = file.readline(MAX_LENGTH)
+            if not line:
+                break
+            at, number = at + len(line), number + 1
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{place}: not UTF-8 ({error.reason} at byte {error.start} of the line). Save the file as UTF-8"
-                ) from error
-            if text.strip():
-                yield place, _parse_line(place, text)
+                value = _parse_line(line, "utf-8" if at > len(line) else "utf-8-sig")
+            except DataError as error:
+                raise DataError(f"{path}:{number + _n_lines(path, begin)}{error}") from error
+            if value is not BLANK:
+                yield number, value
+
+
+def _n_lines(path: Path, end: int) -> int:
+    """Return the number of lines in the first `end` bytes."""
+    with open_bytes(path) as file:
+        return sum(file.read(min(CHUNK, end - at)).count(b"\n") for at in range(0, end, CHUNK))
 
 
 class _Decoder(json.JSONDecoder):
@@ -114,17 +115,24 @@ def parse_value(text: str) -> Any:
     return decoder.usable(decoder.decode(text))
 
 
-def _parse_line(place: str, line: str) -> Any:
+def _parse_line(line: bytes, encoding: str) -> Any:
+    """Return the value of a line, or BLANK. Raises DataError with the rest of its place and the reason."""
     try:
-        return parse_value(line.rstrip())
+        if len(line) == MAX_LENGTH:
+            raise ValueError(TOO_LONG)
+        text = line.decode(encoding)
+        return parse_value(text.rstrip()) if text.strip() else BLANK
+    except UnicodeDecodeError as error:
+        reason = f"{error.reason} at byte {error.start} of the line"
+        raise DataError(f": not UTF-8 ({reason}). Save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}:{error.colno}: not JSON ({error.msg})") from error
+        raise DataError(f":{error.colno}: not JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not read ({_limit(error)})") from error
+        raise DataError(f": not read ({_limit(error)})") from error
 
 
 def _limit(error: Exception) -> str:
-    """Return which limit of Python the JSON exceeds."""
+    """Return which limit the JSON exceeds."""
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
@@ -200,6 +208,8 @@ class _Window:
                     raise self.error(error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{self.path}:{self.line}:{self.column}: not read ({_limit(error)})") from error
+            if len(self.text) - self.at > MAX_LENGTH:
+                raise DataError(f"{self.path}:{self.line}:{self.column}: not read ({TOO_LONG})")
             at_end = not self.read(size)
             size *= 2
 
@@ -224,24 +234,15 @@ def _header(path: Path, lines: Iterator[list[str]]) -> list[str]:
     columns = next(lines, None)
     if columns is None:
         raise DataError(f"{path}: the columns of a header are missing; found none")
-    _check_unique(path, columns)
+    check_unique(path, columns)
     return columns
 
 
-def _check_unique(path: Path, columns: list[str]) -> None:
-    """Raise DataError for a name that two columns have, unless it is empty."""
-    twice = [name for i, name in enumerate(columns) if name.strip() and name in columns[:i]]
-    if twice:
-        raise DataError(f"{path} has two columns with the same name: {shown(twice[0])}. Rename one of them")
-
-
 def _csv_lines(path: Path) -> Iterator[list[str]]:
-    csv.field_size_limit(sys.maxsize)
-    first_line = 1
+    csv.field_size_limit(MAX_LENGTH)
+    delimiter, first_line = max(DELIMITERS, key=lambda delimiter: _n_columns(path, delimiter)), 1  # the first of equals
     with open_text(path) as file:
-        delimiter = max(DELIMITERS, key=lambda delimiter: _n_columns(file, delimiter))  # the first of equals
-        file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_short_lines(path, file), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 yield cells
@@ -250,30 +251,18 @@ def _csv_lines(path: Path) -> Iterator[list[str]]:
             raise DataError(f"{path}:{first_line}: not CSV ({error})") from error
 
 
-def _n_columns(file: IO[str], delimiter: str) -> int:
+def _n_columns(path: Path, delimiter: str) -> int:
     """Return the number of columns that a delimiter makes of the header."""
-    file.seek(0)
-    with suppress(csv.Error):
-        return len(next(csv.reader(file, delimiter=delimiter, strict=True), []))
+    with open_text(path) as file, suppress(csv.Error):
+        return len(next(csv.reader(_short_lines(path, file), delimiter=delimiter, strict=True), []))
     return 0
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a parquet file, with one batch in memory at a time."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        _check_unique(path, file.schema_arrow.names)
-        for batch in file.iter_batches(1024):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a parquet file: {error}") from error
+def _short_lines(path: Path, file: IO[str]) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LENGTH), ""), 1):
+        if len(line) == MAX_LENGTH:
+            raise DataError(f"{path}:{number}: not read ({TOO_LONG})")
+        yield line
 
 
 def text_rows(path: Path, separator: str | None, chunk_chars: int) -> Iterator[Row]:
@@ -283,11 +272,11 @@ def text_rows(path: Path, separator: str | None, chunk_chars: int) -> Iterator[R
         separator: String between two documents. If None, the file is one document.
     """
     with open_text(path) as file:
-        for document in _documents(file, separator):
+        for document in _documents(path, file, separator):
             yield from _chunks(document, chunk_chars)
 
 
-def _documents(file: IO[str], separator: str | None) -> Iterator[Iterator[str]]:
+def _documents(path: Path, file: IO[str], separator: str | None) -> Iterator[Iterator[str]]:
     """Yield an iterator over the parts of each document."""
     if separator is None:
         yield iter(lambda: file.read(CHUNK), "")
@@ -295,6 +284,8 @@ def _documents(file: IO[str], separator: str | None) -> Iterator[Iterator[str]]:
     text = ""
     while more := file.read(CHUNK):
         *whole, text = (text + more).split(separator)
+        if len(text) > MAX_LENGTH:
+            raise DataError(f"{path}: not read (a document is {TOO_LONG}). Is `separator` right?")
         yield from (iter((document,)) for document in whole)
     yield iter((text,))
 

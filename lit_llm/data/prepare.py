@@ -4,31 +4,32 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
-from lit_llm.data.curate import Curation, share
-from lit_llm.data.file_readers import csv_columns, csv_rows, is_csv, rows_of
-from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields, shown_names, to_record
-from lit_llm.data.token_cache import token_counts
+from lit_llm.data.curate import Checks, Selection
+from lit_llm.data.file_readers import is_csv
+from lit_llm.data.parts import Task, finished_parts, forget_parts, read_part, work_folder
+from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields
+from lit_llm.data.sources import Source, csv_files, row_files
+from lit_llm.data.streams import format_of, plain_name
 from lit_llm.errors import DataError
 from lit_llm.files import (
     check_replaceable,
     claimed,
     digest_of,
     holds_files,
-    json_text,
     new_folder,
     read_json_object,
     write_json,
 )
 from lit_llm.progress import Progress
-from lit_llm.text.tokenizer import Tokenizer
 
 
 class Meta(TypedDict, total=False):
@@ -40,109 +41,149 @@ class Meta(TypedDict, total=False):
     files: dict[str, str]
 
 
-def prepare(
-    args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str] = COLUMNS, wait: bool = False
-) -> None:
+NOT_OPTIONS = ("checkpoint_dir", "destination_path", "workers")
+"""Options that do not change the result."""
+
+
+def prepare(args: PrepareArgs, source: Source, wait: bool = False) -> None:
     """Write the data folder, and print how many rows were kept and dropped, and why. Rows are read as a stream.
 
     Args:
-        source: Origin of the data, for `meta.json`.
-        path: The file that is read.
-        columns: See `to_record`.
         wait: Wait for another process that writes the folder.
 
     Raises:
         DataError: if no row is left, or if the folder holds files that would be lost.
         OptionError: if another process writes the folder.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
     destination = args.destination_path
     check_replaceable(destination, "destination_path")
     with claimed(destination, "destination_path", wait=wait):
-        _update(args, source, path, rows, columns)
+        _update(args, source)
     if args.checkpoint_dir is not None:
+        from lit_llm.data.token_cache import token_counts  # imports torch, which preparation does not need
+        from lit_llm.text.tokenizer import Tokenizer
+
         print(token_counts(destination / "train.jsonl", Tokenizer(args.checkpoint_dir)))
     print(f"Finetune: python finetune/lora.py --data_dir {destination} --checkpoint_dir checkpoints/ORG/NAME", file=sys.stderr)
 
 
-def _update(args: PrepareArgs, source: str, path: Path, rows: Iterable[Any], columns: Mapping[str, str]) -> None:
+def _update(args: PrepareArgs, source: Source) -> None:
     """Write the data folder unless it is up to date."""
     destination = args.destination_path
     if holds_files(destination) and not (destination / "meta.json").is_file():
         raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
-    options = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("checkpoint_dir", "destination_path")}
+    options = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_OPTIONS}
     options = json.loads(json.dumps(options, default=str))
-    about = {"source": source, "sha256": digest_of(path, "0" * 64), "options": options}
+    about = {"source": source.name, "sha256": source.sha256, "options": options}
     path_of_meta, advice = destination / "meta.json", "Choose another `destination_path`, or remove the folder"
     meta = read_json_object(path_of_meta, Meta, advice, DataError) if path_of_meta.is_file() else Meta()
     is_same = all(meta.get(name) == about[name] for name in ("sha256", "options"))
     files = meta.get("files", {})
     if is_same and files and all(_is_as_written(destination / name, files) for name in files):
+        forget_parts(destination)
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
         _check_unchanged(destination, files)
-        _write(args, path, about, rows, columns)
+        with _entries(args, source, about) as entries:
+            _write(args, source, about, entries)
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
             print(f"{destination} replaces the existing folder: {why}", file=sys.stderr)
 
 
-def _sorted(
-    args: PrepareArgs, rows: Iterable[Any], columns: Mapping[str, str], ignored: Counter[str]
-) -> Iterator[tuple[str, str, str | None]]:
-    """Yield for each row the file that it belongs to, its line there, and the reason if it is dropped."""
-    curation = Curation(args.near_duplicates, args.min_answer_chars, args.max_chars, args.max_examples)
-    for row in rows:
-        try:
-            record = to_record(row, columns, ignored)
-            reason = curation.reason(record)
-        except ValueError as error:
-            reason = str(error).split("; found")[0].split(", found")[0]  # without values, so that equal reasons are counted
-        if reason is None:
-            line = json.dumps(record, ensure_ascii=False)
-            yield "val" if share(record, args.seed) < args.val_split_fraction else "train", line, None
-        else:
-            line = json_text({"reason": reason, "row": row}, ensure_ascii=True, default=str) if args.write_dropped else ""
-            yield "dropped", line, reason
+@contextlib.contextmanager
+def _entries(args: PrepareArgs, source: Source, about: dict[str, Any]) -> Iterator[Iterator[list[str]]]:
+    """Yield the entries of all rows; see `Task.entries`. Those of several parts are made by several processes."""
+    checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates)
+    options = (source.columns, checks, args.val_split_fraction, args.seed, args.write_dropped)
+    tasks = [Task(part, *options) for part in source.parts]
+    if len(tasks) == 1:
+        forget_parts(args.destination_path)
+        yield tasks[0].entries()
+        return
+    workers = args.workers or len(os.sched_getaffinity(0))
+    with (
+        work_folder(args.destination_path, about) as folder,
+        contextlib.closing(finished_parts(tasks, folder, workers)) as paths,
+    ):
+        yield (entry for path in paths for entry in read_part(path))
 
 
-def _write(args: PrepareArgs, path: Path, about: dict[str, Any], rows: Iterable[Any], columns: Mapping[str, str]) -> None:
-    kept, dropped, ignored = Counter(train=0, val=0), Counter[str](), Counter[str]()
-    progress = Progress("row", None)
+class _Outcome:
+    """Decisions about all rows of a source, and their counts."""
+
+    def __init__(self, args: PrepareArgs) -> None:
+        self._selection = Selection(args.near_duplicates, args.max_examples)
+        self.kept, self.dropped, self.ignored = Counter(train=0, val=0), Counter[str](), Counter[str]()
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def lines(self, entries: Iterator[list[str]]) -> Iterator[tuple[str, str]]:
+        """Yield for each row the name of a file, and its line there."""
+        for kind, *entry in entries:
+            if kind == "keep":
+                split, is_pair, digest, signature, line, row = entry
+                reason = self._selection.reason(is_pair == "1", digest, signature)
+                if reason is None:
+                    self.kept[split] += 1
+                    yield split, line
+                    continue
+            elif kind == "drop":
+                reason, row = json.loads(entry[0]), entry[1]
+            else:
+                self._add(json.loads(entry[0]))
+                continue
+            self.dropped[reason] += 1
+            yield "dropped", f'{{"reason": {json.dumps(reason)}, "row": {row}}}'
+
+    def _add(self, tally: dict[str, Any]) -> None:
+        self.ignored.update(tally["ignored"])
+        for name, count in tally["files"].items():
+            total = self.files.setdefault(name, {"rows": 0, "unusable": 0, "reason": ""})
+            total.update(
+                rows=total["rows"] + count["rows"],
+                unusable=total["unusable"] + count["unusable"],
+                reason=total["reason"] or count["reason"],
+            )
+
+    def print(self, destination: Path) -> None:
+        print(f"{destination}: {self.kept['train']} rows to train on, {self.kept['val']} to validate")
+        for reason, n in self.dropped.items():
+            print(f"dropped {n}: {reason}")
+        if self.ignored:
+            print(ignored_fields(self.ignored))
+        for name, count in self.files.items() if len(self.files) > 1 else ():
+            if count["rows"] and count["rows"] == count["unusable"]:
+                print(f"warning: none of the {count['rows']} rows of {name} is used: {count['reason']}", file=sys.stderr)
+
+
+def _write(args: PrepareArgs, source: Source, about: dict[str, Any], entries: Iterator[list[str]]) -> None:
+    outcome, progress = _Outcome(args), Progress("row", None)
     with new_folder(args.destination_path) as folder:
         names = ["train", "val", *(["dropped"] if args.write_dropped else [])]
         paths = {name: folder / f"{name}.jsonl" for name in names}
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(paths[name].open("w", encoding="utf-8")) for name in names}
-            for name, line, reason in _sorted(args, rows, columns, ignored):
+            for name, line in outcome.lines(entries):
                 progress.update()
-                if reason is None:
-                    kept[name] += 1
-                else:
-                    dropped[reason] += 1
                 if name in files:
                     files[name].write(f"{line}\n")
         progress.close()
+        kept, dropped = outcome.kept, outcome.dropped
         if not kept["train"] and kept["val"]:  # few questions: the split by question holds out all of them
             paths["val"].replace(paths["train"])
             paths["val"].touch()
-            kept = Counter(train=kept["val"], val=0)
+            kept.update(train=kept["val"], val=-kept["val"])
         if not kept["train"]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in dropped.most_common(SHOWN)) or "it has no rows"
-            raise DataError(f"{path}: nothing to train on is left: {reasons}")
+            raise DataError(f"{source.name}: nothing to train on is left: {reasons}")
         for file in paths.values():
             if not file.stat().st_size:
                 file.unlink()
         digests = {file.name: digest_of(file, "0" * 64) for file in sorted(folder.iterdir())}
-        counts = {"rows": dict(kept), "dropped": dict(dropped), "ignored": dict(ignored)}
+        counts = {"rows": dict(kept), "dropped": dict(dropped), "ignored": dict(sorted(outcome.ignored.items()))}
         split = {"val_split_fraction": args.val_split_fraction, "seed": args.seed}
         write_json(folder / "meta.json", {**about, **counts, **split, "files": digests})
-    print(f"{args.destination_path}: {kept['train']} rows to train on, {kept['val']} to validate")
-    for reason, n in dropped.items():
-        print(f"dropped {n}: {reason}")
-    if ignored:
-        print(ignored_fields(ignored))
+    outcome.print(args.destination_path)
 
 
 def _check_unchanged(folder: Path, digests: dict[str, str]) -> None:
@@ -161,21 +202,12 @@ def _is_as_written(file: Path, digests: dict[str, str]) -> bool:
     return file.is_file() and digest_of(file, "0" * 64) == digests.get(file.name)
 
 
-def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, source: str, path: Path, wait: bool = False) -> None:
-    """Prepare a file of rows whose columns have the names given as options."""
+def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, wait: bool = False) -> None:
+    """Prepare files of rows whose columns have the names given as options."""
     columns = {name: getattr(args, f"{name}_column") for name in COLUMNS}
-    from_csv = isinstance(args, PrepareCsvArgs) or is_csv(path)
-    if from_csv:
-        found = csv_columns(path)
-        plain = {name.strip().lower() for name in found}
-        missing = [columns[name] for name in ("instruction", "output") if columns[name].strip().lower() not in plain]
-        if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations")):
-            raise DataError(
-                f"{path}: the columns {', '.join(missing)} are missing; found {shown_names(found)}. Is the delimiter a "
-                "comma, semicolon, tab or vertical bar? Name other columns: python scripts/prepare_csv.py --csv_path "
-                f"{path} --instruction_column NAME --output_column NAME"
-            )
-    prepare(args, source, path, csv_rows(path) if from_csv else rows_of(path), columns, wait)
+    from_csv = isinstance(args, PrepareCsvArgs)
+    name = args.csv_path if from_csv else args.json_path
+    prepare(args, csv_files(name, columns) if from_csv else row_files(name, columns), wait)
 
 
 def prepared(path: Path) -> Path:
@@ -184,11 +216,12 @@ def prepared(path: Path) -> Path:
     Raises:
         DataError: if the file is plain text, or cannot be prepared.
     """
-    if path.suffix.lower() in (".txt", ".md"):
+    if format_of(path) in (".txt", ".md"):
         raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
-    folder = Path("data") / f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = Path(plain_name(path)).stem
+    folder = Path("data") / f"{name}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if is_csv(path):
-        prepare_table(PrepareCsvArgs(csv_path=path, destination_path=folder), str(path), path, wait=True)
+        prepare_table(PrepareCsvArgs(csv_path=str(path), destination_path=folder), wait=True)
     else:
-        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), str(path), path, wait=True)
+        prepare_table(PrepareJsonArgs(json_path=str(path), destination_path=folder), wait=True)
     return folder

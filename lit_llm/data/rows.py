@@ -47,11 +47,11 @@ def iter_records(path: Path, ignored: Counter[str] | None = None) -> Iterator[Re
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Write it with a prepare script, e.g. scripts/prepare_alpaca.py")
     found = False
-    for place, row in json_lines(path):
+    for number, row in json_lines(path):
         try:
             record = to_record(row, COLUMNS, ignored)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+            raise DataError(f"{path}:{number}: {error}") from error
         found = True
         yield record
     if not found:
@@ -114,6 +114,12 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
     return record
 
 
+def first_exchange(row: Any) -> Any:
+    """Return a row whose `conversations` end after the first answer."""
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    return {**row, "conversations": turns[:2]} if isinstance(turns, list) else row
+
+
 def shown_names(names: Collection[str]) -> str:
     """Return the first of the names, to show to a person."""
     return ", ".join(map(shown, islice(names, SHOWN))) + (" and others" if len(names) > SHOWN else "") or "nothing"
@@ -121,7 +127,8 @@ def shown_names(names: Collection[str]) -> str:
 
 def ignored_fields(ignored: Counter[str], unit: str = "rows") -> str:
     """Return a line that names the most frequent of the fields that are ignored."""
-    named = ", ".join(f"{shown(name)} ({n:,} {unit})" for name, n in ignored.most_common(SHOWN))
+    most = sorted(ignored, key=lambda name: (-ignored[name], name))[:SHOWN]
+    named = ", ".join(f"{shown(name)} ({ignored[name]:,} {unit})" for name in most)
     more = f" and {len(ignored) - SHOWN:,} others" if len(ignored) > SHOWN else ""
     return f"ignored fields: {named}{more}"
 

@@ -22,6 +22,8 @@ def why_not_split(config: Config, n_devices: int, quantize: str | None, has_adap
         return "`quantize` leaves no plain linears"
     if has_adapter:
         return "an adapter is attached to the linears; scripts/merge_lora.py merges LoRA"
+    if config.keeps_state:
+        return "the model has layers without attention"
     if config.n_expert or config.qk_norm in ("row", "heads", "each_head"):
         return "the model has experts, or norms over all heads"
     if config.n_query_groups % n_devices or config.intermediate_size % n_devices:

@@ -313,7 +313,8 @@ def download_url(
 def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
     """Return `source` itself if it is a path; if it is a web address, the file in `folder`, fetched unless it is there.
 
-    `hf://datasets/ORG/NAME/FILE` is a file of a dataset on the hub, fetched with the user's token, if any.
+    `hf://datasets/ORG/NAME/FILE`, or `hf://datasets/ORG/NAME@REVISION/FILE`, is a file of a dataset on the hub, fetched with
+    the user's token, if any.
     """
     if "://" not in source:
         return Path(source)
@@ -323,7 +324,8 @@ def local_file(source: str, folder: Path = Path("data/downloads")) -> Path:
         file = "/".join(filter(None, parts))
         if kind != "datasets" or not (org and name and file):
             raise DataError(f"{source} does not name a file of a dataset on the hub. Use hf://datasets/ORG/NAME/FILE")
-        source = f"{constants.ENDPOINT}/datasets/{org}/{name}/resolve/main/{file}"
+        name, _, revision = name.partition("@")
+        source = f"{constants.ENDPOINT}/datasets/{org}/{name}/resolve/{revision or 'main'}/{file}"
         headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else None
     name = Path(urlsplit(source).path).name or "file"
     target = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"  # other addresses end in the same name

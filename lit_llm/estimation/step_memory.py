@@ -23,6 +23,7 @@ from lit_llm.methods.method import Method
 from lit_llm.methods.registry import build_method
 from lit_llm.model.config import Config
 from lit_llm.model.gpt import GPT
+from lit_llm.model.kv_cache import KVCache
 
 BITS = {"bnb.nf4": 4.5, "bnb.nf4-dq": 4.127, "bnb.fp4": 4.5, "bnb.fp4-dq": 4.127, "bnb.int8": 8.0}
 """Per weight, scales included: one float32 for each 64 weights of 4 bits, or one byte and a float32 for each 256 of those."""
@@ -119,13 +120,11 @@ def estimate(
     }
     memory["above_model"] = memory["optimizer"] + memory.pop("peak")
     memory["total"] = memory["weights"] + memory["adapter"] + memory["above_model"]
-    numbers = config.n_layer * config.n_query_groups * (config.head_size + config.value_size)
-    kv = numbers * max_seq_length * held.itemsize
     return {
         "total_params": n_total,
         "trainable_params": n_trained,
         "memory_bytes": memory,
-        "kv_cache_bytes_per_sequence": kv,
+        "kv_cache_bytes_per_sequence": KVCache(config, 1, max_seq_length, "meta", held).n_bytes(),
     }
 
 

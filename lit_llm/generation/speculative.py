@@ -20,7 +20,15 @@ N_DRAFTED = 4
 
 
 def check_draft(model: GPT, tokenizer: Tokenizer, draft: GPT, draft_tokenizer: Tokenizer) -> None:
-    """Raise OptionError if the two models have different tokens, or the RoPE of one depends on the length of the sequence."""
+    """Raise OptionError if the two models have different tokens, or one of them cannot take back a token: a layer keeps a
+    state, or RoPE depends on the length of the sequence.
+    """
+    for config in (model.config, draft.config):
+        if config.keeps_state:
+            raise OptionError(
+                f"`draft_checkpoint_dir` is not for {config.model_type}: its layers without attention keep a state, from which "
+                "rejected tokens cannot be removed. Omit it"
+            )
     texts = [[t.decode([i]) for i in range(t.vocab_size)] for t in (tokenizer, draft_tokenizer)]
     if texts[0] != texts[1]:
         raise OptionError("the model of `draft_checkpoint_dir` has other tokens. Use a smaller model of the same family")

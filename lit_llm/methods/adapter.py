@@ -14,7 +14,7 @@ from lit_llm.model.gpt import GPT, CausalSelfAttention
 
 
 class Adapter(Method):
-    """Give each layer from `start_layer` on a prompt of `prompt_length` embeddings and a gate per head."""
+    """Give each layer from `start_layer` on that has attention a prompt of `prompt_length` embeddings and a gate per head."""
 
     name = "adapter"
 
@@ -23,9 +23,11 @@ class Adapter(Method):
 
     def attach(self, model: GPT) -> None:
         """Raises ValueError if no layer is left to adapt."""
-        if self.start_layer >= len(model.h):
-            raise OptionError(f"`adapter.start_layer` {self.start_layer} leaves no layer: the model has {len(model.h)}")
-        for attn in attentions(model)[self.start_layer :]:
+        attentions = attentions_of(model.h[self.start_layer :])
+        if not attentions:
+            kind = " with attention" if model.config.keeps_state else ""
+            raise OptionError(f"`adapter.start_layer` {self.start_layer} leaves no layer{kind}: the model has {len(model.h)}")
+        for attn in attentions:
             prompt = Prompt(self.prompt_length, model.config.n_embd, model.config.n_head)
             attn.adapter = prompt.to(next(attn.parameters()).device)
 
@@ -36,7 +38,7 @@ class Adapter(Method):
         return {"prompt_length": self.prompt_length, "start_layer": self.start_layer}
 
     def prepare_generation(self, model: GPT) -> None:
-        for attn in attentions(model):
+        for attn in attentions_of(model.h):
             if isinstance(attn.adapter, Prompt):
                 attn.adapter.precompute(attn, model.wte.weight.dtype)
 
@@ -68,6 +70,6 @@ class Prompt(nn.Module):
         self._kv = attn.keys_and_values(self.embedding.to(dtype)[None])
 
 
-def attentions(model: GPT) -> list[CausalSelfAttention]:
-    """One for each layer."""
-    return [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
+def attentions_of(blocks: nn.ModuleList) -> list[CausalSelfAttention]:
+    """One for each layer that has attention."""
+    return [module for module in blocks.modules() if isinstance(module, CausalSelfAttention)]

@@ -16,7 +16,11 @@ from lit_llm.methods.method import Method
 from lit_llm.model.gpt import GPT
 from lit_llm.schema import shown
 
-GROUPS = {"attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up"), "mlp": ("gate", "up", "down")}
+GROUPS = {
+    "attn": ("q", "k", "v", "o", "q_down", "q_up", "kv_down", "kv_up", "o_gate", "in_proj", "rate", "decay"),
+    "mlp": ("gate", "up", "down"),
+}
+"""`attn` also means the parts that layers have in place of attention."""
 GROUPS["all-linear"] = GROUPS["attn"] + GROUPS["mlp"]
 OF_LATENTS = {"q": ("q_up",), "k": ("kv_up",), "v": ("kv_up",)}
 """Linears of latent attention whose outputs are those that a target names."""

@@ -166,6 +166,8 @@ class AttentionInputs(NamedTuple):
     of_keys: Tensor | None
     """Dimensions that ALiBi adds to keys, see `Alibi.of_keys`. None if there is no ALiBi, or the masks hold its biases."""
     documents: Documents | None
+    in_document: Tensor | None
+    """Position of each token in its document, (T,). None: no `documents`."""
     positions: Tensor | None
     ends: Tensor | None
 
@@ -173,7 +175,10 @@ class AttentionInputs(NamedTuple):
         return AttentionInputs(*_moved(tuple(self), device))
 
     def of_layer(self, layer: int, config: Config, cache: KVCache | None) -> tuple[Any, ...]:
-        """Return rope, query_scale, documents, store, mask and of_keys as `CausalSelfAttention` expects them."""
+        """Return rope, query_scale, documents, store, mask and of_keys as `CausalSelfAttention` expects them; for a layer
+        without attention, in_document and its state."""
+        if config.mixer(layer) != "attn":
+            return self.in_document, None if cache is None else cache.state(layer, self.positions is None, self.ends)
         sliding = config.is_sliding(layer)
         rope = self.ropes[sliding] if config.has_rope(layer) else None
         grows = rope is None or not config.query_growth_without_rope

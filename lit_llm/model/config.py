@@ -117,6 +117,8 @@ class Config:
     """Factor of q k^T. None: 1 / sqrt(head_size)."""
     attention_sinks: bool = False
     """Each head has a trained score that takes part in the softmax and belongs to no key (https://arxiv.org/abs/2309.17453)."""
+    attention_gate: bool = False
+    """The outputs of the heads are multiplied by sigmoid(W x), W of their size (https://arxiv.org/abs/2505.06708)."""
     attention_softcap: float | None = None
     """Attention scores s become softcap * tanh(s / softcap)."""
     logit_softcap: float | None = None
@@ -137,6 +139,21 @@ class Config:
     """The window does not slide: each position attends to those up to itself in its chunk of `sliding_window` positions."""
     sliding_layers: list[int] | None = None
     """Layers that have the sliding window. None: all of them."""
+    conv_layers: list[int] | None = None
+    """Layers with a gated short convolution in place of attention (https://arxiv.org/abs/2511.23404). None: no layer."""
+    conv_size: int = 1
+    """Number of positions that a convolution reads, the last of which is its own."""
+    conv_bias: bool = False
+    """Bias of the convolution and of the projections to and from it."""
+    delta_layers: list[int] | None = None
+    """Layers with a gated delta net in place of attention (https://arxiv.org/abs/2412.06464), which reads queries, keys and
+    values through a convolution of `conv_size`. None: no layer."""
+    delta_heads: int = 1
+    """Heads with values of their own, of which `delta_heads / delta_key_heads` share queries and keys."""
+    delta_key_heads: int = 1
+    delta_key_size: int = 1
+    """Numbers per head of queries and keys."""
+    delta_value_size: int = 1
     parallel_residual: bool = False
     """x + attn(norm_1(x)) + mlp(norm_2(x)) instead of attention first, MLP second."""
     shared_attention_norm: bool = False
@@ -213,6 +230,7 @@ class Config:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {shown(self.position_offset)}")
+        self._check_mixers()
         for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
             if getattr(self, name) is not None:
                 check_size(name, getattr(self, name))
@@ -229,12 +247,21 @@ class Config:
         attention += (self.kv_latent_size or 0) + (self.q_latent_size or 0)
         mlp = 3 * max(self.intermediate_size, self.n_expert * self.expert_size + self.shared_expert_size)
         n_weights = self.n_embd * (2 * self.vocab_size + self.block_size * self.learned_positions)
-        n_weights += self.n_embd * self.n_layer * (attention + mlp)
+        n_weights += self.n_embd * self.n_layer * (max(attention, self._mixer_weights) + mlp)
         if n_weights > MAX_WEIGHTS:
             raise CheckpointError(
                 f"vocab_size {self.vocab_size}, n_embd {self.n_embd}, n_layer {self.n_layer}, intermediate_size "
                 f"{self.intermediate_size} and the other sizes make a model of about {n_weights:.1e} weights; more than "
                 f"{MAX_WEIGHTS:.0e} is refused"
+            )
+
+    def _check_mixers(self) -> None:
+        for name in ("conv_size", "delta_heads", "delta_key_heads", "delta_key_size", "delta_value_size"):
+            check_size(name, getattr(self, name))
+        if self.delta_heads % self.delta_key_heads:
+            raise CheckpointError(
+                f"{self.delta_heads} heads of a delta net (linear_num_value_heads) cannot share the keys of "
+                f"{self.delta_key_heads} (linear_num_key_heads) evenly"
             )
 
     def _check_routing(self) -> None:
@@ -257,6 +284,23 @@ class Config:
             )
 
     @property
+    def _mixer_weights(self) -> int:
+        """Weights of a layer without attention, divided by n_embd."""
+        keys, values = self.delta_sizes
+        convolution = 4 * self.n_embd + self.conv_size if self.conv_layers else 0
+        return max(convolution, (2 * keys + 3 * values + self.conv_size) if self.delta_layers else 0)
+
+    @property
+    def delta_sizes(self) -> tuple[int, int]:
+        """Numbers per token of the keys, and of the values, of all heads of a delta net."""
+        return self.delta_key_heads * self.delta_key_size, self.delta_heads * self.delta_value_size
+
+    @property
+    def keeps_state(self) -> bool:
+        """True if some layers keep a state of fixed size, from which no token can be removed."""
+        return any(self.mixer(layer) != "attn" for layer in range(self.n_layer))
+
+    @property
     def score_factor(self) -> float:
         """Factor of q k^T."""
         return self.head_size**-0.5 if self.attention_scale is None else self.attention_scale
@@ -265,6 +309,13 @@ class Config:
     def value_size(self) -> int:
         """Numbers per head of values."""
         return self.head_size if self.v_head_size is None else self.v_head_size
+
+    def mixer(self, layer: int) -> str:
+        """Return the part that mixes the tokens in this layer: `attn`, `conv` for a gated short convolution, or `delta` for a
+        gated delta net."""
+        if layer in (self.delta_layers or ()):
+            return "delta"
+        return "conv" if layer in (self.conv_layers or ()) else "attn"
 
     def is_sliding(self, layer: int) -> bool:
         """Return True if attention in this layer is limited to `sliding_window`."""

@@ -201,6 +201,12 @@ _FIELDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "topk_group": (Keys.size, ("n_chosen_group",)),
     "router_jitter_noise": (Keys.number, ("router_jitter",)),
     "lm_head_bias": (Keys.flag, ("lm_head_bias",)),
+    "conv_L_cache": (Keys.size, ("conv_size",)),
+    "conv_bias": (Keys.flag, ("conv_bias",)),
+    "linear_num_value_heads": (Keys.size, ("delta_heads",)),
+    "linear_num_key_heads": (Keys.size, ("delta_key_heads",)),
+    "linear_key_head_dim": (Keys.size, ("delta_key_size",)),
+    "linear_value_head_dim": (Keys.size, ("delta_value_size",)),
 }
 # Defaults that depend on the keys before them.
 _DERIVED: dict[str, Callable[[Fields], int]] = {

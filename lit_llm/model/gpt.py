@@ -23,11 +23,13 @@ from lit_llm.model.attention import (
     soft_capped,
 )
 from lit_llm.model.config import Config
+from lit_llm.model.delta_net import DeltaNet
 from lit_llm.model.experts import MoE
 from lit_llm.model.kv_cache import KVCache
 from lit_llm.model.norms import Norm, qk_norm
 from lit_llm.model.recompute import recipes_for_results, recomputed
 from lit_llm.model.rope import Rope, rotate
+from lit_llm.model.short_convolution import ShortConvolution
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -117,7 +119,8 @@ class GPT(nn.Module):
                 positions start at 0.
             cache: Receives the keys and values of `ids`. Without `positions` it is filled from its beginning.
             positions: (B, T), positions of `ids` in the cache, ascending; each attends to all up to its own position.
-            ends: (B,), lengths of the rows, if they are padded and fill a cache: rings and some types of RoPE depend on them.
+            ends: (B,), lengths of the rows, if they are padded and fill a cache: rings, states of layers without attention, and
+                some types of RoPE depend on them.
         """
         assert positions is None or cache is not None
         where, length = positions_in_sequences(ids, lengths, positions, ends)
@@ -127,6 +130,7 @@ class GPT(nn.Module):
             masks=(None, None) if cache is None else cache.masks(positions, self.dtype, self.alibi),
             of_keys=None if self.alibi is None or positions is not None else self.alibi.of_keys(where, self.dtype),
             documents=None if lengths is None else Documents(lengths, ids.device),
+            in_document=None if lengths is None else where,
             positions=positions,
             ends=ends,
         )
@@ -177,6 +181,8 @@ class Block(nn.Module):
 
     x = x + n2(attn(n1(x))), then x + n4(mlp(n3(x))); or in parallel, x + attn(n1(x)) + mlp(n3(x)), where n3 may be n1. Both
     results may have a constant factor before they are added to x. Or x = n1(x + attn(x)), then n3(x + mlp(x)).
+
+    In place of attn there may be another part that mixes the tokens, with a name of its own; see `Config.mixer`.
     """
 
     def __init__(self, config: Config, layer: int) -> None:
@@ -185,29 +191,40 @@ class Block(nn.Module):
         self.normalizes_sums = config.residual_norm
         has_norms = config.pre_norm or config.residual_norm
         self.norm_1 = Norm(config) if has_norms else nn.Identity()
-        self.attn = (CausalSelfAttention if config.kv_latent_size is None else LatentAttention)(config, layer)
+        self.mixer = config.mixer(layer)
+        self.add_module(self.mixer, _make_mixer(config, layer))
         self.post_attn_norm = Norm(config) if config.post_norm else nn.Identity()
         self.shared_norm = config.shared_attention_norm
         self.norm_2 = Norm(config) if has_norms and not self.shared_norm else nn.Identity()
         self.mlp = MoE(config, partial(GatedMLP, config)) if config.has_experts(layer) else MLPS[config.mlp](config)
         self.post_mlp_norm = Norm(config) if config.post_norm else nn.Identity()
 
-    def forward(self, x: Tensor, *attn_args) -> Tensor:
+    def forward(self, x: Tensor, *mixer_args) -> Tensor:
         if self.normalizes_sums:
-            x = self.norm_1(x + self.attn(x, *attn_args))
+            x = self.norm_1(x + self.mix(x, *mixer_args))
             norm, x = self.norm_2, x + self.mlp(x)
             assert isinstance(norm, Norm)
             # Not recomputed: the next block would ask for it, when FSDP has freed the weights of this one.
             return norm.normalized(x, norm.weight, norm.bias)
         h = self.norm_1(x)
-        a = self.post_attn_norm(self.attn(h, *attn_args))
+        a = self.post_attn_norm(self.mix(h, *mixer_args))
         if self.parallel:
             return x + self.scaled(a) + self.scaled(self.mlp(h if self.shared_norm else self.norm_2(x)))
         x = x + self.scaled(a)
         return x + self.scaled(self.post_mlp_norm(self.mlp(self.norm_2(x))))
 
+    def mix(self, x: Tensor, *mixer_args) -> Tensor:
+        """(B, T, C) in which tokens have read others, from x (B, T, C)."""
+        return getattr(self, self.mixer)(x, *mixer_args)
+
     def scaled(self, y: Tensor) -> Tensor:
         return y if self.scale == 1 else y * self.scale
+
+
+def _make_mixer(config: Config, layer: int) -> nn.Module:
+    if config.mixer(layer) in OTHER_MIXERS:
+        return OTHER_MIXERS[config.mixer(layer)](config)
+    return (CausalSelfAttention if config.kv_latent_size is None else LatentAttention)(config, layer)
 
 
 class CausalSelfAttention(nn.Module):
@@ -229,6 +246,9 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = qk_norm(config, layer, config.n_head)
         self.k_norm = qk_norm(config, layer, config.n_query_groups)
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
+        self.o_gate = None
+        if config.attention_gate:
+            self.o_gate = nn.Linear(config.n_embd, config.n_head * config.value_size, bias=config.attn_bias)
         self.adapter: nn.Module | None = None  # what a method adds to the output of the heads; see methods/adapter.py
 
     def add_projections(self, config: Config) -> None:
@@ -261,7 +281,8 @@ class CausalSelfAttention(nn.Module):
             y = attend(*with_biases(q, k, v, of_keys), documents, mask, self.window, self.scale, self.softcap)[..., :-EXTRA]
         if self.adapter is not None:
             y = y + self.adapter(self, q)
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return self.o(y if self.o_gate is None else recomputed(_gated, y, self.o_gate(x)))
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries (B, nh, T, hs) for x (B, T, C)."""
@@ -288,6 +309,10 @@ class CausalSelfAttention(nn.Module):
         """Attention of queries (B, nh, T, hs) to all keys and values (B, ng, S, hs)."""
         mask = torch.ones(1, k.size(2), dtype=torch.bool, device=q.device)
         return attend(q, k, v, None, mask, None, self.scale, self.softcap)
+
+
+def _gated(y: Tensor, gate: Tensor) -> Tensor:
+    return y * gate.sigmoid()
 
 
 class LatentAttention(CausalSelfAttention):
@@ -389,3 +414,4 @@ class XIELU(nn.Module):
 
 
 MLPS = {"gated": GatedMLP, "plain": PlainMLP}
+OTHER_MIXERS = {"conv": ShortConvolution, "delta": DeltaNet}

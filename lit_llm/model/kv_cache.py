@@ -10,10 +10,12 @@ from torch import Tensor
 
 from lit_llm.model.alibi import Alibi
 from lit_llm.model.config import Config
+from lit_llm.model.layer_state import LayerState, empty_state
 
 
 class KVCache:
-    """Slots for the keys and values of all layers, allocated once for a whole generation.
+    """Slots for the keys and values of all layers, allocated once for a whole generation. A layer without attention has none,
+    but a state of fixed size, from which no token can be removed.
 
     Rows are independent: each has its own position, and `put` refills one. Before each call of the model with `positions` the
     caller sets `length`, the number of positions in use over all rows, and `level`: True if each row gets one token, at
@@ -46,10 +48,12 @@ class KVCache:
 
         def slots(layer: int, size: int) -> "Slots":
             n_slots = self.ring if config.is_sliding(layer) else max_length
+            n_slots = n_slots if config.mixer(layer) == "attn" else 0
             return Slots((batch_size, config.n_query_groups, n_slots, size), devices[layer], dtype, int8)
 
         self.k = [slots(i, config.head_size) for i in range(config.n_layer)]
         self.v = [slots(i, config.value_size) for i in range(config.n_layer)]
+        self.states = [empty_state(config, i, batch_size, devices[i], dtype) for i in range(config.n_layer)]
 
     def fill(self, layer: int, ends: Tensor | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, ng, T, hs) of prompts, from position 0 to `ends` (B,), or all to T; return them.
@@ -72,6 +76,10 @@ class KVCache:
             else:
                 slots[rows, :, positions % n_slots] = new.transpose(1, 2)
         return self.k[layer].read(n_rows, self.length), self.v[layer].read(n_rows, self.length)
+
+    def state(self, layer: int, starts: bool, ends: Tensor | None) -> LayerState:
+        """Return the state of a layer without attention for one pass; see `LayerState` for the arguments."""
+        return LayerState(self.states[layer], starts, ends)
 
     def masks(
         self, positions: Tensor | None, dtype: torch.dtype, alibi: Alibi | None = None
@@ -112,11 +120,15 @@ class KVCache:
         assert other.max_length <= self.max_length
         for own, theirs in zip((*self.k, *self.v), (*other.k, *other.v), strict=True):
             own[row, :, : theirs.n_slots] = theirs.read(other_row + 1, theirs.n_slots)[other_row]
+        for own, theirs in zip(self._state_tensors(), other._state_tensors(), strict=True):
+            own[row] = theirs[other_row]
 
     def clear(self, row: int) -> None:
         """Zero a row that contains NaN: even where it is masked, it would spoil the sum (0 * NaN is NaN)."""
         for slots in (*self.k, *self.v):
             slots[row] = torch.zeros_like(slots.values[row], dtype=slots.dtype)
+        for tensor in self._state_tensors():
+            tensor[row] = 0
 
     def stay(self) -> None:
         """Promise the compiler that the slots never move: CUDA graphs write to fixed addresses."""
@@ -124,9 +136,14 @@ class KVCache:
             for tensor in (slots.values, slots.scale):
                 if tensor is not None:
                     torch._dynamo.mark_static_address(tensor)
+        for tensor in self._state_tensors():
+            torch._dynamo.mark_static_address(tensor)
 
     def n_bytes(self) -> int:
-        return sum(slots.n_bytes() for slots in (*self.k, *self.v))
+        return sum(slots.n_bytes() for slots in (*self.k, *self.v)) + sum(tensor.nbytes for tensor in self._state_tensors())
+
+    def _state_tensors(self) -> list[Tensor]:
+        return [tensor for tensors in self.states for tensor in tensors]
 
 
 class Slots:

@@ -76,8 +76,8 @@ def tokenizer_files(file: GGUF) -> dict[str, bytes]:
         "add_bos_token": adds_bos,
         "tokenizer_class": "PreTrainedTokenizerFast" if kind == "gpt2" else "LlamaTokenizer",
     }
-    if kind == "llama":
-        config |= {"add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, True), "legacy": False}
+    if kind == "llama":  # legacy: llama.cpp puts a space behind each special token, too
+        config |= {"add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, True), "legacy": True}
     if template := _templates(file):
         config["chat_template"] = template
     ends = list(dict.fromkeys(i for name in _ENDS if (i := ids[name]) is not None))
@@ -90,6 +90,7 @@ def tokenizer_files(file: GGUF) -> dict[str, bytes]:
 
 
 def _tokens(file: GGUF) -> tuple[list[str], list[int]]:
+    """Return tokens and their kinds, without those at the end that only name further rows of the embedding."""
     tokens = file.get("tokenizer.ggml.tokens", list)
     types = file.get("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
     if not all(type(token) is str for token in tokens) or not all(type(kind) is int for kind in types):
@@ -100,7 +101,8 @@ def _tokens(file: GGUF) -> tuple[list[str], list[int]]:
             f"{file.path}: tokenizer.ggml.tokens has {n} tokens, {different} different ones, and {len(types)} types. "
             "Download another GGUF file"
         )
-    return tokens, types
+    n = next((i + 1 for i in reversed(range(len(types))) if types[i] != UNUSED), 0)
+    return tokens[:n], types[:n]
 
 
 def _id(file: GGUF, name: str, tokens: list[str]) -> int | None:
@@ -163,7 +165,7 @@ def _tokenizer_json(file: GGUF, row: Splitting, tokens: list[str], types: list[i
         "model": {
             "type": "BPE",
             "ignore_merges": row.ignore_merges,
-            "vocab": {token: i for i, token in enumerate(tokens)},
+            "vocab": {token: i for i, token in enumerate(tokens) if types[i] != UNUSED},
             "merges": merges,
         },
     }
@@ -173,13 +175,13 @@ def _tokenizer_json(file: GGUF, row: Splitting, tokens: list[str], types: list[i
 def _sentencepiece(file: GGUF, tokens: list[str], types: list[int]) -> bytes:
     """Return a SentencePiece model, a protocol buffer (sentencepiece, src/sentencepiece_model.proto)."""
     scores = file.get("tokenizer.ggml.scores", list, [0.0] * len(tokens))
-    if len(scores) != len(tokens) or not all(type(score) is float for score in scores):
-        raise CheckpointError(f"{file.path}: tokenizer.ggml.scores must be {len(tokens)} numbers. Download another GGUF file")
+    if len(scores) < len(tokens) or not all(type(score) is float for score in scores):
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.scores must be a number for each token. Download another GGUF file")
     if types.count(UNKNOWN) != 1:
         raise CheckpointError(f"{file.path}: {types.count(UNKNOWN)} tokens are of the unknown kind, expected 1")
     pieces = b"".join(
         _message(1, _message(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _integer(3, kind))
-        for token, score, kind in zip(tokens, scores, types, strict=True)
+        for token, score, kind in zip(tokens, scores[: len(tokens)], types, strict=True)
     )
     ids = {41: _id(file, "bos", tokens), 42: _id(file, "eos", tokens), 43: _id(file, "padding", tokens)}
     trainer = _integer(3, 2) + _integer(4, len(tokens)) + _integer(35, BYTE in types) + _integer(40, types.index(UNKNOWN))

@@ -10,6 +10,7 @@ from lit_llm.model.quantized_linear import QuantizedLinear
 _KINDS = (
     (("wte", "wpe", "project_in", "project_out"), "embeddings"), (("lm_head",), "head"), (("attn",), "attention"),
     (("router", "mlp"), "mlp"),
+    (("delta",), "delta nets"), (("conv",), "convolutions"),
 )  # fmt: skip
 
 

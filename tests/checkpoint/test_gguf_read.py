@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_wrong_metadata_name_file_key_and_value(key, value, message, file, tmp_p
             ["t h"],
             r"bad.gguf/tokenizer.json is not a tokenizer: Token `th` out of vocabulary",
         ),
-        ("tokenizer.ggml.eos_token_id", 10**6, "eos_token_id 1000000 is not one of 320 tokens"),
+        ("tokenizer.ggml.eos_token_id", 10**6, "eos_token_id 1000000 is not one of 300 tokens"),
     ],
 )
 def test_wrong_tokenizers_name_file_key_and_value(key, value, message, file, tmp_path):
@@ -244,3 +245,27 @@ def test_the_parts_of_a_split_file_are_one_checkpoint(file, tmp_path):
     (tmp_path / "m-00001-of-00002.gguf").rename(alone / "m-00001-of-00002.gguf")
     with pytest.raises(FileNotFoundError, match=r"needs m-00002-of-00002\.gguf, which is missing"):
         load_model(alone / "m-00001-of-00002.gguf")
+
+
+def test_harness_and_server_take_a_file(folder, file):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("fastapi")
+    from lm_eval.api.instance import Instance
+    from serving import serving
+
+    from lit_llm.args.serve import ServeArgs
+    from lit_llm.evaluation.harness import HarnessModel
+    from lit_llm.serving.app import make_app
+
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in (("the red", " cat"), ("a dog", " sees the river"))]
+    scores = [HarnessModel(*load(path, device="cpu"), path, 2).loglikelihood(requests) for path in (folder, file)]
+    assert scores[0] == scores[1]
+    texts = []
+    for path in (folder, file):
+        app = make_app(*load(path, device="cpu"), ServeArgs(checkpoint_dir=path))
+        with serving(app) as url:
+            body = json.dumps({"model": "model", "prompt": "the red cat", "max_tokens": 8, "temperature": 0}).encode()
+            with urlopen(Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})) as answer:
+                texts.append(json.load(answer)["choices"][0]["text"])
+    assert texts[0] == texts[1]
+    assert texts[0]

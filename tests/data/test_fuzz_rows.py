@@ -115,9 +115,9 @@ def test_mutated_files_are_prepared(folder, kind, data):
     path, out = folder / f"rows.{kind}", folder / "out"
     path.write_bytes(content)
     options = {"destination_path": out, "write_dropped": data.draw(st.booleans()), "near_duplicates": 0.8}
-    args = PrepareCsvArgs(csv_path=path, **options) if kind == "csv" else PrepareJsonArgs(json_path=str(path), **options)
+    args = PrepareCsvArgs(csv_path=str(path), **options) if kind == "csv" else PrepareJsonArgs(json_path=str(path), **options)
     with result_or_clear_error(str(path), errors=(LitError,)):
-        prepare_table(args, str(path), path)
+        prepare_table(args)
         about = json.loads((out / "meta.json").read_text())
         files = [out / f"{name}.jsonl" for name, n in about["rows"].items() if n]
         assert out / "train.jsonl" in files

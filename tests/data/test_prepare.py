@@ -1,5 +1,6 @@
 """Raw sources to data folders: each script on its real schema, what is dropped and why, and what stays as it was."""
 
+import bz2
 import csv
 import gzip
 import json
@@ -12,8 +13,8 @@ from conftest import REPOSITORY
 from fake_hub import FakeHub
 from tiny import rows
 
-from lit_llm.data.curate import Similar
-from lit_llm.data.file_readers import json_rows, text_rows
+from lit_llm.data.curate import Similar, signature
+from lit_llm.data.file_readers import csv_rows, json_rows, text_rows
 
 
 @pytest.fixture
@@ -104,15 +105,24 @@ def test_alpaca_and_json_come_from_an_address(prepare, hub):
     assert len(kept(folder)) == 30
 
 
-def test_a_compressed_body_is_refused_beyond_the_limit(hub, tmp_path):
-    """A server that sends gzip unasked: the limit is on what it grows to."""
+def test_a_compressed_body_does_not_fill_the_memory(hub, tmp_path, monkeypatch):
+    """A server that sends gzip unasked: it is kept as it is, and no more of a line is read than the limit."""
+    from lit_llm.data import file_readers
     from lit_llm.download.hub import download_url
 
     hub.plain["/bomb.json"] = gzip.compress(b"0" * 10_000_000)
     assert len(hub.plain["/bomb.json"]) < 20_000
     kept_as_it_is = download_url(f"{hub.url}/bomb.json", tmp_path / "bomb.json", max_bytes=20_000)
-    with pytest.raises(ValueError, match="is compressed \\(gzip\\)"):
-        next(json_rows(kept_as_it_is))
+    monkeypatch.setattr(file_readers, "MAX_LENGTH", 1_000_000)
+    for read in (json_rows, csv_rows):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"bomb\.json:1: not read \(longer than"):
+            next(read(kept_as_it_is))
+        assert tracemalloc.get_traced_memory()[1] < 7_000_000
+        tracemalloc.stop()
+    hub.plain["/list.json"] = gzip.compress(b'["' + b"0" * 10_000_000)
+    with pytest.raises(ValueError, match=r"list\.json:1:2: not read \(longer than"):
+        next(json_rows(download_url(f"{hub.url}/list.json", tmp_path / "list.json")))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +355,10 @@ BAD_FILES = {
     "long number in an item": ("json", b'[{"a": 1},\n {"a": ' + b"1" * 5000 + b"}]", ":2:2: not read (Exceeds the limit"),
     "not UTF-8": ("json", b'{"instruction": "\xff"}\n', ":1: not UTF-8"),
     "not UTF-8 in a list": ("json", b'[{"instruction": "\xff"}]\n', "is not UTF-8"),
-    "gzip": ("json", gzip.compress(b"[]"), "is compressed (gzip)"),
+    "bzip2": ("json", bz2.compress(b"[]"), "is compressed (bzip2)"),
+    "cut off gzip": ("json", gzip.compress(jsonl(*({"a": i} for i in range(9999))))[:-9], "is damaged (Compressed file ended"),
+    "changed gzip": ("json", gzip.compress(jsonl({"a": 1}))[:-5] + b"12345", "is damaged (CRC check failed"),
+    "gzip of nothing": ("csv", gzip.compress(b""), "the columns of a header are missing"),
     "zip": ("csv", b"PK\x03\x04 and so on", "is compressed (zip)"),
     "empty": ("json", b"", "it has no rows"),
     "empty list": ("json", b" [ ] ", "it has no rows"),
@@ -529,11 +542,11 @@ def test_similarity_is_that_of_the_shingles():
         for i in range(n_changed):
             changed[i] = f"x{i}"  # each at the front: a run of n changes n shingles
         sets = [{" ".join(text[i : i + 3]) for i in range(298)} for text in (words, changed)]
-        assert not similar.seen(" ".join(words))
-        found[len(sets[0] & sets[1]) / len(sets[0] | sets[1])] = similar.seen(" ".join(changed))
+        assert not similar.seen(signature(" ".join(words)).tobytes())
+        found[len(sets[0] & sets[1]) / len(sets[0] | sets[1])] = similar.seen(signature(" ".join(changed)).tobytes())
     assert all(near for jaccard, near in found.items() if jaccard > 0.8)
     assert not any(near for jaccard, near in found.items() if jaccard < 0.6)
-    assert not similar.seen("")
+    assert not similar.seen(signature("").tobytes())
 
 
 def test_near_duplicates_are_dropped_if_asked(prepare, tmp_path):

@@ -67,7 +67,7 @@ def test_decoding_with_a_cache_equals_no_cache(case, model):
     full = model(ids)
     cache = KVCache(model.config, 2, 20, "cpu", torch.float32)
     prompts = torch.where(torch.arange(11) < n_prompt[:, None], ids[:, :11], 0)  # padded on the right
-    logits = model.head(model.hidden(prompts, cache=cache))[[0, 1], n_prompt - 1]
+    logits = model.head(model.hidden(prompts, cache=cache, ends=n_prompt))[[0, 1], n_prompt - 1]
     for step in range(5):
         assert relative_difference(logits, full[[0, 1], n_prompt + step - 1]) < 1e-5
         positions = (n_prompt + step)[:, None]

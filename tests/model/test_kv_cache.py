@@ -11,6 +11,7 @@ from lit_llm.generation.decode import decode_step, make_cache, prefill
 from lit_llm.model.gpt import GPT
 from lit_llm.model.kv_cache import KVCache
 
+HYBRID = [case for case in CASES if case.name in ("lfm2", "qwen3_next")]
 SOME = [case for case in CASES if case.name in ("llama", "gpt_neox", "mistral-window", "gemma3_text", "qwen2-layer-types")]
 # No family has ALiBi together with windows or with shared key/value heads.
 WITH_ALIBI = [replace(case, name=f"{case.name}, ALiBi") for case in SOME if case.name in ("llama", "qwen2-layer-types")]
@@ -32,6 +33,7 @@ def model(case, tmp_path):
     return other
 
 
+@pytest.mark.parametrize("case", SOME + WITH_ALIBI + HYBRID, ids=str, indirect=True)
 @torch.inference_mode()
 def test_a_row_joining_a_running_batch_equals_no_cache(case, model):
     """Three slots: a row leaves, another takes its place with a prompt of another length, one is moved; beyond the windows."""

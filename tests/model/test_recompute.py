@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from families import BY_NAME, all_families, make_reference, random_ids
 from methods import METHODS, documents
 
-import lit_llm.model.gpt
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import collate
 from lit_llm.estimation.step_memory import estimate
@@ -18,6 +17,7 @@ from lit_llm.methods.full import Full
 from lit_llm.methods.inject import freeze
 from lit_llm.methods.lora import LoRA
 from lit_llm.methods.loss import next_token_loss
+from lit_llm.model import delta_net, experts, gpt, norms, short_convolution
 from lit_llm.model.config import Config
 from lit_llm.model.recompute import recipes_for_results, recomputed
 
@@ -48,7 +48,8 @@ def test_no_gradient_changes(case, tmp_path, monkeypatch):
     methods = [*METHODS.values(), lambda: LoRA(targets="all-linear", dropout=0.3)]
     cases = [(m, torch.float32) for m in methods] + [(m, torch.bfloat16) for m in methods[:1] + methods[-1:]]
     found = [gradients(*case) for case in cases]
-    monkeypatch.setattr(lit_llm.model.gpt, "recomputed", lambda make, *inputs: make(*inputs))
+    for module in (delta_net, experts, gpt, norms, short_convolution):
+        monkeypatch.setattr(module, "recomputed", lambda make, *inputs: make(*inputs))
     for grads, (make_method, dtype) in zip(found, cases, strict=True):
         expected = gradients(make_method, dtype)
         largest = max(g.norm() for g in expected)  # some are zero but for rounding, such as those of the biases of keys
@@ -112,7 +113,7 @@ def test_a_changed_input_is_an_error(context, function):
 @pytest.mark.parametrize("method", [LoRA(targets="all-linear"), Full()], ids=lambda m: m.name)
 def test_a_graph_is_gone_with_its_loss(method):
     """Without the garbage collector: it would come too late."""
-    model = lit_llm.model.gpt.GPT(LLAMA)
+    model = gpt.GPT(LLAMA)
     method.attach(model)
     freeze(model, method)
     kept = []

@@ -17,6 +17,10 @@ _QWEN_VISION: dict[str, Any] = {
     "depth": 1, "hidden_size": 32, "embed_dim": 16, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
     "intermediate_size": 16, "fullatt_block_indexes": [0], "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
 }  # fmt: skip
+_DELTA: dict[str, Any] = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5, "full_attention_interval": 2, "rms_norm_eps": 0.1,
+}  # fmt: skip
 _MROPE = {"rope_type": "default", "rope_theta": 2e4, "mrope_section": [1, 1, 2]}
 
 
@@ -38,6 +42,10 @@ TEXT_PART_CASES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _case({"rope_parameters": _MROPE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
                         _QWEN_VISION, tie_word_embeddings=True),
     "qwen3_vl": _case({"rope_parameters": {**_MROPE, "mrope_interleaved": True}, "head_dim": 8}, _QWEN_VISION),
+    "qwen3_5": _case({**_DELTA, "rope_parameters": {**_MROPE, "mrope_interleaved": True}}, _QWEN_VISION),
+    "qwen3_5_moe": _case(
+        {**_DELTA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+         "shared_expert_intermediate_size": 20}, _QWEN_VISION, tie_word_embeddings=True),
     "llama4": _case(
         {"model_type": "llama4_text", "moe_layers": [], "head_dim": 8, "intermediate_size_mlp": 48},
         {**_VISION, "model_type": "llama4_vision_model", "intermediate_size": 64, "vision_output_dim": 32,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases_dense import DENSE
 from cases_experts import EXPERTS
+from cases_hybrid import HYBRID
 from cases_latent import LATENT, MOONLIGHT
 from cases_older import OLDER
 from torch import Tensor
@@ -179,7 +180,7 @@ CASES = [
     _with_old_keys(_case("", "internlm3", head_dim=8, attention_bias=True, mlp_bias=True), "internlm3-first-release",
                    ("attention_bias", "mlp_bias"), qkv_bias=True, bias=True),
     *(Case(*case) for case in OLDER),
-    *(_case(name, family, **sizes) for name, family, sizes in [*EXPERTS, *LATENT]),
+    *(_case(name, family, **sizes) for name, family, sizes in [*EXPERTS, *LATENT, *HYBRID]),
     _with_old_keys(_case("", "deepseek_v3", **MOONLIGHT), "kimi_k2", ("rope_parameters", "dtype"), model_type="kimi_k2",
                    rope_theta=1e4, torch_dtype="float32"),
 ]  # fmt: skip
@@ -189,7 +190,7 @@ EVERY_PART = [
     BY_NAME[name]
     for name in """llama llama-mqa-bias-tied mixtral qwen2 gemma3_text phi-qk-norm phi3 stablelm-2-12b gpt_neox falcon-40b gpt2
     granite command-r-plus apertus nanochat-bias bloom opt-350m dots1 gpt_oss qwen2_moe phimoe deepseek_v2
-    deepseek_v3""".split()
+    deepseek_v3 lfm2 lfm2-bias-untied qwen3_next qwen3_next-bias""".split()
 ]
 """Together they have every kind of part that some family has."""
 
@@ -211,9 +212,12 @@ def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> Pre
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            is_zero_centred = not parameter.any()
             parameter.normal_(std=0.3 if parameter.dim() < 2 else 0.15)
-            if re.search(r"(norm|ln_\w+)(\.norms\.\d+)?\.weight$", name):
+            if re.search(r"(norm|ln_\w+)(\.norms\.\d+)?\.weight$", name) and not is_zero_centred:
                 parameter.add_(1)
+            if name.endswith("A_log"):
+                parameter.sub_(3)  # the state then lasts longer than a chunk
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.3)

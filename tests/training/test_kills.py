@@ -49,7 +49,7 @@ def prepare():
     from lit_llm.data.prepare import prepare_table
 
     args = PrepareJsonArgs(json_path="rows/train.jsonl", destination_path="result", val_split_fraction=0.3, write_dropped=True)
-    prepare_table(args, "rows", Path("rows/train.jsonl"))
+    prepare_table(args)
 
 
 def merge():
@@ -106,7 +106,7 @@ def inputs(tmp_path_factory, checkpoint):
     (folder / "adapter").mkdir()
     write_adapter(folder / "adapter", model, method, checkpoint, "alpaca")
     source = folder / "rows" / "train.jsonl"
-    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder / "prepare"), "rows", source)
+    prepare_table(PrepareJsonArgs(json_path=str(source), destination_path=folder / "prepare"))
     return folder
 
 

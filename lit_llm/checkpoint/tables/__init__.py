@@ -2,12 +2,13 @@
 
 from lit_llm.checkpoint.tables.dense import DENSE
 from lit_llm.checkpoint.tables.experts import EXPERTS
+from lit_llm.checkpoint.tables.hybrid import HYBRID
 from lit_llm.checkpoint.tables.latent import LATENT
 from lit_llm.checkpoint.tables.older import OLDER
 from lit_llm.checkpoint.tables.rows import QKV, Table, fused, in_layers
 from lit_llm.model.config import Config
 
-TABLES = DENSE | EXPERTS | LATENT | OLDER
+TABLES = DENSE | EXPERTS | LATENT | HYBRID | OLDER
 
 
 def lit_gpt_table(config: Config) -> Table:
@@ -15,7 +16,7 @@ def lit_gpt_table(config: Config) -> Table:
     mlp = {"proj": "down", **({"fc": "up"} if config.mlp == "plain" else {"fc_1": "gate", "fc_2": "up"})}
     rows: Table = {
         "norm_1": "norm_1",
-        "attn.attn": fused(*QKV, grouped=True),
+        "attn.attn": fused(*QKV, blocks="n_query_groups"),
         "attn.qkv": fused(*QKV),  # since litgpt 0.5
         "attn.norm_q": "attn.q_norm",
         "attn.norm_k": "attn.k_norm",

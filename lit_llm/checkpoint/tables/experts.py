@@ -13,6 +13,7 @@ from lit_llm.checkpoint.tables.rows import (
     Row,
     Table,
     fused,
+    in_layers,
     model_table,
     stacked,
 )
@@ -32,14 +33,14 @@ def shared(name: str) -> Table:
 
 
 _EXPERTS: Table = {f"mlp.experts.{{}}.{part}_proj": f"mlp.experts.{{}}.{part}" for part in ("gate", "up", "down")}
-_QWEN = {"mlp.gate": "mlp.router"} | _EXPERTS
-_GATED_SHARED = shared("shared_expert") | {"mlp.shared_expert_gate": "mlp.shared_router"}
+QWEN = {"mlp.gate": "mlp.router"} | _EXPERTS
+GATED_SHARED = shared("shared_expert") | {"mlp.shared_expert_gate": "mlp.shared_router"}
 
 
 def deepseek(config: Config) -> Table:
     """The mixture of DeepSeek V3, which others took over."""
     bias: Table = {"mlp.gate.e_score_correction_bias": "mlp.router.choice_bias"} if config.choice_bias else {}
-    return _QWEN | bias | (shared("shared_experts") if config.shared_expert_size else {})
+    return QWEN | bias | (shared("shared_experts") if config.shared_expert_size else {})
 
 
 def _ernie(config: Config) -> Table:
@@ -93,13 +94,25 @@ def with_mixture(config: Config, rows: Table, mixture: Table, mlp: Table = GATED
     return model_table(rows | (mixture if True in kinds else {}) | (mlp if False in kinds else {}))
 
 
+def together(table: Table) -> Table:
+    """Return the rows of files that hold all experts of a layer in one tensor, as transformers' modules do, for a table with a
+    row for each part of an expert."""
+    if "model.layers.{}.mlp.experts.{}.gate_proj" not in table:
+        return {}
+    rows: Table = {
+        "mlp.experts.gate_up_proj": stacked("gate.weight", "up.weight"),
+        "mlp.experts.down_proj": stacked("down.weight"),
+    }
+    return in_layers("model.layers", rows)
+
+
 EXPERTS: dict[str, Callable[[Config], Table]] = {
     "mixtral": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
     "phimoe": lambda config: model_table(PRE_NORMS | ATTENTION | _MIXTRAL),
-    "qwen2_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _QWEN | _GATED_SHARED),
-    "qwen3_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
-    "olmoe": lambda config: model_table(PRE_NORMS | ATTENTION | QK_NORMS | _QWEN),
-    "flex_olmo": lambda config: model_table(POST_NORMS | ATTENTION | QK_NORMS | _QWEN),
+    "qwen2_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, QWEN | GATED_SHARED),
+    "qwen3_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, QWEN),
+    "olmoe": lambda config: model_table(PRE_NORMS | ATTENTION | QK_NORMS | QWEN),
+    "flex_olmo": lambda config: model_table(POST_NORMS | ATTENTION | QK_NORMS | QWEN),
     "dots1": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, deepseek(config)),
     "glm4_moe": lambda config: with_mixture(
         config, PRE_NORMS | ATTENTION | (QK_NORMS if config.qk_norm else {}), deepseek(config)
@@ -113,7 +126,7 @@ EXPERTS: dict[str, Callable[[Config], Table]] = {
     "hunyuan_v1_moe": lambda config: model_table(PRE_NORMS | ATTENTION | HUNYUAN_QK_NORMS | _hunyuan(config)),
     "gpt_oss": lambda config: model_table(PRE_NORMS | ATTENTION | _GPT_OSS),
     "exaone_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _exaone(config)),
-    "mellum": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, _QWEN),
+    "mellum": lambda config: with_mixture(config, PRE_NORMS | ATTENTION | QK_NORMS, QWEN),
     "llama4_text": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _LLAMA4, _FEED_FORWARD),
     "ernie4_5_moe": lambda config: with_mixture(config, PRE_NORMS | ATTENTION, _ernie(config)),
 }

@@ -7,7 +7,7 @@ from lit_llm.model.config import Config
 
 _NEOX_MLP: Table = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}
 _NEOX_ATTENTION: Table = {
-    "attention.query_key_value": fused(*QKV, grouped=True),
+    "attention.query_key_value": fused(*QKV, blocks="n_query_groups"),
     "attention.dense": "attn.o",
 }
 _GPT_NEOX: Table = {
@@ -29,7 +29,8 @@ _GPT2 = _gpt2({
     "mlp.c_proj": fused("mlp.down", transposed=True),
 })  # fmt: skip
 _GPT_BIGCODE = _gpt2({
-    "attn.c_attn": fused(*QKV, grouped=True), "attn.c_proj": "attn.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
+    "attn.c_attn": fused(*QKV, blocks="n_query_groups"), "attn.c_proj": "attn.o",
+    "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
 })  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _falcon(config: Config) -> Table:
 
 def _persimmon(config: Config) -> Table:
     rows: Table = {
-        "self_attn.query_key_value": fused(*QKV, grouped=True),
+        "self_attn.query_key_value": fused(*QKV, blocks="n_query_groups"),
         "self_attn.dense": "attn.o",
         **PRE_NORMS,
         **_NEOX_MLP,

@@ -15,17 +15,18 @@ class Fused:
     """One upstream tensor that holds several of ours one below the other (along dim 0), or one of ours transposed."""
 
     names: tuple[str, ...]
-    grouped: bool = False
-    """Rows are interleaved: for each key/value head its query heads, its key, its value (GPT-NeoX, Falcon)."""
     transposed: bool = False
     """Weights are stored as (in, out) (GPT-2's Conv1D)."""
-    blocks: int = 1
-    """Rows are in this many blocks, each with an equal share of every part (CodeGen)."""
+    blocks: int | str = 1
+    """Rows are in this many blocks, or as many as this field of `Config` says, each with an equal share of every part. With
+    `n_query_groups`, a block has a key/value head and its query heads (GPT-NeoX, Falcon)."""
+
+    def n_blocks(self, config: Config) -> int:
+        return self.blocks if isinstance(self.blocks, int) else getattr(config, self.blocks)
 
     def rows(self, config: Config) -> tuple[int, ...]:
         """Return the rows of each of ours."""
-        q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
-        n_rows = {"q": q, "k": kv, "v": kv}
+        n_rows = {"attn": _attention_rows(config), "delta": _delta_rows(config)}
         sizes = {"shared": config.shared_expert_size, "experts": config.expert_size}
         return tuple(_n_rows(name, n_rows, sizes, config) for name in self.names)
 
@@ -41,27 +42,32 @@ class Fused:
             raise CheckpointError(
                 f"has {len(tensor)} rows, its config says {sum(rows)}. Weights and config do not belong together"
             )
-        if not self.grouped:
-            parts = tensor.unflatten(0, (self.blocks, -1)).split([n // self.blocks for n in rows], dim=1)
-            return [part.flatten(0, 1) for part in parts]
-        ng, hs = config.n_query_groups, config.head_size
-        grouped = tensor.unflatten(0, (ng, config.n_head // ng + 2, hs))
-        return grouped[:, :-2].flatten(0, 2), grouped[:, -2].flatten(0, 1), grouped[:, -1].flatten(0, 1)
+        n = self.n_blocks(config)
+        parts = tensor.unflatten(0, (n, -1)).split([n_rows // n for n_rows in rows], dim=1)
+        return [part.flatten(0, 1) for part in parts]
 
     def join(self, config: Config, parts: Sequence[Tensor]) -> Tensor:
         """Inverse of `split`."""
-        if self.grouped:
-            ng, hs = config.n_query_groups, config.head_size
-            return torch.cat([part.unflatten(0, (ng, -1, hs)) for part in parts], dim=1).flatten(0, 2)
-        tensor = torch.cat([part.unflatten(0, (self.blocks, -1)) for part in parts], dim=1).flatten(0, 1)
+        n = self.n_blocks(config)
+        tensor = torch.cat([part.unflatten(0, (n, -1)) for part in parts], dim=1).flatten(0, 1)
         return tensor.t().contiguous() if self.transposed else tensor
 
 
-def _n_rows(name: str, n_rows: Mapping[str, int], sizes: Mapping[str, int], config: Config) -> int:
+def _attention_rows(config: Config) -> dict[str, int]:
+    q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
+    return {"q": q, "k": kv, "v": kv, "o_gate": q}
+
+
+def _delta_rows(config: Config) -> dict[str, int]:
+    keys, values = config.delta_sizes
+    return {"q": keys, "k": keys, "v": values, "o_gate": values, "rate": config.delta_heads, "decay": config.delta_heads}
+
+
+def _n_rows(name: str, n_rows: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], config: Config) -> int:
     *path, part = name.split(".")
     if part in ("gate", "up"):
         return next((size for place, size in sizes.items() if place in path), config.intermediate_size)
-    return n_rows.get(part, config.n_embd)
+    return n_rows.get(path[-1], {}).get(part, config.n_embd)
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,8 @@ class Row:
         return parts[0][None]
 
 
-def fused(*parts: str, grouped: bool = False, transposed: bool = False, blocks: int = 1) -> Fused:
-    return Fused(tuple(f"h.{{}}.{part}" for part in parts), grouped, transposed, blocks)
+def fused(*parts: str, transposed: bool = False, blocks: int | str = 1) -> Fused:
+    return Fused(tuple(f"h.{{}}.{part}" for part in parts), transposed, blocks)
 
 
 def stacked(*parts: str, transposed: bool = False, interleaved: bool = False) -> Stacked:

@@ -16,7 +16,7 @@ from lit_llm.model.families.family import (
 from lit_llm.schema import shown
 
 
-def _qwen_dense_layers(k: Keys, n_layer: int) -> list[int] | None:
+def qwen_dense_layers(k: Keys, n_layer: int) -> list[int] | None:
     step, only_mlp = k.size("decoder_sparse_step", 1), k.integers("mlp_only_layers")
     return [i for i in range(n_layer) if i in only_mlp or (i + 1) % step] or None
 
@@ -28,7 +28,7 @@ def _qwen2_moe(k: Keys, fields: Fields) -> Fields:
     return {
         "attn_bias": k.flag("qkv_bias", True),
         "shared_expert_size": k.size("shared_expert_intermediate_size", 5632),
-        "dense_layers": _qwen_dense_layers(k, n_layer),
+        "dense_layers": qwen_dense_layers(k, n_layer),
         **window_fields(k, n_layer, window, slides),
     }
 
@@ -36,7 +36,7 @@ def _qwen2_moe(k: Keys, fields: Fields) -> Fields:
 def _qwen3_moe(k: Keys, fields: Fields) -> Fields:
     return {
         "n_expert": k.optional_size("num_local_experts", None) or k.size("num_experts", 128),
-        "dense_layers": _qwen_dense_layers(k, fields["n_layer"]),
+        "dense_layers": qwen_dense_layers(k, fields["n_layer"]),
         "sliding_window": used_window(k, 4096),
     }
 
@@ -186,7 +186,7 @@ _GPT_OSS_ROPE: Fields = {
 }  # fmt: skip
 _GRANITEMOE = GRANITE | {"attention_multiplier": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2}
 _MIXTURE: Fields = {"num_local_experts": 8, "num_experts_per_tok": 2}
-_OLMOE: dict[str, str | None] = {"num_local_experts": "num_experts"}
+QWEN_EXPERTS: dict[str, str | None] = {"num_local_experts": "num_experts"}
 DEEPSEEK: dict[str, str | None] = {"num_local_experts": "n_routed_experts"}
 
 EXPERTS: dict[str, Family] = {
@@ -213,7 +213,7 @@ EXPERTS: dict[str, Family] = {
         | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
            "num_key_value_heads": 16, "num_local_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
            "norm_topk_prob": False},
-        spelled=_OLMOE,
+        spelled=QWEN_EXPERTS,
         fixed={"shared_expert_gate": True},
         more=_qwen2_moe,
     ),
@@ -231,7 +231,7 @@ EXPERTS: dict[str, Family] = {
         {"vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 16,
          "num_attention_heads": 16, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "attention_bias": False,
          "clip_qkv": None, "num_local_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False},
-        spelled=_OLMOE,
+        spelled=QWEN_EXPERTS,
         fixed={"qk_norm": "row"},
         more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
     ),
@@ -239,7 +239,7 @@ EXPERTS: dict[str, Family] = {
         "FlexOlmo 7x7B",
         {"vocab_size": 100352, "max_position_embeddings": 4096, "rope_theta": 5e5, "attention_bias": False,
          "num_local_experts": 7, "num_experts_per_tok": 5, "norm_topk_prob": False},
-        spelled=_OLMOE,
+        spelled=QWEN_EXPERTS,
         fixed={"qk_norm": "row", "pre_norm": False, "post_norm": True},
         more=lambda k, fields: {"expert_size": fields["intermediate_size"]},
     ),
@@ -300,7 +300,7 @@ EXPERTS: dict[str, Family] = {
     "hunyuan_v1_moe": Family(
         "Hunyuan-A13B",
         {"vocab_size": 290943, "rms_norm_eps": 1e-5, "attention_bias": False, "num_local_experts": 1},
-        spelled=_OLMOE,
+        spelled=QWEN_EXPERTS,
         fixed={"qk_norm": "head", "qk_norm_after_rope": True},
         unused=("eod_token_id", "sep_token_id"),
         rope=hunyuan_rope,
@@ -322,7 +322,7 @@ EXPERTS: dict[str, Family] = {
         {"vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5,
          "num_local_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "norm_topk_prob": True,
          "routed_scaling_factor": 2.5, "n_group": 1, "topk_group": 1},
-        spelled=_OLMOE,
+        spelled=QWEN_EXPERTS,
         aliases={"num_shared_experts": "n_shared_experts"},
         fixed={"qk_norm": "head"},
         unused=("num_nextn_predict_layers",),

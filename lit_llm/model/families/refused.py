@@ -44,8 +44,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     _refusal(
         "layers with linear attention or a recurrent state are not implemented",
-        "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp qwen4_exp_text",
-        "Use Qwen3, whose model_type is qwen3 or qwen3_moe",
+        "qwen4_exp qwen4_exp_text",
+        "Use Qwen3.5, whose model_type is qwen3_5 or qwen3_5_moe",
     ),
     _refusal(
         "layers with linear attention or a recurrent state are not implemented", "olmo_hybrid", "Use OLMo 3, model_type olmo3"
@@ -53,7 +53,7 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal(
         "layers with linear attention or a recurrent state are not implemented", "recurrent_gemma", "Use gemma2 or gemma3_text"
     ),
-    _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2 lfm2_moe lfm3 zaya"),
+    _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2_moe lfm3 zaya"),
     _refusal(
         "the output of its mixture of experts has a norm, which is not implemented",
         "axk1",

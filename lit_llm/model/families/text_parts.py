@@ -130,6 +130,8 @@ TEXT_PARTS: dict[str, TextPart] = {
         defaults={"max_position_embeddings": 128000, "rope_theta": 5e5},
         **_QWEN_VL,
     ),
+    "qwen3_5": TextPart("Qwen3.5 0.8B to 27B", "qwen3_5_text", **_QWEN_VL),
+    "qwen3_5_moe": TextPart("Qwen3.5 35B-A3B, 122B-A10B and 397B-A17B", "qwen3_5_moe_text", **_QWEN_VL),
     "llama4": TextPart(
         "Llama 4 Scout and Maverick",
         "llama4_text",
