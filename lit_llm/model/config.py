@@ -24,6 +24,11 @@ _CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
 }
 
+_POSITIVE = (
+    "norm_eps", "latent_norm_eps", "rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "swiglu_limit",
+    "query_growth", "logit_scale", "logit_softcap", "local_rope_theta", "embedding_scale", "residual_scale", "alibi",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
@@ -208,22 +213,7 @@ class Config:
             )
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
-        for name in (
-            "norm_eps",
-            "latent_norm_eps",
-            "rope_theta",
-            "clip_qkv",
-            "attention_scale",
-            "attention_softcap",
-            "swiglu_limit",
-            "query_growth",
-            "logit_scale",
-            "logit_softcap",
-            "local_rope_theta",
-            "embedding_scale",
-            "residual_scale",
-            "alibi",
-        ):
+        for name in _POSITIVE:
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
