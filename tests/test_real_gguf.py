@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import randomize
 
 import lit_llm
 from lit_llm.checkpoint.adapters import write_adapter
@@ -51,9 +52,7 @@ def adapter(file, tmp_path_factory):
     model, method = load_model(file), LoRA(targets="all-linear")
     torch.manual_seed(0)
     method.attach(model)
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora.B"):
-            torch.nn.init.normal_(parameter, std=0.003)
+    randomize(model, 0.003)
     folder = tmp_path_factory.mktemp("adapter") / "final"
     folder.mkdir()
     write_adapter(folder, model, method, file, CHAT_TEMPLATE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_llm.args.measure import BenchmarkArgs
 from lit_llm.bench.measuring import in_new_process, report, require_linux, table
 from lit_llm.bench.shapes import shape
+from lit_llm.checkpoint.gguf_write import write_model
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.tensor_names import to_hf
 from lit_llm.checkpoint.write import write_shards
@@ -21,6 +22,7 @@ from lit_llm.files import write_json
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import LaidOutLinear
 from lit_llm.model.gpt import GPT
+from lit_llm.text.gguf_file import check_installed
 
 SHARD_BYTES = 500 * 10**6
 LLAMA_1B = shape("llama", 32000, 2048, 16, 32, 8192, num_key_value_heads=8)
@@ -30,6 +32,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 4, "group_size": 128, "desc_act": False},
 }
 """`quantization_config` of folders that are quantized already; "plain" is not."""
+GGUF = "q4_0.gguf"
 _AS_NF4 = {"dtype": torch.bfloat16, "quantize": "bnb.nf4"}
 # Folder, options of `load_model`, and the aim, if there is one: at most this factor of the loaded weights, plus MB.
 CASES: dict[str, tuple[str, dict[str, Any], float | None, int]] = {
@@ -42,6 +45,9 @@ CASES: dict[str, tuple[str, dict[str, Any], float | None, int]] = {
     "a bnb-4bit folder, dequantized": ("bitsandbytes", {}, 1.3, 0),
     "a GPTQ folder, dequantized": ("gptq", {}, 1.3, 0),
     "a GPTQ folder, in bnb.nf4": ("gptq", _AS_NF4, 1.3, 0),
+    "a GGUF file of Q4_0, float32": (GGUF, {"dtype": torch.float32}, 1.3, 0),
+    "a GGUF file of Q4_0, bfloat16": (GGUF, {"dtype": torch.bfloat16}, 1.3, 0),
+    "a GGUF file of Q4_0, in bnb.nf4": (GGUF, _AS_NF4, 1.3, 0),
 }
 COLUMNS = {
     "loaded as": "{name}", "weights MB": "{weights_mb:.0f}", "peak MB": "{peak_mb:.0f}",
@@ -54,6 +60,7 @@ def measure(args: BenchmarkArgs) -> None:
     require_linux("load_memory")
     with tempfile.TemporaryDirectory() as folder:
         n_weights = {kind: _make_checkpoint(Path(folder) / kind, kind) for kind in ("plain", *QUANTIZED)}
+        in_new_process(_make_gguf, str(Path(folder) / GGUF))
         cases = {name: in_new_process(load_case, str(Path(folder) / CASES[name][0]), name, as_user=True) for name in CASES}
     rows = [{"name": name, "aim": "", "as_aimed": "", **case} for name, case in cases.items()]
     for row in rows:
@@ -77,6 +84,17 @@ def _make_checkpoint(folder: Path, kind: str) -> int:
     tensors = (part for name, tensor in to_hf(config, readers) for part in _stored(kind, name, tensor))
     write_shards(tensors, folder, "model.safetensors", SHARD_BYTES)
     return sum(shape.numel() for shape in shapes.values())
+
+
+def _make_gguf(path: str) -> None:
+    """Write random weights in the shape of TinyLlama."""
+    check_installed("The check load_memory")
+    with torch.device("meta"):
+        model = GPT(Config.from_hf(TINYLLAMA)).bfloat16()
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.02)
+    write_model(Path(path), model, "q4_0", {})
 
 
 def _stored(kind: str, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:

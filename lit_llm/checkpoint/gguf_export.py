@@ -1,5 +1,6 @@
 """Export to GGUF: merged models, and LoRA adapters, each with a Modelfile and a proof by llama.cpp."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from lit_llm.args.checkpoint import GGUFType
 from lit_llm.checkpoint.adapters import Adapter, attach_adapter, trained_style
 from lit_llm.checkpoint.gguf_config import architecture_of, representable
 from lit_llm.checkpoint.gguf_names import gguf_names, to_gguf_layout
-from lit_llm.checkpoint.gguf_proof import N_LINES, UNPROVEN, LlamaCpp, Proof, is_installed, prove, table
+from lit_llm.checkpoint.gguf_proof import N_LINES, UNPROVEN, LlamaCpp, Proof, is_installed, other_prompts, prove, table
 from lit_llm.checkpoint.gguf_write import write_adapter, write_model
 from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.load_model import load_model
@@ -180,6 +181,9 @@ def _lora_tensors(model: GPT) -> dict[str, Tensor]:
 
 def _report(proofs: Sequence[Proof], config: Config) -> str:
     compared = f"llama.cpp against the model in float32:\n\n{table(proofs)}" if proofs else f"{UNPROVEN}\n"
+    if other := other_prompts(proofs):
+        print(other, file=sys.stderr)
+        compared += f"\n{other}\n"
     size = representable(config, architecture_of(config)).block_size
     if size == config.block_size:
         return compared

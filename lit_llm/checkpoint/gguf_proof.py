@@ -23,6 +23,7 @@ from lit_llm.errors import CheckpointError
 from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import prompt_ids, question
 from lit_llm.text.ending import Ending
+from lit_llm.text.styles import Message
 from lit_llm.text.tokenizer import Tokenizer
 
 UNPROVEN = (
@@ -65,6 +66,8 @@ class Proof:
     """Bytes of the file."""
     n_lines: int
     """Lines with the same token ids: all that were compared."""
+    n_prompts: int
+    """Questions, of `QUESTIONS`, that llama.cpp makes the same prompt of by the template in the file."""
     n_tokens: int
     """Positions of the figures that follow."""
     kl: float
@@ -124,6 +127,10 @@ class LlamaCpp:
         """Return the token ids of a text, with BOS if the file says so."""
         return self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of the prompt that the template in the file makes of a conversation."""
+        return self.encode(self._post("/apply-template", {"messages": messages})["prompt"])
+
     def complete(self, ids: Sequence[int], n: int, n_probs: int = 0, **more: Any) -> dict[str, Any]:
         """Return the greedy continuation by at most `n` tokens, in the form of llama.cpp's server."""
         body = {"prompt": list(ids), "n_predict": n, "temperature": 0, "n_probs": n_probs, "return_tokens": True}
@@ -166,7 +173,9 @@ def prove(
         if forced["stop_type"] != "eos":
             raise CheckpointError(f"llama.cpp does not end an answer at {tokenizer.token_string(i)!r}, token {i}")
     context = min(representable(model.config, architecture_of(model.config)).block_size, _CONTEXT)
-    prompts = [prompt_ids(style, tokenizer, question(text))[-(context // 2) :] for text in ENDING_QUESTIONS]
+    whole = [prompt_ids(style, tokenizer, question(text)) for text in ENDING_QUESTIONS]
+    n_prompts = sum(llama.prompt(question(text)) == ids for text, ids in zip(QUESTIONS, whole, strict=False))
+    prompts = [ids[-(context // 2) :] for ids in whole]
     totals: list[Tensor] = []
     for prompt in prompts[: len(QUESTIONS)]:
         steps = llama.continuation(prompt, min(_N_TOKENS, context - len(prompt) - 1), _N_PROBS)
@@ -174,8 +183,8 @@ def prove(
     n_ended, n_answers = count_ended(llama, prompts, context)
     kl, same, largest = torch.stack(totals).unbind(1)
     proof = Proof(
-        kind, path.stat().st_size, n_lines, len(totals), kl.mean().item(), same.mean().item(), largest.max().item(), n_ended,
-        n_answers,
+        kind, path.stat().st_size, n_lines, n_prompts, len(totals), kl.mean().item(), same.mean().item(), largest.max().item(),
+        n_ended, n_answers,
     )  # fmt: skip
     if not proof.kl <= _MAX_KL[kind]:
         raise CheckpointError(
@@ -243,12 +252,26 @@ def sample_lines(tokenizer: Tokenizer, n: int) -> list[str]:
 def table(proofs: Sequence[Proof]) -> str:
     """Return the figures as a table in Markdown."""
     rows = [
-        "| type | size | equal token ids | KL, nats per token | same top token | largest difference | answers that ended |",
-        "|---|---|---|---|---|---|---|",
+        "| type | size | equal token ids | equal prompts | KL, nats per token | same top token | largest difference | "
+        "answers that ended |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for p in proofs:
         rows.append(
-            f"| {p.kind} | {p.size / 1e6:.1f} MB | {p.n_lines} of {p.n_lines} lines | {p.kl:.1e} | "
-            f"{p.top1:.2%} of {p.n_tokens} | {p.largest:.1e} | {p.n_ended} of {p.n_answers} |"
+            f"| {p.kind} | {p.size / 1e6:.1f} MB | {p.n_lines} of {p.n_lines} lines | "
+            f"{p.n_prompts} of {len(QUESTIONS)} | {p.kl:.1e} | {p.top1:.2%} of {p.n_tokens} | {p.largest:.1e} | "
+            f"{p.n_ended} of {p.n_answers} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def other_prompts(proofs: Sequence[Proof]) -> str | None:
+    """Return a line about prompts that the template in the file does not make as the model's own does, if there are any."""
+    n = len(QUESTIONS) - min((p.n_prompts for p in proofs), default=len(QUESTIONS))
+    if n == 0:
+        return None
+    return (
+        f"llama.cpp makes another prompt of {n} of {len(QUESTIONS)} questions than the model was trained on: it always puts a "
+        "space behind a special token of SentencePiece, or its template engine renders otherwise. Send it the token ids, or "
+        "compare its /apply-template and /tokenize"
+    )

@@ -127,7 +127,7 @@ def _sizes(k: Keys, mlp: str) -> dict[str, int]:
     return {
         "vocab_size": k.size("padded_vocab_size", -(-k.size("vocab_size", 50254) // multiple) * multiple),
         "block_size": k.size("block_size", 4096),
-        "n_layer": k.size("n_layer", 16),
+        "n_layer": k.layers("n_layer", 16),
         "n_head": n_head,
         "n_query_groups": k.size("n_query_groups", n_head),
         "n_embd": n_embd,
@@ -213,7 +213,8 @@ def _rope_adjustments(given: dict[str, Any]) -> dict[str, Any]:
     if given.keys() == {"factor"}:
         return {"rope_type": "linear", "factor": positive("rope_adjustments.factor", given["factor"])}
     if given.keys() != {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
-        raise ValueError(f"rope_adjustments with {', '.join(sorted(given))} are not supported")
+        found = ", ".join(name[:60] for name in sorted(given))
+        raise ValueError(f"rope_adjustments with {found[:300]} are not supported")
     others = {name: value for name, value in given.items() if name != "original_max_seq_len"}
     return {"rope_type": "llama3", **others, "original_max_position_embeddings": given["original_max_seq_len"]}
 

@@ -6,12 +6,12 @@ N tokens of a micro-batch, M of them with a label.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lit_llm.data.examples import Example, Pair
+from lit_llm.data.mixture import Draws
 
 
 @dataclass  # not frozen: Fabric's autocast rebuilds the inputs of a module
@@ -48,7 +48,7 @@ def collate(examples: Sequence[Example | Pair]) -> MicroBatch:
 class StepPlan:
     """Examples of each optimizer step, and their micro-batches, as a pure function of the step.
 
-    Each epoch visits every example once in a new order; its last step may be short.
+    Each epoch visits every example once in a new order, or those that `draws` say; its last step may be short.
     """
 
     lengths: Sequence[int]
@@ -60,6 +60,8 @@ class StepPlan:
     """Tokens of the longest example. A packed micro-batch holds at most micro_batch_size times that many."""
     packing: bool
     seed: int
+    draws: Draws | None = None
+    """Sources of the examples, if some are drawn more often than others."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,8 +70,17 @@ class StepPlan:
     def examples(self, step: int) -> list[int]:
         """Return the indices of the examples of a step."""
         epoch, first = divmod(step, self.steps_per_epoch)
-        order = _order(len(self.lengths), self.seed * 1_000_003 + epoch)
+        order = self._draws.order(self.seed, epoch)
         return order[first * self.global_batch_size : (first + 1) * self.global_batch_size].tolist()
+
+    def n_seen(self, step: int) -> list[int]:
+        """Return how many examples of each source were drawn before a step."""
+        epoch, first = divmod(step, self.steps_per_epoch)
+        return self._draws.n_seen(self.seed, epoch, first * self.global_batch_size)
+
+    @property
+    def _draws(self) -> Draws:
+        return self.draws or Draws((len(self.lengths),), (len(self.lengths),))
 
     def pack(self, indices: Sequence[int]) -> list[list[int]]:
         """Return micro-batches of examples."""
@@ -90,11 +101,6 @@ class StepPlan:
         dealt = [self.pack(share) for share in shares]
         most = max(map(len, dealt))
         return [groups + [[]] * (most - len(groups)) for groups in dealt]
-
-
-@lru_cache(maxsize=1)
-def _order(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def pack(

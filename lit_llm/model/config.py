@@ -231,9 +231,6 @@ class Config:
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {shown(self.position_offset)}")
         self._check_mixers()
-        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
-            if getattr(self, name) is not None:
-                check_size(name, getattr(self, name))
         if self.alibi is not None and self.attention_softcap is not None:
             raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
         if self.query_growth is not None:
@@ -263,6 +260,9 @@ class Config:
                 f"{self.delta_heads} heads of a delta net (linear_num_value_heads) cannot share the keys of "
                 f"{self.delta_key_heads} (linear_num_key_heads) evenly"
             )
+        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
 
     def _check_routing(self) -> None:
         positive("routed_scale", self.routed_scale)

@@ -76,8 +76,8 @@ def tokenizer_files(file: GGUF) -> dict[str, bytes]:
         "add_bos_token": adds_bos,
         "tokenizer_class": "PreTrainedTokenizerFast" if kind == "gpt2" else "LlamaTokenizer",
     }
-    if kind == "llama":
-        config |= {"add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, True), "legacy": False}
+    if kind == "llama":  # legacy: llama.cpp puts a space behind each special token, too
+        config |= {"add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, True), "legacy": True}
     if template := _templates(file):
         config["chat_template"] = template
     ends = list(dict.fromkeys(i for name in _ENDS if (i := ids[name]) is not None))

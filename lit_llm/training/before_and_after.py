@@ -18,6 +18,7 @@ from lit_llm.model.gpt import GPT
 from lit_llm.text.conversation import prompt_ids
 from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.metrics import read_rows
 from lit_llm.training.saves import State
 
 BATCH_SIZE = 32
@@ -72,6 +73,17 @@ def outcome_lines(state: State, held_out: HeldOut, before: list[Completion] | No
         lines.append(f"exact match on held-out prompts: {' -> '.join(f'{k}/{n} ({k / n:.1%})' for k in counts)}")
     if state.first_val_loss is not None and state.val_loss is not None:
         lines.append(f"validation loss: {state.first_val_loss:.4f} -> {state.val_loss:.4f}")
+    return lines
+
+
+def source_lines(metrics: Path) -> list[str]:
+    """Return the examples that were drawn from each source, and its first and last validation loss, one line each."""
+    rows = read_rows(metrics)
+    lines = []
+    for name in (column.removeprefix("examples_") for column in rows[-1] if column.startswith("examples_")):
+        losses = [float(row[f"val_loss_{name}"]) for row in rows if row.get(f"val_loss_{name}")]
+        loss = f", validation loss {' -> '.join(f'{loss:.4f}' for loss in losses[:1] + losses[1:][-1:])}" if losses else ""
+        lines.append(f"{name}: {int(rows[-1][f'examples_{name}']):,} examples drawn{loss}")
     return lines
 
 

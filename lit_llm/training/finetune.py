@@ -15,6 +15,7 @@ from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.checkpoint.read import empty_model, read_config
 from lit_llm.cli import DEMO
+from lit_llm.data.mixture import sources_of
 from lit_llm.errors import OptionError, OutOfMemory
 from lit_llm.estimation.advice import estimate_for, explain, terms
 from lit_llm.methods.inject import freeze
@@ -26,7 +27,7 @@ from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks, rank, shared_folder
 from lit_llm.text.conversation import prompt_style
-from lit_llm.training.before_and_after import HeldOut, outcome_lines, print_result
+from lit_llm.training.before_and_after import HeldOut, outcome_lines, print_result, source_lines
 from lit_llm.training.fabric import Strategy, check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.training.loop import Job, WriteResult, fit
 from lit_llm.training.metrics import check_logger, make_loggers
@@ -38,7 +39,7 @@ from lit_llm.training.probe import ESTIMATE_FROM, probe
 from lit_llm.training.report import changed_options, write_report
 from lit_llm.training.router_loss import check_router_loss
 from lit_llm.training.run import Run
-from lit_llm.training.run_data import DataFiles, read_data
+from lit_llm.training.run_data import held_out_records, open_data, read_data, style_of_all
 from lit_llm.training.run_folder import RunFolder
 from lit_llm.training.saves import State
 from lit_llm.training.started_method import method_of
@@ -80,8 +81,8 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
         args, method = method_of(args, empty, start)
     strategy, why = choose_strategy(args, device, sum(p.numel() for p in empty.parameters()), method.trains_base)
     tokenizer = load_tokenizer(model_dir, config)
-    files = DataFiles.open(data_dir)
-    style = args.prompt_style or (start and start.about["prompt_style"]) or files.style(tokenizer)
+    files = open_data(data_dir)
+    style = args.prompt_style or (start and start.about["prompt_style"]) or style_of_all(files, tokenizer)
     prompt_style(style, tokenizer)  # refuses an unknown one
     args = dataclasses.replace(args, prompt_style=style)
     folder = RunFolder.open(args)
@@ -93,7 +94,7 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     _ = job.schedule  # refuses a warmup that reaches the end of the run, before weights are loaded
     print(found.text(), file=sys.stdout if args.dry_run else sys.stderr)
     found.check()
-    folder.check_same_data(data.identity, files.folder)
+    folder.check_same_data(data.identity, data_dir)
     if args.dry_run:
         print(f"\n{show(data.examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return folder.result()
@@ -102,7 +103,7 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     fabric = launch(args, strategy, device, method.trains_base, make_loggers(args.logger, folder.path, folder.resume_step))
     model = _load(job, fabric, empty, strategy, start)
     folder.start(args, fabric.loggers)
-    held_out = HeldOut(args, model, tokenizer, files.val or [], style)
+    held_out = HeldOut(args, model, tokenizer, held_out_records(files), style)
     # In parts, the model answers at the end only: what inference mode has gathered cannot train any more.
     with fabric.autocast():
         before = held_out.answer() if strategy != "fsdp" else None  # of the base: a save is read later
@@ -112,18 +113,16 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
         write_result(final)
     with fabric.autocast():
         after = held_out.answer()
-    outcome = outcome_lines(state, held_out, before, after)
+    outcome = [*outcome_lines(state, held_out, before, after), *(source_lines(folder.metrics) if data.sources else ())]
     if rank() == 0:
         print_result(method, folder.final, state, held_out, before, after, outcome)
-        _write_report(job, files.folder, state, outcome, found.text(), held_out.rows(before, after))
+        _write_report(job, state, outcome, found.text(), held_out.rows(before, after))
     return folder.result(**held_out.side_by_side(before, after), outcome=outcome)
 
 
-def _write_report(
-    job: Job, data_dir: Path, state: State, outcome: list[str], preflight: str, rows: list[tuple[str, str, str, str]]
-) -> None:
+def _write_report(job: Job, state: State, outcome: list[str], preflight: str, rows: list[tuple[str, str, str, str]]) -> None:
     assert job.args.checkpoint_dir is not None
-    title = f"{job.method.name} of {job.args.checkpoint_dir.name} on {data_dir.name}"
+    title = f"{job.method.name} of {job.args.checkpoint_dir.name} on {_data_name(job.args)}"
     started = "" if job.args.init_from is None else f", started from the adapter {job.args.init_from}"
     end = f"{state.step} steps, {state.seconds:.0f} s, {state.trained_tokens:,} trained tokens{started}"
     changed = changed_options(job.args, type(job.args)())
@@ -136,9 +135,6 @@ def _resolve(args: FinetuneArgs, device: torch.device, trains_base: bool) -> Fin
     Raises:
         ValueError: if optimizer, devices or logger are not available.
     """
-    assert args.data_dir is not None
-    name = "demo" if args.data_dir.parent == DEMO else args.data_dir.resolve().name
-    name = name if not args.data_dir.is_file() else args.data_dir.stem
     train = args.train
     if train.epochs is None and train.max_steps is None and train.max_time is None:
         train = dataclasses.replace(train, epochs=1)
@@ -147,7 +143,7 @@ def _resolve(args: FinetuneArgs, device: torch.device, trains_base: bool) -> Fin
         quantize = stored_quantization(args.checkpoint_dir)
     args = dataclasses.replace(
         args,
-        out_dir=args.out_dir or Path("out") / args.method / name,
+        out_dir=args.out_dir or Path("out") / args.method / _data_name(args),
         precision=precision,
         quantize=quantize,
         train=train,
@@ -156,6 +152,12 @@ def _resolve(args: FinetuneArgs, device: torch.device, trains_base: bool) -> Fin
     check_devices(args, device)
     check_logger(args.logger)
     return args
+
+
+def _data_name(args: FinetuneArgs) -> str:
+    """The names of the sources of data, for the default of `out_dir`."""
+    assert args.data_dir is not None
+    return "demo" if args.data_dir.parent == DEMO else "+".join(source.name for source in sources_of(args.data_dir))[:100]
 
 
 def _load(job: Job, fabric: "Fabric", empty: GPT, strategy: Strategy, start: Adapter | None) -> GPT:

@@ -79,15 +79,16 @@ def fit(
     if rank() == 0:
         folder.set_aside_later(state)
     path = folder.metrics if rank() == 0 else None
-    columns = (*job.method.columns, *(("router_loss",) if args.router_loss else ()))
+    columns = (*job.method.columns, *(("router_loss",) if args.router_loss else ()), *data.columns)
     metrics = Metrics(path, columns, folder.rows_so_far(), fabric.loggers)
     if not resumes and eval_args.initial and data.validation:
-        state.val_loss = state.first_val_loss = validate(fabric, objective, data.validation, eval_args.max_batches)
+        losses = validate_all(fabric, objective, data, eval_args.max_batches)
+        state.val_loss = state.first_val_loss = losses["val_loss"]
         if not math.isfinite(state.val_loss):
             raise LitError(
                 f"the validation loss before the first step is {state.val_loss}. Try another `precision` or `checkpoint_dir`"
             )
-        metrics.write(step=0, epoch=0, val_loss=state.val_loss, trained_tokens=0)
+        metrics.write(step=0, epoch=0, trained_tokens=0, **losses)
     if not largest(float(rank() == 0 and folder.best.is_dir()))[0]:
         state.held_loss = None  # the next validated model is the best that exists
     progress = Progress("step", schedule.total_steps, state.step)
@@ -121,7 +122,7 @@ def fit(
             speed = sum(data.plan.lengths[i] for i in indices) / (time.monotonic() - step_start)
             memory = peak_memory_gb(fabric.device)
             if data.validation and ((eval_args.final and ended) or (due_eval and not ended)):
-                row["val_loss"] = validate(fabric, objective, data.validation, eval_args.max_batches)
+                row |= validate_all(fabric, objective, data, eval_args.max_batches)
                 _check_finite("the validation loss", row["val_loss"], state.step, folder)
                 if state.note_validation(row["val_loss"]):
                     with shared_folder(folder.best) as best:
@@ -130,7 +131,7 @@ def fit(
                 metrics.write(
                     step=state.step, epoch=state.step / data.plan.steps_per_epoch, learning_rate=lr,
                     trained_tokens=state.trained_tokens, tokens_per_second=speed, peak_memory_gb=memory,
-                    seconds=state.seconds, **row,
+                    seconds=state.seconds, **data.n_seen(state.step), **row,
                 )  # fmt: skip
             shown = {"loss": f"{row['train_loss']:.3f}"} if "train_loss" in row else {}
             progress.update(1, **shown, **{"tok/s": f"{speed:.0f}", "GB": f"{memory:.2f}"})
@@ -185,6 +186,14 @@ def optimizer_step(
     optimizer.zero_grad()
     assert grad_norm is not None
     return {**shown, "grad_norm": whole(grad_norm)}
+
+
+def validate_all(fabric: "Fabric", objective: Objective, data: RunData, max_batches: int | None) -> dict[str, float]:
+    """Return the validation loss as columns of `metrics.csv`: over all targets and, if there are several sources, of each."""
+    losses = {name: validate(fabric, objective, found, max_batches) for name, found in data.validation.items()}
+    n = {name: sum(batch.n_targets for batch in found[:max_batches]) for name, found in data.validation.items()}
+    mean = sum(loss * n[name] for name, loss in losses.items()) / sum(n.values())
+    return {"val_loss": mean, **({f"val_loss_{name}": loss for name, loss in losses.items()} if data.sources else {})}
 
 
 @torch.no_grad()

@@ -16,11 +16,12 @@ from lit_llm.checkpoint.load import load_tokenizer
 from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Pair, drop_long, unrendered_fields
+from lit_llm.data.mixture import sources_of
 from lit_llm.data.prepare import prepared
 from lit_llm.data.records import Record, answer_of, asked, variables_of
 from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
-from lit_llm.errors import DataError
+from lit_llm.errors import DataError, OptionError
 from lit_llm.text.conversation import TrainOn, closing_of, ends_with_all_of, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -85,6 +86,8 @@ class Preflight:
     n_open: int
     """Other answers: the model would not learn to end them."""
     longest: int
+    sources: tuple[tuple[str, int, int], ...]
+    """Name of each source, its examples, and how many of them an epoch draws; empty if all are drawn once."""
     packing_efficiency: float
     """Tokens over the capacity of the micro-batches of the first epoch."""
     digest: str
@@ -109,6 +112,10 @@ class Preflight:
                 + "".join(f"; {n:,} {what}" for n, what in others if n),
                 f"longest         {self.longest:,} tokens",
                 f"micro-batches   {self.packing_efficiency:.1%} full",
+                *(
+                    f"{name:15} {size:,} examples, an epoch draws {n:,} ({n / size:.2f} times each)"
+                    for name, size, n in self.sources
+                ),
             ]
         )
 
@@ -197,8 +204,13 @@ def inspect(
     tokenizer: Tokenizer,
     plan: StepPlan,
     epoch: Sequence[Layout],
+    names: Sequence[str] = (),
 ) -> Preflight:
-    """Count over examples, whose first epoch is laid out as `epoch`. Only a digest of each example is held."""
+    """Count over examples, whose first epoch is laid out as `epoch`. Only a digest of each example is held.
+
+    Args:
+        names: Those of the sources.
+    """
     seen, val_seen = ([_digest(example) for example in split] for split in (examples, val_examples))
     known = set(seen)
     bos, closing = tokenizer.bos_id, ""
@@ -227,6 +239,7 @@ def inspect(
         n_equal=sum(isinstance(example, Pair) and example.is_equal for example in examples),
         n_leaks=sum(digest in known for digest in val_seen),
         longest=longest,
+        sources=tuple(zip(names, plan.draws.sizes, plan.draws.counts, strict=True)) if plan.draws else (),
         packing_efficiency=_efficiency(plan, epoch),
         digest=_digest_of_all(examples, seen),
         val_digest=_digest_of_all(val_examples, val_seen),
@@ -284,7 +297,10 @@ def inspect_data(args: InspectDataArgs) -> None:
     """
     config = read_config(args.checkpoint_dir)
     tokenizer = load_tokenizer(args.checkpoint_dir, config)
-    data_dir = prepared(args.data_dir) if args.data_dir.is_file() else args.data_dir
+    source, *others = sources_of(args.data_dir)
+    if others:
+        raise OptionError(f"`data_dir` lists {1 + len(others)} sources. Inspect one at a time")
+    data_dir = prepared(source.path) if source.path.is_file() else source.path
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
     limit = min(args.max_seq_length or config.block_size, config.block_size)

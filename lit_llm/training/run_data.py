@@ -1,16 +1,18 @@
 """The examples of a run, read once, and the layout of its steps, made once."""
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_llm.args.finetune import FinetuneArgs
+from lit_llm.args.finetune import FinetuneArgs, TrainArgs
 from lit_llm.data.batches import MicroBatch, StepPlan, batches, pack
 from lit_llm.data.examples import Example, Pair
+from lit_llm.data.mixture import Draws, Source, n_drawn, sources_of
 from lit_llm.data.prepare import prepared
-from lit_llm.data.records import PAIR
+from lit_llm.data.records import PAIR, Record
 from lit_llm.errors import DataError, OptionError
 from lit_llm.methods.method import Method
 from lit_llm.text.conversation import default_style
@@ -20,22 +22,33 @@ from lit_llm.training.preflight import Layout, Preflight, Records, first_epoch, 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Records of the data folder of a run."""
+    """Records of a source: a data folder, or a file of rows, which is prepared first."""
 
-    folder: Path
+    source: Source
     train: Records
     val: Records | None
 
     @classmethod
-    def open(cls, data_dir: Path) -> "DataFiles":
-        """Open a data folder, or that of a file of rows, which is prepared first."""
-        folder = prepared(data_dir) if data_dir.is_file() else data_dir
+    def open(cls, source: Source) -> "DataFiles":
+        folder = prepared(source.path) if source.path.is_file() else source.path
         val = folder / "val.jsonl"
-        return cls(folder, Records(folder / "train.jsonl"), Records(val) if val.is_file() else None)
+        return cls(source, Records(folder / "train.jsonl"), Records(val) if val.is_file() else None)
 
-    def style(self, tokenizer: Tokenizer) -> str:
-        """Prompt style where none is given. The first record that is not plain text decides."""
-        return default_style(tokenizer, all("text" in record for record in self.train))
+
+def open_data(data_dir: Path) -> list[DataFiles]:
+    """Open the sources that `data_dir` lists."""
+    return [DataFiles.open(source) for source in sources_of(data_dir)]
+
+
+def style_of_all(files: Sequence[DataFiles], tokenizer: Tokenizer) -> str:
+    """Prompt style where none is given. The first record that is not plain text decides."""
+    return default_style(tokenizer, all("text" in record for one in files for record in one.train))
+
+
+def held_out_records(files: Sequence[DataFiles]) -> Iterator[Record]:
+    """Yield the validation records of all sources in turn."""
+    for row in itertools.zip_longest(*(one.val or () for one in files)):
+        yield from (record for record in row if record is not None)
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,24 @@ class RunData:
     plan: StepPlan
     first_epoch: list[Layout]
     """Layout of each step of the first epoch; those of later epochs are made when they are asked for."""
-    validation: Sequence[MicroBatch] = ()
+    validation: Mapping[str, Sequence[MicroBatch]] = field(default_factory=dict)
+    """By the names of the sources that have validation data."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Digests of the examples, which a save keeps."""
+    sources: tuple[str, ...] = ()
+    """Names, if there are several."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the sources add to `metrics.csv`."""
+        if not self.sources:
+            return ()
+        return (*(f"examples_{name}" for name in self.sources), *(f"val_loss_{name}" for name in self.validation))
+
+    def n_seen(self, step: int) -> dict[str, int]:
+        """Examples of each source that were drawn before a step, as columns."""
+        names = (f"examples_{name}" for name in self.sources)
+        return dict(zip(names, self.plan.n_seen(step), strict=True)) if self.sources else {}
 
     def layout(self, step: int) -> Layout:
         """Micro-batches of a step for each rank."""
@@ -58,7 +86,7 @@ class RunData:
 
 
 def read_data(
-    args: FinetuneArgs, method: Method, files: DataFiles, tokenizer: Tokenizer, limit: int
+    args: FinetuneArgs, method: Method, files: Sequence[DataFiles], tokenizer: Tokenizer, limit: int
 ) -> tuple[RunData, Preflight]:
     """Read the examples of a run, lay out its first epoch, and count.
 
@@ -68,23 +96,41 @@ def read_data(
     Raises:
         ValueError: if records and method do not fit, no example is left, or `eval.patience` lacks validation data.
     """
-    examples, n_dropped = _examples("training", files.train, args, method, tokenizer, limit)
-    val_examples = [] if files.val is None else _examples("validation", files.val, args, method, tokenizer, limit)[0]
-    train = args.train
+    train, names = args.train, [one.source.name for one in files]
+    found = [_examples("training", one.train, args, method, tokenizer, limit) for one in files]
+    by_source, n_dropped = [examples for examples, _ in found], sum(n for _, n in found)
+    validation = {
+        one.source.name: _examples("validation", one.val, args, method, tokenizer, limit)[0] for one in files if one.val
+    }
+    draws = _draws([*map(len, by_source)], [one.source.weight for one in files])
+    examples = [example for source in by_source for example in source]
     if train.overfit_batches is not None:
-        examples = val_examples = examples[: train.overfit_batches * train.global_batch_size]
-    if args.eval.patience is not None and not val_examples:
-        raise OptionError(f"`eval.patience` needs validation data: {files.folder}/val.jsonl does not exist")
+        if draws is not None:
+            raise OptionError("`train.overfit_batches` needs one `data_dir`, without a weight")
+        examples = examples[: train.overfit_batches * train.global_batch_size]
+        validation = {names[0]: examples}
+    if args.eval.patience is not None and not validation:
+        raise OptionError(f"`eval.patience` needs validation data: {files[0].train.path.parent}/val.jsonl does not exist")
     lengths = [len(example) for example in examples]
     micro_batch_size = min(train.micro_batch_size, train.global_batch_size)
-    plan = StepPlan(lengths, train.global_batch_size, micro_batch_size, max(lengths), train.packing, args.seed)
+    plan = StepPlan(lengths, train.global_batch_size, micro_batch_size, max(lengths), train.packing, args.seed, draws)
     epoch = first_epoch(plan, args.devices * args.num_nodes)
     assert args.prompt_style is not None
-    found = inspect(examples, val_examples, n_dropped, args.prompt_style, tokenizer, plan, epoch)
-    identity = {"n_examples": found.n_examples, "digest": found.digest, "validation": found.val_digest}
-    val_lengths = [len(example) for example in val_examples]
-    groups = pack(range(len(val_lengths)), val_lengths, train.micro_batch_size, max(val_lengths, default=0), train.packing)
-    return RunData(examples, plan, epoch, list(batches(groups, val_examples)), identity), found
+    val_examples = [example for source in validation.values() for example in source]
+    preflight = inspect(examples, val_examples, n_dropped, args.prompt_style, tokenizer, plan, epoch, names)
+    identity = {"n_examples": preflight.n_examples, "digest": preflight.digest, "validation": preflight.val_digest}
+    batches_of = {name: _validation_batches(source, train) for name, source in validation.items()}
+    return RunData(examples, plan, epoch, batches_of, identity, tuple(names) if draws else ()), preflight
+
+
+def _draws(sizes: Sequence[int], weights: Sequence[float | None]) -> Draws | None:
+    """How often the examples of several sources are drawn."""
+    return Draws(tuple(sizes), tuple(n_drawn(sizes, weights))) if len(sizes) > 1 else None
+
+
+def _validation_batches(examples: Sequence[Example | Pair], train: TrainArgs) -> list[MicroBatch]:
+    lengths = [len(example) for example in examples]
+    return list(batches(pack(range(len(lengths)), lengths, train.micro_batch_size, max(lengths), train.packing), examples))
 
 
 def _examples(

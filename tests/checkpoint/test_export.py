@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from families import all_families, make_reference
+from methods import randomize
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM
@@ -26,9 +27,8 @@ def make_adapter(folder, base, seed=0, style="alpaca", **arguments):
     model, method = load_model(base), LoRA(dropout=0.3, **arguments)
     torch.manual_seed(seed)
     method.attach(model)
+    randomize(model)
     for name, parameter in model.named_parameters():
-        if name.endswith("lora.B"):
-            torch.nn.init.normal_(parameter, std=0.1)
         if name.endswith("magnitude"):
             parameter.data *= 1.2
     folder.mkdir()

@@ -1,5 +1,7 @@
 """Mutated configurations of Lit-GPT and litgpt: a config, or an error that names the file and a key."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -35,3 +37,10 @@ def test_mutated_yaml_of_litgpt(folder, content):
     (folder / "model_config.yaml").write_bytes(content)
     with result_or_clear_error("model_config.yaml", errors=(CheckpointError,)):
         read_lit_gpt(folder, folder / "model_config.yaml")
+
+
+def test_two_thousand_million_layers_are_refused_at_once(folder):
+    """Before a list with an entry for each of them fills the memory."""
+    (folder / "lit_config.json").write_text(json.dumps({**GIVEN[0], "n_layer": 2**31 - 1}))
+    with pytest.raises(CheckpointError, match=r"lit_config.json: n_layer must be a positive integer"):
+        read_lit_gpt(folder, folder / "lit_config.json")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from methods import randomize
 from tiny import hf_model, make_checkpoint
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers
@@ -48,9 +49,7 @@ def adapter_of(base, folder, method):
     model = load_model(base)
     method.attach(model)
     torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora.B"):
-            torch.nn.init.normal_(parameter, std=0.1)
+    randomize(model)
     folder.mkdir()
     write_adapter(folder, model, method, base, "alpaca")
     return folder

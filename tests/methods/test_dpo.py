@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from methods import randomize
 from tiny import WORDS, make_checkpoint
 
 from lit_llm.checkpoint.load_model import load_model
@@ -40,9 +41,7 @@ def test_loss_equals_a_hand_computation_with_transformers(checkpoint, tmp_path):
     for ours in (model, merged):
         torch.manual_seed(1)
         method.attach(ours)
-        for name, parameter in ours.named_parameters():
-            if name.endswith("lora.B"):
-                torch.nn.init.normal_(parameter, std=0.2)
+        randomize(ours, 0.2)
     merge(merged)
     policy.load_state_dict(dict(to_hf(merged.config, {n: (lambda t=t: t) for n, t in merged.state_dict().items()})))
 

@@ -107,6 +107,7 @@ def make_model(folder: Path, family: str, data: Path, **changes):
 def make_adapter(checkpoint_dir: Path, folder: Path) -> Path:
     """A LoRA adapter on all linears whose updates are far from zero, and beside it the same one for PEFT. Returns it."""
     import torch
+    from methods import randomize
 
     from lit_llm.checkpoint.adapters import write_adapter
     from lit_llm.checkpoint.export import export_peft
@@ -116,9 +117,7 @@ def make_adapter(checkpoint_dir: Path, folder: Path) -> Path:
     model, method = load_model(checkpoint_dir), LoRA(targets="all-linear")
     method.attach(model)
     torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora.B"):
-            torch.nn.init.normal_(parameter, std=0.1)
+    randomize(model)
     folder.mkdir()
     write_adapter(folder, model, method, checkpoint_dir, None)
     export_peft(checkpoint_dir, folder, folder / "peft")

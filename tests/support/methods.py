@@ -29,3 +29,10 @@ def documents(vocab_size, n=6):
         ids = torch.randint(vocab_size, (length,), generator=generator, dtype=torch.int32)
         found.append(Example(ids, torch.arange(length) >= 2))
     return found
+
+
+def randomize(model, std=0.1):
+    """Give every LoRA an effect: B starts at zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora.B"):
+            torch.nn.init.normal_(parameter, std=std)

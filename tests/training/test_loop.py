@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from lightning.fabric import Fabric
+from methods import randomize
 from safetensors.torch import load_file
 from tiny import make_data, rows
 
@@ -33,9 +34,7 @@ def gradients(checkpoint, examples, micro_batch_size, packing, activation_checkp
     torch.manual_seed(0)
     method = LoRA(targets="all-linear", dropout=0.0)
     method.attach(model)
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora.B"):
-            torch.nn.init.normal_(parameter, std=0.1)
+    randomize(model)
     caught = {}
 
     class Catch(torch.optim.SGD):
