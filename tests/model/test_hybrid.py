@@ -64,6 +64,17 @@ def test_a_document_is_independent_of_those_before_it(case, model):
 
 
 @torch.inference_mode()
+def test_a_state_that_decays_at_once_stays_finite(case, model):
+    """Documents in one chunk, over which the logarithms of the decays add up to thousands."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.fill_(5.0)
+    lengths, ids = [30, 20, 40, 70], random_ids(case, 1, 160)
+    for document, hidden in zip(ids.split(lengths, 1), model.hidden(ids, lengths).split(lengths, 1), strict=True):
+        assert relative_difference(hidden, model.hidden(document)) < 1e-5
+
+
+@torch.inference_mode()
 def test_tokens_in_parts_of_any_size_equal_transformers(case, reference, model):
     """The cache carries the state from part to part, within and beyond the chunks of a recurrent layer."""
     ids = random_ids(case, 2, 150)
