@@ -55,11 +55,18 @@ class _Parser(jsonargparse.ArgumentParser):
         """Name the values that a flag takes, from its type."""
         kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == key), None)
         parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-        names = {int: "an integer", float: "a number", bool: "true or false", Path: "a path", type(None): "null"}
+        names = {
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            Path: "a path",
+            type(None): "null",
+            dict: "a JSON object",
+        }
         takes: list[str] = []
         for part in parts:
             is_choice = typing.get_origin(part) is typing.Literal
-            takes += map(str, typing.get_args(part)) if is_choice else [names.get(part, "a string")]
+            takes += map(str, typing.get_args(part)) if is_choice else [names.get(typing.get_origin(part) or part, "a string")]
         return f"--{key} takes {', '.join(takes)}; found {value.strip()}"
 
 

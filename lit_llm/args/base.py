@@ -63,6 +63,12 @@ def sampling_rules(settings: Any) -> Rules:
     ]
 
 
+def template_rules(settings: Any) -> Rules:
+    """Rules for the variables of the chat template."""
+    wrong = [name for name in ("messages", "add_generation_prompt") if name in (settings.template_kwargs or {})]
+    return [(bool(wrong), f"`template_kwargs` cannot set {' and '.join(wrong)}")]
+
+
 @dataclass(frozen=True)
 class Checked:
     """Base class of all options. Accepts strings as paths, and raises all mistakes of a dataclass as one OptionError."""

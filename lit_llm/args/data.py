@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from lit_llm.args.base import Checked, Rules, as_path, bounds
+from lit_llm.args.base import Checked, Rules, as_path, bounds, template_rules
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,8 @@ class ExampleArgs(Checked):
     .parquet or .arrow file, which is prepared first. Several, each with or without a weight: a.jsonl:0.7,data/b."""
     prompt_style: str | None = None
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template as a JSON object, e.g. {"enable_thinking": false}; those of a record are preferred."""
     mask_prompt: bool = True
     """Train on the answers only."""
     train_on: Literal["all", "last", "answers", "thoughts"] = "all"
@@ -186,7 +188,7 @@ class ExampleArgs(Checked):
     def rules(self) -> Rules:
         in_part = self.train_on in ("answers", "thoughts")
         message = f"`train_on` {self.train_on} needs `mask_prompt` true, which trains answers only"
-        return [*bounds(self, "max_seq_length", above=0), (in_part and not self.mask_prompt, message)]
+        return [*template_rules(self), *bounds(self, "max_seq_length", above=0), (in_part and not self.mask_prompt, message)]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lit_llm.args.base import Checked, Rules, bounds
+from lit_llm.args.base import Checked, Rules, bounds, template_rules
 from lit_llm.args.generate import ModelArgs, SplitArgs, WeightsArgs
 
 
@@ -25,6 +26,8 @@ class HarnessArgs(SplitArgs, ModelArgs):
     """Ask in the style that the model was finetuned with, else in the checkpoint's chat template."""
     prompt_style: str | None = None
     """Style to use instead, with apply_chat_template."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template as a JSON object, e.g. {"enable_thinking": false}. Default: those of the finetuning."""
     output_file: Path | None = None
     """File for the results, in the JSON format of the harness."""
     log_samples: bool = False
@@ -33,9 +36,10 @@ class HarnessArgs(SplitArgs, ModelArgs):
     def rules(self) -> Rules:
         return [
             *super().rules(),
+            *template_rules(self),
             *bounds(self, "batch_size", "limit", above=0),
             *bounds(self, "num_fewshot", at_least=0),
-            *self.needs("apply_chat_template", "prompt_style"),
+            *self.needs("apply_chat_template", "prompt_style", "template_kwargs"),
             *self.needs("output_file", "log_samples"),
         ]
 
@@ -73,6 +77,9 @@ class CompareArgs(WeightsArgs):
     """Solved examples before each question of a task. Default: that of the task."""
     prompt_style: str | None = None
     """Prompt style of the models that were not finetuned. Default: that of the first finetuned one."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of their chat template as a JSON object, e.g. {"enable_thinking": false}; finetuned models have those of their
+    finetuning, and records their own."""
     limit: int | None = None
     """Most rows, and most questions of each task."""
     max_new_tokens: int = 64
@@ -87,11 +94,12 @@ class CompareArgs(WeightsArgs):
     def rules(self) -> Rules:
         return [
             *super().rules(),
+            *template_rules(self),
             *bounds(self, "limit", "max_new_tokens", "batch_size", "n_resamples", above=0),
             *bounds(self, "seed", "num_fewshot", at_least=0),
             (self.data_dir is None and self.tasks is None, "give `data_dir`, `tasks`, or both"),
             *self.needs("tasks", "include_path", "num_fewshot"),
-            *self.needs("data_dir", "prompt_style"),
+            *self.needs("data_dir", "prompt_style", "template_kwargs"),
             (len(self.models) < 2, "`models` takes at least two folders, e.g. `[base, finetuned]`"),
         ]
 

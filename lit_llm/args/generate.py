@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_llm.args import base
-from lit_llm.args.base import Accelerator, Checked, CpuWeights, InferenceStrategy, Precision, Quantization, Rules, bounds
+from lit_llm.args.base import (
+    Accelerator,
+    Checked,
+    CpuWeights,
+    InferenceStrategy,
+    Precision,
+    Quantization,
+    Rules,
+    bounds,
+)
 
 
 @dataclass(frozen=True)
@@ -162,10 +171,16 @@ class InstructionArgs(GenerateArgs):
     """Instruction to answer, in the prompt style that the model was finetuned with."""
     input: str = ""
     """Further input of the instruction."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template as a JSON object, e.g. {"enable_thinking": false}. Default: those of the finetuning."""
 
     def rules(self) -> Rules:
         wrong = bool(self.input) and self.has_many_prompts()
-        return [*super().rules(), (wrong, "`input` needs `prompt`: a record of a .jsonl file has an input of its own")]
+        return [
+            *super().rules(),
+            *base.template_rules(self),
+            (wrong, "`input` needs `prompt`: a record of a .jsonl file has an input of its own"),
+        ]
 
 
 @dataclass(frozen=True)

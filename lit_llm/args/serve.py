@@ -1,9 +1,9 @@
 """Options of the server and the chat."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from lit_llm.args.base import Rules, bounds
+from lit_llm.args.base import Rules, bounds, template_rules
 from lit_llm.args.generate import ModelArgs, SamplingArgs
 
 
@@ -22,6 +22,9 @@ class ServeArgs(ModelArgs):
     """Name of the model in requests. Default: the name of its folder."""
     prompt_style: str | None = None
     """Style of conversations. Default: that of the finetuning, else the checkpoint's chat template, else alpaca."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template as a JSON object, e.g. {"enable_thinking": false}; `chat_template_kwargs` of a request are
+    preferred. Default: those of the finetuning."""
     max_batch_size: int = 8
     """Requests answered at the same time; further ones wait."""
     max_queue: int = 256
@@ -41,6 +44,7 @@ class ServeArgs(ModelArgs):
     def rules(self) -> Rules:
         return [
             *super().rules(),
+            *template_rules(self),
             *bounds(self, "max_batch_size", "max_queue", "max_length", "max_new_tokens", "max_body_size", "timeout", above=0),
             *bounds(self, "port", at_least=0, at_most=65535),
             (self.api_key == "", "`api_key` is empty. Omit it to serve without a key"),
@@ -55,8 +59,10 @@ class ChatArgs(SamplingArgs, ModelArgs):
     """System prompt of the conversation. Default: the prompt style's own."""
     prompt_style: str | None = None
     """Style of the conversation. Default: that of the finetuning, else the checkpoint's chat template, else alpaca."""
+    template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template as a JSON object, e.g. {"enable_thinking": false}. Default: those of the finetuning."""
     max_new_tokens: int = 512
     """Longest answer, in tokens; shorter where the context ends."""
 
     def rules(self) -> Rules:
-        return [*super().rules(), *bounds(self, "max_new_tokens", above=0)]
+        return [*super().rules(), *template_rules(self), *bounds(self, "max_new_tokens", above=0)]

@@ -1,11 +1,11 @@
 """Adapter folders, ours and PEFT's: the trained parameters of a method, its arguments, and the base that they belong to."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +36,14 @@ else:
     StyleName = Literal[(CHAT_TEMPLATE, *STYLES)]
 
 
-def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
+def write_adapter(
+    folder: Path | None,
+    model: GPT,
+    method: Method,
+    checkpoint_dir: Path,
+    prompt_style: str | None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Write `adapter.safetensors` and `adapter.json` into an existing folder.
 
     A rank without a folder only helps to gather parameters that ranks hold in parts.
@@ -46,10 +53,18 @@ def write_adapter(folder: Path | None, model: GPT, method: Method, checkpoint_di
     if folder is None:
         return
     save_safetensors(tensors, folder / "adapter.safetensors")
-    write_json(folder / "adapter.json", _about_method(method) | _about_base(model, checkpoint_dir, prompt_style))
+    about = _about_method(method) | _about_base(model, checkpoint_dir, prompt_style, template_kwargs)
+    write_json(folder / "adapter.json", about)
 
 
-def write_finetuned(folder: Path | None, model: GPT, method: Method, checkpoint_dir: Path, prompt_style: str | None) -> None:
+def write_finetuned(
+    folder: Path | None,
+    model: GPT,
+    method: Method,
+    checkpoint_dir: Path,
+    prompt_style: str | None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Write a fully finetuned model, in the dtypes of its base, and `finetuned.json` into an existing folder.
 
     A rank without a folder only helps to gather weights that ranks hold in parts.
@@ -57,7 +72,8 @@ def write_finetuned(folder: Path | None, model: GPT, method: Method, checkpoint_
     reshard(model)
     write_checkpoint(folder, model, checkpoint_dir)
     if folder is not None:
-        write_json(folder / "finetuned.json", _about_method(method) | _about_base(model, checkpoint_dir, prompt_style))
+        about = _about_method(method) | _about_base(model, checkpoint_dir, prompt_style, template_kwargs)
+        write_json(folder / "finetuned.json", about)
 
 
 def _about_method(method: Method) -> dict[str, Any]:
@@ -65,11 +81,14 @@ def _about_method(method: Method) -> dict[str, Any]:
     return about if method.init_from is None else about | {"init_from": method.init_from}
 
 
-def _about_base(model: GPT, checkpoint_dir: Path, prompt_style: str | None) -> dict[str, Any]:
+def _about_base(
+    model: GPT, checkpoint_dir: Path, prompt_style: str | None, template_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
         "base_checkpoint_dir": str(checkpoint_dir.resolve()),
         "base_fingerprint": model.fingerprint,
         "prompt_style": prompt_style,
+        **({"template_kwargs": dict(template_kwargs)} if template_kwargs else {}),
         "versions": {name: version(name) for name in ("torch", "lightning")},
     }
 
@@ -95,7 +114,9 @@ def write_merged(folder: Path, model: GPT, checkpoint_dir: Path, adapters: Seque
         "method": "lora",
         "merged": [{"adapter_dir": str(a.resolve()), "weight": w, "arguments": about["arguments"]} for a, w, about in merged],
     }
-    write_json(folder / "finetuned.json", about | _about_base(model, checkpoint_dir, abouts[0]["prompt_style"]))
+    first = abouts[0]
+    asked = first["prompt_style"], first.get("template_kwargs")
+    write_json(folder / "finetuned.json", about | _about_base(model, checkpoint_dir, *asked))
     return styles[0]
 
 
@@ -103,6 +124,7 @@ class Finetuned(TypedDict):
     """Contents of `finetuned.json` that are read."""
 
     prompt_style: StyleName | None
+    template_kwargs: NotRequired[dict[str, Any]]
 
 
 class AdapterAbout(Finetuned):
@@ -170,10 +192,20 @@ def _naming(path: Path) -> Iterator[None]:
 
 def trained_style(folder: Path) -> str | None:
     """Return the prompt style that an adapter or a checkpoint was finetuned with; None for a plain checkpoint."""
+    about = _finetuned(folder)
+    return None if about is None else about["prompt_style"]
+
+
+def trained_template_kwargs(folder: Path) -> dict[str, Any]:
+    """Return the variables that the chat template had in the finetuning of an adapter or a checkpoint."""
+    return (_finetuned(folder) or {}).get("template_kwargs") or {}
+
+
+def _finetuned(folder: Path) -> Finetuned | None:
     if is_adapter(folder):
-        return read_adapter(folder)["prompt_style"]
+        return read_adapter(folder)
     path = folder / "finetuned.json"
-    return read_json_object(path, Finetuned, "Finetune or merge again")["prompt_style"] if path.is_file() else None
+    return read_json_object(path, Finetuned, "Finetune or merge again") if path.is_file() else None
 
 
 class Adapter:

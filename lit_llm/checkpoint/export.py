@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_llm.checkpoint.adapters import Adapter, attach_adapter
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.merge import lora_updates
-from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PEFT_WEIGHTS, STYLE_KEY
+from lit_llm.checkpoint.peft_adapters import PEFT_CONFIG, PEFT_WEIGHTS, STYLE_KEY, TEMPLATE_KEY
 from lit_llm.checkpoint.read import checked, expected_shapes, read_config, read_model_tensors, read_tensors, weight_files
 from lit_llm.checkpoint.tables import TABLES
 from lit_llm.checkpoint.tables.rows import Fused
@@ -100,6 +100,8 @@ def export_peft(checkpoint_dir: Path | str, adapter_dir: Path | str, output_dir:
         saved = _saved_weights(model, about["arguments"].get("modules_to_save", []), part)
         tensors |= {f"base_model.model.{name}": tensor for name, tensor in saved.items()}
         style = {} if about["prompt_style"] is None else {STYLE_KEY: about["prompt_style"]}
+        if kwargs := about.get("template_kwargs"):
+            style[TEMPLATE_KEY] = json.dumps(kwargs)
         save_safetensors(tensors, folder / PEFT_WEIGHTS[0], {"format": "pt", **style})
         config = _peft_config(model, checkpoint_dir, about["arguments"], linears)
         config["modules_to_save"] = sorted({name.rpartition(".")[0] for name in saved}) or None

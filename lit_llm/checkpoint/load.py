@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_llm.checkpoint.adapters import attach_adapter
+from lit_llm.checkpoint.adapters import attach_adapter, trained_template_kwargs
 from lit_llm.checkpoint.load_model import load_model
 from lit_llm.checkpoint.prequantized import stored_quantization
 from lit_llm.errors import CheckpointError
@@ -50,6 +50,7 @@ def load(
     at_once = layout if adapter_dir is None else None  # an adapter attaches to plain linears
     model = load_model(checkpoint_dir, "cpu" if mapped else devices, dtype, quantize, layout=at_once)
     tokenizer = load_tokenizer(checkpoint_dir, model.config)
+    tokenizer.template_kwargs = trained_template_kwargs(checkpoint_dir if adapter_dir is None else Path(adapter_dir))
     if adapter_dir is not None:
         attach_adapter(model, Path(adapter_dir))
         if layout is not None:

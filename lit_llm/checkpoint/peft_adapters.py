@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,7 +18,7 @@ from lit_llm.checkpoint.read import WEIGHT_DTYPES, check_finite, read_tensors
 from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.checkpoint.upstream_linears import RENAMED, LowRank, UpstreamLinear, names_in_all_layers, upstream_linears
 from lit_llm.errors import CheckpointError
-from lit_llm.files import read_json_object
+from lit_llm.files import parse_json, read_json_object
 from lit_llm.model.config import LIT_CONFIG
 from lit_llm.model.families import TEXT_PARTS
 from lit_llm.model.gpt import GPT
@@ -27,6 +28,8 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 STYLE_KEY = "prompt_style"
 """Key of the prompt style in the metadata of a file of weights that we wrote: PEFT's format has no place for it."""
+TEMPLATE_KEY = "template_kwargs"
+"""Key of the variables of the chat template in it, as JSON."""
 _AGAIN = "Download or export the adapter again"
 _PREFIX = "base_model.model."
 
@@ -111,7 +114,7 @@ def about_peft(folder: Path) -> dict[str, Any]:
         },
         "base_checkpoint_dir": str(_local_base(config.get("base_model_name_or_path", ""))),
         "base_fingerprint": "",
-        "prompt_style": _style(peft_weights(folder)),
+        **_asked_with(peft_weights(folder)),
     }
 
 
@@ -123,15 +126,15 @@ def _local_base(name: str) -> Path:
     return next(found, Path(name) if name.count("/") != 1 else places[1])
 
 
-def _style(path: Path) -> str | None:
-    """Return the prompt style in the metadata of a file that we exported."""
-    if path.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(STYLE_KEY)
-    except SafetensorError:
-        return None  # reported when the tensors are read
+def _asked_with(path: Path) -> dict[str, Any]:
+    """Return the prompt style in the metadata of a file that we exported, and variables of the chat template."""
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        with suppress(SafetensorError), safe_open(path, "pt") as file:  # reported when the tensors are read
+            metadata = file.metadata() or {}
+    kwargs = metadata.get(TEMPLATE_KEY)
+    more = {} if kwargs is None else {"template_kwargs": parse_json(kwargs.encode(), path, _AGAIN)}
+    return {"prompt_style": metadata.get(STYLE_KEY), **more}
 
 
 def _read_config(folder: Path) -> _Config:

@@ -24,7 +24,7 @@ from lit_llm.generation.generate import generate_batch
 from lit_llm.generation.sampling import Sampling
 from lit_llm.model.device import resolve_device
 from lit_llm.model.gpt import GPT
-from lit_llm.text.conversation import default_style
+from lit_llm.text.conversation import default_style, set_template_kwargs
 from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -59,7 +59,9 @@ def compare_models(args: CompareArgs) -> None:
         base = folder if adapter is None else Path(read_adapter(folder)["base_checkpoint_dir"])
         model, tokenizer = load(base, adapter, str(resolve_device(args.accelerator)), args.precision, args.quantize)
         if records:
-            style = style or default or default_style(tokenizer, False)
+            if style is None:
+                style = default or default_style(tokenizer, False)
+                set_template_kwargs(tokenizer, args.template_kwargs, style)
             results.append(_evaluate_rows(args, model, tokenizer, records, style))
         if tasks is not None:
             tasks.run(model, tokenizer, base)

@@ -23,7 +23,7 @@ from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling, usable
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks
-from lit_llm.text.conversation import default_style, prompt_style
+from lit_llm.text.conversation import default_style, prompt_style, set_template_kwargs
 from lit_llm.text.ending import raw_ending
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -149,6 +149,7 @@ def _evaluate(args: HarnessArgs) -> dict[str, Any]:
     style = args.prompt_style or trained_style(args.adapter_dir or checkpoint_dir)
     if args.apply_chat_template and style is None and tokenizer.chat_template is None:
         raise OptionError(f"{checkpoint_dir} has no chat template. Specify `prompt_style`, or omit `apply_chat_template`")
+    set_template_kwargs(tokenizer, args.template_kwargs, style or default_style(tokenizer, False))
     results = simple_evaluate(
         model=HarnessModel(model, tokenizer, checkpoint_dir, args.batch_size, style),
         tasks=list(tasks),

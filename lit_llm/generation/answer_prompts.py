@@ -26,7 +26,7 @@ from lit_llm.memory import peak_memory_gb
 from lit_llm.model.gpt import GPT
 from lit_llm.progress import Progress
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks
-from lit_llm.text.conversation import check_rendered, default_style, prompt_ids, prompt_style
+from lit_llm.text.conversation import check_rendered, default_style, prompt_ids, prompt_style, set_template_kwargs
 from lit_llm.text.ending import ending, raw_ending
 from lit_llm.text.stream import candidate_text, token_texts
 from lit_llm.text.tokenizer import Tokenizer
@@ -59,6 +59,7 @@ def answer(args: AdapterGenerateArgs) -> None:
     if style is None and is_peft(args.adapter_dir):  # which does not record one
         style = default_style(tokenizer, is_text=False)
         print(f"prompt style {style}", file=sys.stderr)
+    set_template_kwargs(tokenizer, args.template_kwargs, style)
     _Generation(args, prompts, model, tokenizer, style).run()
 
 
@@ -73,7 +74,9 @@ def answer_finetuned(args: FullGenerateArgs) -> None:
             "generate/base.py for a plain model, generate/lora.py --adapter_dir for an adapter"
         )
     model, tokenizer = load_for_inference(args, args.checkpoint_dir, None)
-    _Generation(args, prompts, model, tokenizer, trained_style(args.checkpoint_dir)).run()
+    style = trained_style(args.checkpoint_dir)
+    set_template_kwargs(tokenizer, args.template_kwargs, style)
+    _Generation(args, prompts, model, tokenizer, style).run()
 
 
 def _read_prompts(args: GenerateArgs) -> Sequence[Prompt]:

@@ -14,7 +14,7 @@ from lit_llm.generation.decode import Batch, Row, continue_rows
 from lit_llm.generation.load_from_options import load_args
 from lit_llm.generation.sampling import Sampling
 from lit_llm.model.gpt import GPT
-from lit_llm.text.conversation import default_style, prompt_ids
+from lit_llm.text.conversation import default_style, prompt_ids, set_template_kwargs
 from lit_llm.text.ending import ending
 from lit_llm.text.tokenizer import Tokenizer
 
@@ -94,6 +94,7 @@ def chat(args: ChatArgs) -> None:
     model, tokenizer, folder = load_args(args)
     trained = trained_style(args.adapter_dir or folder)
     style = args.prompt_style or trained or default_style(tokenizer, is_text=False)
+    set_template_kwargs(tokenizer, args.template_kwargs, style)
     conversation = Conversation(model, tokenizer, style, args, finetuned=style == trained)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # an error would lose the lines read together with a bad one

@@ -30,7 +30,7 @@ from lit_llm.serving.limits import LimitsMiddleware, is_loopback
 from lit_llm.serving.openai_routes import Served, openai_routes
 from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.token_names import TokenNames
-from lit_llm.text.conversation import default_style, prompt_style
+from lit_llm.text.conversation import default_style, prompt_style, set_template_kwargs
 from lit_llm.text.tokenizer import Tokenizer
 
 GRACE = 3.0  # seconds for unfinished answers after the server was asked to stop
@@ -134,6 +134,7 @@ def serve(args: ServeArgs) -> None:
         trained = trained_style(folder)
         style = args.prompt_style or trained or default_style(tokenizer, is_text=False)
         prompt_style(style, tokenizer)  # raises for a style that does not exist
+        set_template_kwargs(tokenizer, args.template_kwargs, style)
         name = args.model_name or "/".join(folder.resolve().parts[-2:])
         app = make_app(model, tokenizer, args, name, style, finetuned=style == trained)
         host, port = listener.getsockname()[:2]

@@ -26,6 +26,8 @@ class ChatTemplate:
     """The Jinja template of a checkpoint, a `Style`."""
 
     source: str
+    kwargs: str = "{}"
+    """Variables of all renderings, as a JSON object; those of a record or a request are preferred."""
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
         """Arguments of calls are objects, or strings if it cannot render objects. Thoughts are where it reads them."""
@@ -50,7 +52,8 @@ class ChatTemplate:
         return _form(self, json.dumps({name: value for name, value in tokens.items() if name not in RECORD_LISTS}))
 
     def _answer(self, messages: list[dict[str, Any]], generation: bool, tokens: Mapping[str, Any]) -> dict[str, str]:
-        variables = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None, **tokens}
+        variables = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None}
+        variables |= {**json.loads(self.kwargs), **tokens}
         return _PROCESS.answer({"source": self.source, "variables": variables})
 
 
@@ -60,13 +63,15 @@ def _form(template: ChatTemplate, tokens: str) -> Form:
     everything = json.loads(tokens)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"}]
     tagged = turns[1] | {"content": "<think>\n\u2602\n</think>\n\n\u2603"}
-    for variables in ({name: value for name, value in everything.items() if name.endswith("_token")}, everything):
+    plain = ChatTemplate(template.source)
+    special = {name: value for name, value in everything.items() if name.endswith("_token")}
+    for which, variables in ((plain, special), (template, everything)):
         for field in FIELDS:
-            text = template._answer([turns[0], turns[1] | {field: "\u2602"}], False, variables).get("text", "")
+            text = which._answer([turns[0], turns[1] | {field: "\u2602"}], False, variables).get("text", "")
             before, thought, after = text.partition("\u2602")
             closing, content, _ = after.partition("\u2603")
             if thought and content:
-                asked = template._answer(turns[:1], True, variables).get("text", "")
+                asked = which._answer(turns[:1], True, variables).get("text", "")
                 return Form(field, opening=before.removeprefix(asked), closing=closing)
     asked = template._answer(turns[:1], True, everything).get("text", "")
     answered = template._answer([turns[0], tagged], False, everything).get("text", "\u2602")

@@ -5,6 +5,8 @@ segments: the tokens before an answer are the same when it is trained and when i
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -35,10 +37,26 @@ def prompt_style(name: str, tokenizer: Tokenizer | None = None) -> Style:
     if name == CHAT_TEMPLATE and tokenizer is not None:
         if tokenizer.chat_template is None:
             raise OptionError(_no_default(tokenizer) or "the checkpoint has no chat template. Use another `prompt_style`")
-        return ChatTemplate(tokenizer.chat_template)
+        return ChatTemplate(tokenizer.chat_template, json.dumps(tokenizer.template_kwargs, sort_keys=True))
     if name not in STYLES:
         raise OptionError(f"prompt style {name!r} is not known. Use one of: {CHAT_TEMPLATE}, {', '.join(sorted(STYLES))}")
     return STYLES[name]
+
+
+def set_template_kwargs(tokenizer: Tokenizer, kwargs: Mapping[str, Any] | None, style: str | None) -> None:
+    """Add variables to those that the checkpoint's chat template is rendered with.
+
+    Raises:
+        OptionError: if the style of this name is another, or the template does not have one of the names.
+    """
+    if not kwargs:
+        return
+    if style != CHAT_TEMPLATE or tokenizer.chat_template is None:
+        raise OptionError(f"`template_kwargs` are for the checkpoint's chat template; the prompt style is {style}. Omit them")
+    for name in kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template):
+            raise OptionError(f"`template_kwargs`: the chat template does not read {name!r}. Check the name, or omit it")
+    tokenizer.template_kwargs = {**tokenizer.template_kwargs, **kwargs}
 
 
 def default_style(tokenizer: Tokenizer, is_text: bool) -> str:

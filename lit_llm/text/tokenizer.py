@@ -89,6 +89,7 @@ class Tokenizer:
         special_tokens: Their strings by name: bos_token, eos_token and the others that the config names.
         fingerprint: Checksum of the files that a tokenizer may consist of.
         chat_template: The checkpoint's Jinja template of a conversation, or None.
+        template_kwargs: Variables that the template is rendered with, unless a record or a request has others.
         other_templates: Names of the checkpoint's templates if it has several, none of them the default.
 
     Raises:
@@ -118,6 +119,7 @@ class Tokenizer:
         self.special_tokens |= {name: self._backend.token(i) for name, i in ends.items() if i is not None}
         templates = _chat_templates(folder, config)
         self.chat_template = templates.get("default")
+        self.template_kwargs: dict[str, Any] = {}
         self.other_templates = () if self.chat_template is not None else tuple(templates)
         sums = [(name, hashlib.sha256((folder / name).read_bytes()).digest()) for name in FILES if (folder / name).is_file()]
         self.fingerprint = hashlib.sha256(repr(sums).encode()).hexdigest()

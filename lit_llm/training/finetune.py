@@ -26,7 +26,7 @@ from lit_llm.model.config import Config
 from lit_llm.model.device import check_compiler, resolve_device, weights_dtype
 from lit_llm.model.gpt import GPT
 from lit_llm.ranks import claimed_for_all, naming_lost_ranks, rank, shared_folder
-from lit_llm.text.conversation import prompt_style
+from lit_llm.text.conversation import CHAT_TEMPLATE, prompt_style, set_template_kwargs
 from lit_llm.training.before_and_after import HeldOut, outcome_lines, print_result, source_lines
 from lit_llm.training.fabric import Strategy, check_devices, choose_strategy, launch, resolve_precision
 from lit_llm.training.loop import Job, WriteResult, fit
@@ -85,7 +85,9 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     files = open_data(data_dir)
     style = args.prompt_style or (start and start.about["prompt_style"]) or style_of_all(files, tokenizer)
     prompt_style(style, tokenizer)  # refuses an unknown one
-    args = dataclasses.replace(args, prompt_style=style)
+    kwargs = {**((start and start.about.get("template_kwargs")) or {}), **(args.template_kwargs or {})}
+    set_template_kwargs(tokenizer, kwargs if args.template_kwargs or style == CHAT_TEMPLATE else None, style)
+    args = dataclasses.replace(args, prompt_style=style, template_kwargs=tokenizer.template_kwargs or None)
     assert args.out_dir is not None
     folder = RunFolder(args.out_dir) if args.dry_run else RunFolder.open(args)
     if not args.dry_run and folder.resume_dir is None and folder.status == "finished":
@@ -208,7 +210,7 @@ def _train(job: Job, fabric: "Fabric", model: GPT, config: Config, write_result:
 def _write_result(folder: Path | None, model: GPT, job: Job) -> None:
     assert job.args.checkpoint_dir is not None
     write = write_finetuned if job.method.trains_base else write_adapter
-    write(folder, model, job.method, job.args.checkpoint_dir, job.args.prompt_style)
+    write(folder, model, job.method, job.args.checkpoint_dir, job.args.prompt_style, job.args.template_kwargs)
 
 
 def _say(text: str) -> None:

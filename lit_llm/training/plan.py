@@ -24,7 +24,7 @@ def plan(job: Job, empty: GPT, device: torch.device) -> str:
         ValueError: if the method cannot be attached, or nothing trains.
     """
     args, data, schedule = job.args, job.data, job.schedule
-    dtype = weights_dtype(args.precision or "32-true", device)
+    dtype = weights_dtype(args.precision, device) or torch.float32
     empty.to(dtype)
     if args.quantize is not None:
         quantize_linears(empty, args.quantize)

@@ -22,7 +22,15 @@ from lit_llm.data.records import Record, asked, turns_of, variables_of
 from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
 from lit_llm.errors import DataError, OptionError
-from lit_llm.text.conversation import TrainOn, closing_of, document_ends, ends_with_all_of, prompt_ids, prompt_style
+from lit_llm.text.conversation import (
+    TrainOn,
+    closing_of,
+    document_ends,
+    ends_with_all_of,
+    prompt_ids,
+    prompt_style,
+    set_template_kwargs,
+)
 from lit_llm.text.styles import Message
 from lit_llm.text.thoughts import split_thought
 from lit_llm.text.tokenizer import Tokenizer
@@ -332,6 +340,7 @@ def inspect_data(args: InspectDataArgs) -> None:
     data_dir = prepared(source.path) if source.path.is_file() else source.path
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
+    set_template_kwargs(tokenizer, args.template_kwargs, style)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     options = (style, tokenizer, args.mask_prompt, args.train_on, limit)
     found = [load_examples(Records(path), *options) for path in paths if path.is_file()]
