@@ -76,7 +76,7 @@ ALL = "--val_split_fraction=0"
 GOOD = {
     "whole": ["hf", "--dataset=org/rows", ALL],
     "whole again": ["hf", "--dataset=org/rows", ALL],
-    "split": ["hf", "--dataset=org/rows", "--val_split=validation"],
+    "split": ["hf", "--dataset=org/rows", "--val_split=validation", "--seed=44"],  # which would hold out three rows
     "columns": ["hf", "--dataset=org/rows", "--columns=output", "--columns=instruction", "--output_column=instruction",
                 "--instruction_column=output", ALL],
     "other": ["hf", "--dataset=org/two", "--config_name=other", ALL],
