@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -192,14 +193,25 @@ def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, A
     """Return the names of the variables, and of the fields of each turn, without which the style renders the same.
 
     The conversation is rendered up to the turn: a template may drop fields of earlier ones. "thought" is one that an answer
-    lacks because it is asked without a thought.
+    lacks because it is asked without a thought, "system" a system turn that is not rendered.
     """
     found = [name for name in variables if _is_same_without(style, messages, tokens, variables, name, None)]
     for i, message in enumerate(messages):
         names = [name for name in message if name not in READ and not (message["role"] == "assistant" and name in FIELDS)]
         found += [name for name in names if _is_same_without(style, messages[: i + 1], tokens, variables, None, name)]
     everything = {**variables, **tokens}
+    if _omits_system(style, messages, everything):
+        found.append("system")
     return found + ["thought" for answer in answers_from_last(style, messages, everything) if answer.omits_thought]
+
+
+def _omits_system(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> bool:
+    """Return True if a conversation begins with a system turn that the style does not render."""
+    if messages[0]["role"] != "system":
+        return False
+    with suppress(OptionError):  # a template may need the turn
+        return style.render(messages[1:], False, tokens) == style.render(messages, False, tokens)
+    return False
 
 
 def check_rendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
