@@ -179,6 +179,8 @@ def load_examples(
             f"{records.path}: {n_thoughts:,} thoughts are not trained: the prompt style asks for answers without",
             file=sys.stderr,
         )
+    if n_marks := unrendered.pop("marks", 0):
+        print(f"{records.path}: {n_marks:,} answers are trained in part, as {{% generation %}} marks them", file=sys.stderr)
     for ignored, unit in ((records.ignored, "records"), (unrendered, "turns")):
         if ignored:
             print(f"{records.path}: {ignored_fields(ignored, unit)}", file=sys.stderr)
