@@ -38,6 +38,7 @@ def test_the_data_tutorial_runs_as_written(tmp_path):
     (tmp_path / "my.csv").write_text("\n".join(["instruction,output", *table]))
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ({"messages": CHAT}, *rows(5))))
     (tmp_path / "book.txt").write_text("the red cat\n\n" * 600)
+    (tmp_path / "test.jsonl").write_text('{"question": "how far away is the moon from the earth in miles"}')
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "chats.jsonl").read_bytes()))
     run_all(commands("tutorials/data.md"), tmp_path)

@@ -24,6 +24,8 @@ class PrepareArgs(Checked):
     """Folder of a model, whose tokenizer counts the tokens of the examples."""
     near_duplicates: float | None = None
     """Drop a row that is this similar to an earlier one (Jaccard similarity of word trigrams), e.g. 0.8."""
+    contamination: str | None = None
+    """File, folder or pattern of an evaluation: drop a row that shares 8 to 13 words in a row with one of its texts."""
     min_answer_chars: int = 1
     """Drop a row with a shorter answer."""
     max_chars: int | None = None
@@ -34,6 +36,8 @@ class PrepareArgs(Checked):
     """Write the dropped rows, each with its reason, to dropped.jsonl."""
     workers: int | None = None
     """Number of processes that prepare the parts of large files. The result is the same. Default: one for each CPU core."""
+    ray: str | None = None
+    """Address of a Ray cluster, or auto, that prepares the parts. Its nodes must see the same files under the same names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +50,7 @@ class PrepareArgs(Checked):
             *bounds(self, "seed", at_least=0),
             *bounds(self, "min_answer_chars", "max_chars", "max_examples", "workers", above=0),
             *bounds(self, "near_duplicates", at_least=0.3, at_most=1),
+            *self.excludes("ray", "workers"),
         ]
 
 
@@ -98,6 +103,28 @@ class PrepareJsonArgs(ColumnArgs):
     (prompt, chosen, rejected) or plain text. A file, a folder of shards, a pattern such as 'shards/*.parquet', a URL,
     hf://datasets/ORG/NAME/FILE, or an address of another store, as s3://."""
     destination_path: Path = Path("data/json")
+
+
+@dataclass(frozen=True)
+class PrepareHfArgs(ColumnArgs):
+    source: ClassVar[str] = "dataset"
+
+    dataset: str = field(kw_only=True)
+    """Dataset of the hub, as ORG/NAME, or a folder of that layout. Set HF_TOKEN for a private or gated one."""
+    config_name: str | None = None
+    """Configuration (subset) of the dataset, if it has several."""
+    split: str = "train"
+    """Split to read."""
+    val_split: str | None = None
+    """Split that becomes val.jsonl. Default: rows of `split` are held out."""
+    revision: str | None = None
+    """Branch, tag or commit. Default: main."""
+    columns: list[str] = field(default_factory=list)
+    """Column to read; repeat the flag for several. Default: all."""
+    destination_path: Path = Path("data/hf")
+
+    def rules(self) -> Rules:
+        return [*super().rules(), *self.excludes("val_split", "val_split_fraction")]
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,8 @@ class FinetuneArgs(ExampleArgs):
     logger: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
     """Also send the rows of metrics.csv, which is always written, to this logger. Its package must be installed."""
     dry_run: bool = False
-    """Report what would be trained, show an example with its trained tokens, and stop before the weights are loaded."""
+    """Report the data, steps, tokens, memory, time and trained weights of the run, show an example with its trained tokens, and
+    stop before the weights are loaded. The output folder may exist."""
     train: TrainArgs = field(default_factory=TrainArgs)
     eval: EvalArgs = field(default_factory=EvalArgs)
 

@@ -5,8 +5,10 @@ import json
 import re
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from lit_llm.data.contamination import Evaluation, overlap_of
 from lit_llm.data.records import Record, answer_of, asked, calls_of, turns_of
 
 
@@ -17,6 +19,7 @@ class Checks:
     min_answer_chars: int
     max_chars: int | None
     near_duplicates: float | None
+    evaluation: Evaluation | None = None
 
     def reason(self, record: Record) -> str | None:
         """Return the reason to drop a record, or None."""
@@ -26,6 +29,10 @@ class Checks:
             return f"longer than max_chars={self.max_chars}"
         if "text" not in record and not calls_of(record) and len(answer_of(record)) < self.min_answer_chars:
             return f"the answer is shorter than min_answer_chars={self.min_answer_chars}"
+        if self.evaluation is not None:
+            overlap = overlap_of(self.evaluation)
+            if any(map(overlap.has, (text_of(record), record.get("rejected", "")))):
+                return f"shares {overlap.n_words} words in a row with the evaluation"
         return None
 
     def signature(self, record: Record) -> str:
@@ -102,8 +109,7 @@ def signature(text: str) -> Any:
     """Return the MinHash signature (N_HASHES,) of a text's shingles, which are three words long."""
     import numpy as np
 
-    draw = np.random.default_rng(0)
-    a, b = (draw.integers(1, 2**64, N_HASHES, dtype=np.uint64) for _ in range(2))
+    a, b = _drawn()
     words = re.findall(r"\w+", text.lower())
     shingles = {" ".join(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
     hashes = np.fromiter((zlib.crc32(s.encode()) for s in shingles), np.uint64, len(shingles))
@@ -112,6 +118,15 @@ def signature(text: str) -> Any:
         part = (hashes[start : start + 4096, None] * a + b) >> np.uint64(32)  # multiply-shift, modulo 2^64
         found = np.minimum(found, part.min(0).astype(np.uint32))
     return found
+
+
+@cache
+def _drawn() -> list[Any]:
+    """Return the factors and summands of N_HASHES hash functions."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return [draw.integers(1, 2**64, N_HASHES, dtype=np.uint64) for _ in range(2)]
 
 
 class Similar:

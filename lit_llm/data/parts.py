@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +30,9 @@ class Task:
     """Preparation of a part. Equal tasks have equal results in every process."""
 
     part: Part
+    val_split_fraction: float
     columns: Mapping[str, str]
     checks: Checks
-    val_split_fraction: float
     seed: int
     write_dropped: bool
 
@@ -66,7 +67,7 @@ class Task:
 
 def write_part(task: Task, path: Path) -> None:
     """Write the entries of a task to a file, which is complete when it has its name."""
-    new = path.with_suffix(f".{os.getpid()}")
+    new = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
     with new.open("w", encoding="utf-8", newline="\n") as file:
         for entry in task.entries():
             file.write("\t".join(entry) + "\n")
@@ -109,10 +110,15 @@ def _work_folder(target: Path) -> Path:
     return target.resolve().with_name(f".parts-{target.resolve().name}")
 
 
+def part_paths(tasks: Sequence[Task], folder: Path) -> tuple[list[Path], list[int]]:
+    """Return the file of each part, and the numbers of those that are not finished."""
+    paths = [folder / f"{number:06}.part" for number in range(len(tasks))]
+    return paths, [number for number, path in enumerate(paths) if not path.is_file()]
+
+
 def finished_parts(tasks: Sequence[Task], folder: Path, workers: int) -> Generator[Path]:
     """Yield the file of each part in order, as soon as it is finished. Those that the folder has already are kept."""
-    paths = [folder / f"{number:06}.part" for number in range(len(tasks))]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    paths, missing = part_paths(tasks, folder)
     if min(workers, len(missing)) < 2:
         for task, path in zip(tasks, paths, strict=True):
             if not path.is_file():

@@ -8,16 +8,19 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from lit_llm.args.data import PrepareArgs, PrepareCsvArgs, PrepareJsonArgs
+from lit_llm.data.contamination import Evaluation, overlap_of
 from lit_llm.data.curate import Checks, Selection
 from lit_llm.data.file_readers import is_csv
 from lit_llm.data.parts import Task, finished_parts, forget_parts, read_part, work_folder
+from lit_llm.data.ray_parts import ray_parts
 from lit_llm.data.rows import COLUMNS, SHOWN, ignored_fields
-from lit_llm.data.sources import Source, csv_files, row_files
+from lit_llm.data.shards import ROWS, TEXTS, files_of
+from lit_llm.data.sources import Source, csv_files, digest_of_files, row_files
 from lit_llm.data.streams import format_of, plain_name
 from lit_llm.errors import DataError
 from lit_llm.files import (
@@ -41,7 +44,7 @@ class Meta(TypedDict, total=False):
     files: dict[str, str]
 
 
-NOT_OPTIONS = ("checkpoint_dir", "destination_path", "workers")
+NOT_OPTIONS = ("checkpoint_dir", "destination_path", "workers", "ray")
 """Options that do not change the result."""
 
 
@@ -74,6 +77,9 @@ def _update(args: PrepareArgs, source: Source) -> None:
         raise DataError(f"{destination} holds files that are not a data folder. Choose another `destination_path`")
     options = {k: v for k, v in dataclasses.asdict(args).items() if k not in NOT_OPTIONS}
     options = json.loads(json.dumps(options, default=str))
+    evaluation = _evaluation(args)
+    if evaluation is not None:
+        options["contamination_sha256"] = evaluation.sha256
     about = {"source": source.name, "sha256": source.sha256, "options": options}
     path_of_meta, advice = destination / "meta.json", "Choose another `destination_path`, or remove the folder"
     meta = read_json_object(path_of_meta, Meta, advice, DataError) if path_of_meta.is_file() else Meta()
@@ -84,7 +90,7 @@ def _update(args: PrepareArgs, source: Source) -> None:
         print(f"{destination} is up to date: it was made from the same file with the same options")
     else:
         _check_unchanged(destination, files)
-        with _entries(args, source, about) as entries:
+        with _entries(args, source, about, evaluation) as entries:
             _write(args, source, about, entries)
         if meta:
             why = "a file was missing" if is_same else f"made from another file ({meta.get('source')}) or with other options"
@@ -92,21 +98,44 @@ def _update(args: PrepareArgs, source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _entries(args: PrepareArgs, source: Source, about: dict[str, Any]) -> Iterator[Iterator[list[str]]]:
+def _entries(
+    args: PrepareArgs, source: Source, about: dict[str, Any], evaluation: Evaluation | None
+) -> Iterator[Iterator[list[str]]]:
     """Yield the entries of all rows; see `Task.entries`. Those of several parts are made by several processes."""
-    checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates)
-    options = (source.columns, checks, args.val_split_fraction, args.seed, args.write_dropped)
-    tasks = [Task(part, *options) for part in source.parts]
+    checks = Checks(args.min_answer_chars, args.max_chars, args.near_duplicates, evaluation)
+    options = (source.columns, checks, args.seed, args.write_dropped)
+    tasks = [Task(part, 0.0 if source.held_out else args.val_split_fraction, *options) for part in source.parts]
+    tasks += [Task(part, 1.0, *options) for part in source.held_out]
     if len(tasks) == 1:
         forget_parts(args.destination_path)
         yield tasks[0].entries()
         return
-    workers = args.workers or len(os.sched_getaffinity(0))
     with (
         work_folder(args.destination_path, about) as folder,
-        contextlib.closing(finished_parts(tasks, folder, workers)) as paths,
+        contextlib.closing(_parts(args, tasks, folder)) as paths,
     ):
         yield (entry for path in paths for entry in read_part(path))
+
+
+def _parts(args: PrepareArgs, tasks: Sequence[Task], folder: Path) -> Generator[Path]:
+    if args.ray is not None:
+        return ray_parts(tasks, folder, args.ray)
+    return finished_parts(tasks, folder, args.workers or len(os.sched_getaffinity(0)))
+
+
+def _evaluation(args: PrepareArgs) -> Evaluation | None:
+    """Return the evaluation whose texts must not be in the data, after its files were read once."""
+    if args.contamination is None:
+        return None
+    files = files_of(args.contamination, (*ROWS, *TEXTS))
+    evaluation = Evaluation(tuple(files), digest_of_files(files))
+    found = overlap_of(evaluation)
+    print(
+        f"contamination: {found.n_texts:,} texts of {args.contamination} are compared, {found.n_words} words at a time; "
+        f"shorter ones, which are not: {found.n_short:,}",
+        file=sys.stderr,
+    )
+    return evaluation
 
 
 class _Outcome:
@@ -169,7 +198,8 @@ def _write(args: PrepareArgs, source: Source, about: dict[str, Any], entries: It
                     files[name].write(f"{line}\n")
         progress.close()
         kept, dropped = outcome.kept, outcome.dropped
-        if not kept["train"] and kept["val"]:  # few questions: the split by question holds out all of them
+        if not kept["train"] and kept["val"] and not source.held_out:
+            # Few questions: the split by question holds out all of them.
             paths["val"].replace(paths["train"])
             paths["val"].touch()
             kept.update(train=kept["val"], val=-kept["val"])

@@ -57,12 +57,14 @@ class Source:
         sha256: Digest of the content, which decides whether a folder is up to date.
         parts: In the order of the rows.
         columns: See `to_record`.
+        held_out: Parts for validation. Without them, the rows of `parts` are split.
     """
 
     name: str
     sha256: str
     parts: Sequence[Part]
     columns: Mapping[str, str] = field(default_factory=lambda: COLUMNS)
+    held_out: Sequence[Part] = ()
 
 
 def row_files(name: str, columns: Mapping[str, str] = COLUMNS, read: Callable[..., Iterator[Any]] = rows_of) -> Source:
@@ -120,11 +122,9 @@ def _source(
     columns: Mapping[str, str],
     has_lines: Callable[[Path], bool] = lambda path: False,
 ) -> Source:
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist")
+    digest = digest_of_files(files)
     parts = [FilePart(tuple(slices), read) for slices in _grouped(files, has_lines)]
-    return Source(name, _digest(files), parts, columns)
+    return Source(name, digest, parts, columns)
 
 
 def _grouped(files: Iterable[Path], has_lines: Callable[[Path], bool]) -> Iterator[list[Slice]]:
@@ -146,7 +146,10 @@ def _grouped(files: Iterable[Path], has_lines: Callable[[Path], bool]) -> Iterat
     yield group
 
 
-def _digest(files: Sequence[Path]) -> str:
-    """Return the sha256 of one file, or that of the digests of several."""
+def digest_of_files(files: Sequence[Path]) -> str:
+    """Return the sha256 of one file, or that of the digests of several. Raise FileNotFoundError if one does not exist."""
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist")
     digests = [digest_of(file, "0" * 64) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

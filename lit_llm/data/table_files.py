@@ -25,7 +25,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             check_unique(path, file.schema_arrow.names)
             for batch in file.iter_batches(BATCH):
-                yield from _rows(batch)
+                yield from table_rows(batch)
 
 
 def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -34,7 +34,7 @@ def arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
         for batch in _batches(pyarrow, file):
             check_unique(path, batch.schema.names)
             for start in range(0, batch.num_rows, BATCH):
-                yield from _rows(batch.slice(start, BATCH))
+                yield from table_rows(batch.slice(start, BATCH))
 
 
 def _batches(pyarrow: Any, file: Any) -> Iterator[Any]:
@@ -47,8 +47,11 @@ def _batches(pyarrow: Any, file: Any) -> Iterator[Any]:
         yield from map(reader.get_batch, range(reader.num_record_batches))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Yield rows as JSON would have them. A missing value in a column of floats, which pandas writes as NaN, becomes None."""
+def table_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table or a batch as JSON would have them.
+
+    A missing value in a column of floats, which pandas writes as NaN, becomes None.
+    """
     if not any(NOT_JSON.search(str(field.type)) for field in batch.schema):
         yield from batch.to_pylist()
         return

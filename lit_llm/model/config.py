@@ -24,6 +24,11 @@ _CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "xielu"),
 }
 
+_POSITIVE = (
+    "norm_eps", "latent_norm_eps", "rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "swiglu_limit",
+    "query_growth", "logit_scale", "logit_softcap", "local_rope_theta", "embedding_scale", "residual_scale", "alibi",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
@@ -208,32 +213,14 @@ class Config:
             )
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise CheckpointError(f"rotary_size must be even and at most head_size {self.head_size}, found {self.rotary_size}")
-        for name in (
-            "norm_eps",
-            "latent_norm_eps",
-            "rope_theta",
-            "clip_qkv",
-            "attention_scale",
-            "attention_softcap",
-            "swiglu_limit",
-            "query_growth",
-            "logit_scale",
-            "logit_softcap",
-            "local_rope_theta",
-            "embedding_scale",
-            "residual_scale",
-            "alibi",
-        ):
+        for name in _POSITIVE:
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
         if self.rope_scaling is not None:
             check_rope(self.rope_scaling, self.rotary_size, self.rope_theta)
         if type(self.position_offset) is not int or not 0 <= self.position_offset <= 2**31:
             raise CheckpointError(f"position_offset must be an integer from 0 to {2**31}, found {shown(self.position_offset)}")
-        self._check_mixers()
-        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
-            if getattr(self, name) is not None:
-                check_size(name, getattr(self, name))
+        self._check_sizes()
         if self.alibi is not None and self.attention_softcap is not None:
             raise CheckpointError("alibi and attention_softcap exclude each other: no model has both")
         if self.query_growth is not None:
@@ -255,7 +242,7 @@ class Config:
                 f"{MAX_WEIGHTS:.0e} is refused"
             )
 
-    def _check_mixers(self) -> None:
+    def _check_sizes(self) -> None:
         for name in ("conv_size", "delta_heads", "delta_key_heads", "delta_key_size", "delta_value_size"):
             check_size(name, getattr(self, name))
         if self.delta_heads % self.delta_key_heads:
@@ -263,6 +250,9 @@ class Config:
                 f"{self.delta_heads} heads of a delta net (linear_num_value_heads) cannot share the keys of "
                 f"{self.delta_key_heads} (linear_num_key_heads) evenly"
             )
+        for name in ("embedding_size", "sliding_window", "kv_latent_size", "q_latent_size", "v_head_size"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
 
     def _check_routing(self) -> None:
         positive("routed_scale", self.routed_scale)

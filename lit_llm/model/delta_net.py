@@ -137,7 +137,8 @@ def chunked_delta_rule(
     reads, continues, lasts = _documents_in_chunks(in_document, T, L, q.device)
     since = decays[..., None, :].masked_fill(~reads, 0).sum(-1)  # of the state at the beginning of chunk or document
     between = (since[..., None] - since[..., None, :]).masked_fill(~reads, -torch.inf).exp()  # (B, nh, N, L, L)
-    since, until = since.exp()[..., None] * continues, (since[..., -1:] - since).exp()[..., None] * lasts
+    until = (since[..., -1:] - since).masked_fill(~lasts, -torch.inf).exp()[..., None]
+    since = since.masked_fill(~continues, -torch.inf).exp()[..., None]
     weighted_k = k * rates[..., None]
     system = weighted_k @ k.transpose(-1, -2) * between
     right = torch.cat((v * rates[..., None], weighted_k * since), dim=-1)
@@ -154,12 +155,11 @@ def chunked_delta_rule(
 
 
 def _documents_in_chunks(in_document: Tensor | None, T: int, L: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which tokens of a chunk each one reads, (N, L, L); 1 for those whose document began before the chunk, and 1 for
-    those of the document with which the chunk ends, (N, L, 1); broadcast where there is one document."""
-    causal, one = torch.ones(L, L, dtype=torch.bool, device=device).tril(), torch.ones(1, 1, 1, device=device)
+    """Return which tokens of a chunk each one reads, (N, L, L); which are of a document that began before the chunk, and which
+    are of that with which the chunk ends, (N, L). With one document, masks for all chunks."""
+    causal, every = torch.ones(L, L, dtype=torch.bool, device=device).tril(), torch.ones(L, dtype=torch.bool, device=device)
     if in_document is None:
-        return causal, one, one
+        return causal, every, every
     first = F.pad(torch.arange(T, device=device) - in_document, (0, -T % L)).view(-1, L)  # tokens before the document
-    chunk = torch.arange(0, first.numel(), L, device=device)[:, None]
     same = first[:, :, None] == first[:, None]
-    return causal & same, (first < chunk)[..., None].float(), same[:, -1, :, None].float()
+    return causal & same, first < torch.arange(0, first.numel(), L, device=device)[:, None], same[:, -1]

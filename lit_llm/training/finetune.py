@@ -34,6 +34,7 @@ from lit_llm.training.metrics import check_logger, make_loggers
 from lit_llm.training.objective import Objective
 from lit_llm.training.optimizers import check_optimizer, make_optimizer
 from lit_llm.training.out_of_memory import OutOfMemoryError
+from lit_llm.training.plan import plan
 from lit_llm.training.preflight import show
 from lit_llm.training.probe import ESTIMATE_FROM, probe
 from lit_llm.training.report import changed_options, write_report
@@ -87,8 +88,9 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     kwargs = {**((start and start.about.get("template_kwargs")) or {}), **(args.template_kwargs or {})}
     set_template_kwargs(tokenizer, kwargs if args.template_kwargs or style == CHAT_TEMPLATE else None, style)
     args = dataclasses.replace(args, prompt_style=style, template_kwargs=tokenizer.template_kwargs or None)
-    folder = RunFolder.open(args)
-    if folder.resume_dir is None and folder.status == "finished":
+    assert args.out_dir is not None
+    folder = RunFolder(args.out_dir) if args.dry_run else RunFolder.open(args)
+    if not args.dry_run and folder.resume_dir is None and folder.status == "finished":
         _say(f"the run in {folder.path} is already finished: nothing was changed")
         return folder.result()
     data, found = read_data(args, method, files, tokenizer, min(args.max_seq_length or config.block_size, config.block_size))
@@ -98,6 +100,7 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     found.check()
     folder.check_same_data(data.identity, data_dir)
     if args.dry_run:
+        print(plan(job, empty, device))
         print(f"\n{show(data.examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return folder.result()
 

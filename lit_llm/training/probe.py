@@ -32,7 +32,7 @@ def probe(
         OutOfMemoryError: if it does not fit.
     """
     lengths = data.plan.lengths
-    groups = (group for layout in data.first_epoch for share in layout for group in share)
+    groups = [group for layout in data.first_epoch for share in layout for group in share]
     longest = max(groups, key=lambda group: sum(lengths[i] for i in group))
     batch = collate([data.examples[i] for i in longest]).to(fabric.device)
     cuda = [fabric.device] if fabric.device.type == "cuda" else []
@@ -54,7 +54,8 @@ def probe(
             objective.zero_grad()
         above = peak_above(step, fabric.device)
     objective.zero_grad()
-    per_step = seconds / batch.ids.size(1) * sum(lengths) / data.plan.steps_per_epoch / n_ranks()
+    n_tokens = sum(lengths[i] for group in groups for i in group)
+    per_step = seconds / batch.ids.size(1) * n_tokens / data.plan.steps_per_epoch / n_ranks()
     in_all = "" if total_steps is None else f", the {total_steps} of the run {timedelta(seconds=round(per_step * total_steps))}"
     text = (
         f"longest micro-batch: {batch.ids.size(1):,} tokens, {_plain(seconds)} s, {max(above, 0):.2f} GB above the model "

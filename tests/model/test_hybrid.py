@@ -64,6 +64,17 @@ def test_a_document_is_independent_of_those_before_it(case, model):
 
 
 @torch.inference_mode()
+def test_a_state_that_decays_at_once_stays_finite(case, model):
+    """Documents in one chunk, over which the logarithms of the decays add up to thousands."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.fill_(5.0)
+    lengths, ids = [30, 20, 40, 70], random_ids(case, 1, 160)
+    for document, hidden in zip(ids.split(lengths, 1), model.hidden(ids, lengths).split(lengths, 1), strict=True):
+        assert relative_difference(hidden, model.hidden(document)) < 1e-5
+
+
+@torch.inference_mode()
 def test_tokens_in_parts_of_any_size_equal_transformers(case, reference, model):
     """The cache carries the state from part to part, within and beyond the chunks of a recurrent layer."""
     ids = random_ids(case, 2, 150)
@@ -176,11 +187,9 @@ def test_the_group_attn_is_all_linears_next_to_the_mlp(model):
     assert find_linears(model, "attn").keys() == others
 
 
-def test_the_estimate_counts_a_state_that_does_not_grow(model):
+def test_a_cache_counts_a_state_that_does_not_grow(model):
     config = model.config
-    small, large = (
-        estimate(config, Full(), 1, n, False, False, "32-true", None)["kv_cache_bytes_per_sequence"] for n in (32, 64)
-    )
+    small, large = (KVCache(config, 1, n, "meta", torch.float32).n_bytes() for n in (32, 64))
     n_attention = sum(config.mixer(i) == "attn" for i in range(config.n_layer))
     assert large - small == 32 * n_attention * 2 * config.n_query_groups * config.head_size * 4
     keys, values = config.delta_key_heads * config.delta_key_size, config.delta_heads * config.delta_value_size
@@ -190,6 +199,9 @@ def test_the_estimate_counts_a_state_that_does_not_grow(model):
         "delta": 4 * ((config.conv_size - 1) * (2 * keys + values) + matrices),
     }
     assert 2 * small - large == sum(states.get(config.mixer(i), 0) for i in range(config.n_layer))
+    if config.model_type == "lfm2":  # estimates of larger models take seconds
+        found = estimate(config, Full(), 1, 32, False, False, "32-true", None)
+        assert found["kv_cache_bytes_per_sequence"] == small
 
 
 def test_the_summary_has_a_row_for_each_kind_of_layer(model):

@@ -4,6 +4,9 @@ from typing import Any
 
 _LFM2: dict[str, Any] = {"intermediate_size": 96, "block_multiple_of": 16, "full_attn_idxs": [1]}
 
+_LFM2_MOE: dict[str, Any] = {
+    "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+}  # fmt: skip
 # With a small epsilon the norm of a head divides by the product of a query and a key, which may be close to 0: rounding in the
 # gradients of either program is then up to 1e-4 of the largest (measured against float64).
 _DELTA: dict[str, Any] = {
@@ -20,6 +23,9 @@ HYBRID: list[tuple[str, str, dict[str, Any]]] = [
     ("lfm2-bias-untied", "lfm2", {
         "layer_types": ["conv", "conv", "full_attention"], "conv_bias": True, "conv_L_cache": 5, "vocab_size": 128,
         "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}),
+    ("lfm2_moe", "lfm2_moe", {**_LFM2_MOE, "num_dense_layers": 1, "routed_scaling_factor": 1.5}),
+    ("lfm2_moe-no-bias", "lfm2_moe", {
+        **_LFM2_MOE, "num_dense_layers": 0, "use_expert_bias": False, "norm_topk_prob": False, "vocab_size": 128}),
     ("qwen3_next", "qwen3_next", {**_EXPERTS, "mlp_only_layers": [1]}),
     ("qwen3_next-bias", "qwen3_next", {
         **_EXPERTS, "attention_bias": True, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 2, "norm_topk_prob": False,

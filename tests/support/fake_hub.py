@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" * 6 + "abcd"
@@ -54,13 +54,15 @@ class FakeHub:
     change_info: Callable[[Any], Any] = lambda info: info
     requests: list[Request] = field(default_factory=list)
 
-    def __enter__(self) -> "FakeHub":
+    @property
+    def handler(self) -> type["Handler"]:
+        return Handler
+
+    def __enter__(self) -> Self:
         hub = self
 
-        class Handler(_Handler):
-            state = hub
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (hub.handler,), {"state": hub})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -80,7 +82,7 @@ def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     state: FakeHub
     protocol_version = "HTTP/1.1"
 
@@ -163,16 +165,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if name in self.state.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        start, span = 0, self.headers.get("Range")
+        start, end, span = 0, len(content), self.headers.get("Range")
         if span and self.state.ranges and self.headers.get("If-Range", etag) == etag:
-            start = int(span.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = span.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
             if start >= len(content):
                 self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return
-            headers = {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        body = content[start:]
+            headers = {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        body = content[start:end]
         stop = max(0, self.state.cut[name] - start) if name in self.state.cut else len(body)
-        self.send(206 if start else 200, body, {"ETag": etag, "Accept-Ranges": "bytes", **headers}, stop)
+        self.send(206 if body != content else 200, body, {"ETag": etag, "Accept-Ranges": "bytes", **headers}, stop)
 
     def refuse(self, status: int, code: str | None, message: str) -> None:
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})

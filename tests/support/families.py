@@ -219,7 +219,7 @@ def make_reference(case: Case, folder: Path, max_shard_size: str = "5GB") -> Pre
             if name.endswith("A_log"):
                 parameter.sub_(3)  # the state then lasts longer than a chunk
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.normal_(std=0.3)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     path = folder / "config.json"

@@ -1,15 +1,18 @@
 """What a run tells and refuses before it loads weights."""
 
 import json
+import re
 
 import pytest
 import torch
 from tiny import make_data, rows
 
+from lit_llm.checkpoint.load_model import load_model
 from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Kept, tokenize
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.plan import flops_per_token
 from lit_llm.training.preflight import Records, compare, first_epoch, inspect, load_examples, show
 
 
@@ -136,9 +139,36 @@ def test_a_dry_run_stops_before_the_weights(tmp_path, checkpoint, script):
     )
     assert "examples        20 of 20" in done.stdout
     assert "</s>⟧" in done.stdout
+    assert "steps           1, 1 epochs of 1" in done.stdout
+    assert f"output          {out_dir}: a new folder" in done.stdout
+    assert re.search(r"lora +2,048 +0  float32", done.stdout)  # in 2 layers, q and v: 8 x (32 + 32)
     assert not out_dir.exists()
     first = json.loads((data_dir / "train.jsonl").read_text().splitlines()[0])
     assert first["output"] in done.stdout
+
+
+def test_a_dry_run_plans_for_a_folder_that_exists(tmp_path, checkpoint, data_dir, script):
+    """Quantized and in parts of an epoch: nothing is written."""
+    flags = [f"--checkpoint_dir={checkpoint}", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'out'}", "--train.max_steps=3"]
+    flags.append("--train.global_batch_size=16")
+    script("finetune/lora.py", *flags)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    told = script("finetune/lora.py", *flags, "--dry_run", "--quantize=bnb.nf4").stdout
+    assert f"output          {tmp_path / 'out'}: a finished run" in told
+    assert "steps           3, 1.5 epochs of 2" in told
+    assert re.search(r"attention +0 +[\d,]+  nf4", told)
+    assert re.search(r"memory          estimate in GB: weights .*, total", told)
+    assert re.search(r"time            a step takes .* s or more, the run 0:00:", told)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+@pytest.mark.parametrize(("recomputes", "factor"), [(False, 4), (True, 6)])
+def test_operations_are_four_for_each_frozen_weight(recomputes, factor, checkpoint):
+    """Of the products forward and for the gradient of the input; two more for what trains."""
+    model = load_model(checkpoint)
+    n = sum(p.numel() for p in model.h.parameters() if p.dim() == 2)
+    assert flops_per_token(model, recomputes) == factor * n
+    assert flops_per_token(model.requires_grad_(), recomputes) == (factor + 2) * n
 
 
 @pytest.mark.parametrize("name", ["tokenizer_llama2_hf", "tokenizer_mistral_hf", "stories260K", "byte-level"])

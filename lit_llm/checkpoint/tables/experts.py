@@ -88,10 +88,10 @@ _LLAMA4: Table = {
 }
 
 
-def with_mixture(config: Config, rows: Table, mixture: Table, mlp: Table = GATED_MLP) -> Table:
+def with_mixture(config: Config, rows: Table, mixture: Table, mlp: Table = GATED_MLP, norm: str = "norm") -> Table:
     """Return a table with the rows of a layer, and of mixtures and MLPs where a layer has them."""
     kinds = {config.has_experts(layer) for layer in range(config.n_layer)}
-    return model_table(rows | (mixture if True in kinds else {}) | (mlp if False in kinds else {}))
+    return model_table(rows | (mixture if True in kinds else {}) | (mlp if False in kinds else {}), norm=norm)
 
 
 def together(table: Table) -> Table:

@@ -6,10 +6,9 @@ from lit_llm.checkpoint.tables.experts import GATED_SHARED, QWEN, with_mixture
 from lit_llm.checkpoint.tables.rows import ATTENTION, GATED_MLP, PRE_NORMS, QK_NORMS, Table, fused, model_table
 from lit_llm.model.config import Config
 
-_LFM2: Table = {
-    "operator_norm": "norm_1", "ffn_norm": "norm_2",
-    "feed_forward.w1": "mlp.gate", "feed_forward.w3": "mlp.up", "feed_forward.w2": "mlp.down",
-}  # fmt: skip
+_LFM2_NORMS: Table = {"operator_norm": "norm_1", "ffn_norm": "norm_2"}
+_LFM2_PARTS = {"w1": "gate", "w3": "up", "w2": "down"}
+_LFM2_MLP: Table = {f"feed_forward.{theirs}": f"mlp.{ours}" for theirs, ours in _LFM2_PARTS.items()}
 _LFM2_MIXERS: dict[str, Table] = {
     "attn": {
         **{f"self_attn.{part}_proj": f"attn.{part}" for part in "qkv"}, "self_attn.out_proj": "attn.o",
@@ -50,9 +49,17 @@ def _with_experts(config: Config, mixers: dict[str, Table]) -> Table:
     return with_mixture(config, PRE_NORMS | with_mixers(config, mixers), QWEN | GATED_SHARED)
 
 
+def _lfm2_moe(config: Config) -> Table:
+    experts: Table = {f"feed_forward.experts.{{}}.{theirs}": f"mlp.experts.{{}}.{ours}" for theirs, ours in _LFM2_PARTS.items()}
+    bias: Table = {"feed_forward.expert_bias": "mlp.router.choice_bias"} if config.choice_bias else {}
+    mixture = {"feed_forward.gate": "mlp.router"} | experts | bias
+    return with_mixture(config, _LFM2_NORMS | with_mixers(config, _LFM2_MIXERS), mixture, _LFM2_MLP, norm="embedding_norm")
+
+
 HYBRID: dict[str, Callable[[Config], Table]] = {
     "qwen3_next": lambda config: _with_experts(config, _QWEN3_NEXT),
     "qwen3_5_text": lambda config: model_table(PRE_NORMS | with_mixers(config, _QWEN3_5) | GATED_MLP),
     "qwen3_5_moe_text": lambda config: _with_experts(config, _QWEN3_5),
-    "lfm2": lambda config: model_table(_LFM2 | with_mixers(config, _LFM2_MIXERS), norm="embedding_norm"),
+    "lfm2": lambda config: model_table(_LFM2_NORMS | with_mixers(config, _LFM2_MIXERS) | _LFM2_MLP, norm="embedding_norm"),
+    "lfm2_moe": _lfm2_moe,
 }

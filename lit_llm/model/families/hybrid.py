@@ -23,10 +23,23 @@ def _lfm2(k: Keys, fields: Fields) -> Fields:
     if k.flag("block_auto_adjust_ff_dim", True):
         size = int(2 * size / 3)
         size = size if factor is None else -(-int(factor * size) // multiple) * multiple
+    has_convolution = [attends is not None and i not in attends for i in range(n_layer)]
+    return {**_convolutions(k, fields, has_convolution), "intermediate_size": size}
+
+
+def _convolutions(k: Keys, fields: Fields, default: list[bool]) -> Fields:
     return {
-        "conv_layers": layers_of_kind(k, "conv", [attends is not None and i not in attends for i in range(n_layer)]),
-        "intermediate_size": size,
+        "conv_layers": layers_of_kind(k, "conv", default),
         "tie_embeddings": k.flag("tie_embedding", fields["tie_embeddings"]),
+    }
+
+
+def _lfm2_moe(k: Keys, fields: Fields) -> Fields:
+    n_layer, n_dense = fields["n_layer"], k.count("num_dense_layers", 2)
+    return {
+        **_convolutions(k, fields, [False] * n_layer),
+        "choice_bias": k.flag("use_expert_bias", True),
+        "dense_layers": list(range(min(n_dense, n_layer))) or None,
     }
 
 
@@ -57,18 +70,35 @@ _DELTA_FIXED: Fields = {"norm": "rms_plus_one", "qk_norm": "head", "attention_ga
 _DELTA_ONLY: Fields = {"hidden_act": "silu", "attn_output_gate": True}
 _QWEN3_5_UNUSED = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 
+_LFM2: Fields = {
+    "vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 12288, "num_key_value_heads": 8,
+    "max_position_embeddings": 128000, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    "conv_L_cache": 3, "conv_bias": False,
+}  # fmt: skip
+_LFM2_SPELLED: dict[str, str | None] = {"rms_norm_eps": "norm_eps", "hidden_act": None}
+_LFM2_UNUSED = (
+    "block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init",
+    "conv_dim", "conv_dim_out", "conv_use_xavier_init", "num_heads", "theta", "use_pos_enc",
+)  # fmt: skip
+
 HYBRID: dict[str, Family] = {
     "lfm2": Family(
         "LFM2 350M, 700M, 1.2B and 2.6B, LFM2.5 1.2B",
-        {"vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 12288, "num_key_value_heads": 8,
-         "max_position_embeddings": 128000, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
-         "conv_L_cache": 3, "conv_bias": False},
-        spelled={"rms_norm_eps": "norm_eps", "hidden_act": None},
+        _LFM2,
+        spelled=_LFM2_SPELLED,
         fixed={"qk_norm": "head"},
-        unused=("block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "block_use_swiglu",
-                "block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "num_heads", "theta",
-                "use_pos_enc"),
+        unused=_LFM2_UNUSED,
         more=_lfm2,
+    ),
+    "lfm2_moe": Family(
+        "LFM2 8B-A1B",
+        _LFM2
+        | {"hidden_size": 2048, "intermediate_size": 7168, "num_local_experts": 32, "num_experts_per_tok": 4,
+           "moe_intermediate_size": 1792, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
+        spelled=_LFM2_SPELLED | QWEN_EXPERTS,
+        fixed={"qk_norm": "head", "router_score": "sigmoid"},
+        unused=_LFM2_UNUSED,
+        more=_lfm2_moe,
     ),
     "qwen3_next": Family(
         "Qwen3-Next 80B-A3B, Qwen3-Coder-Next",

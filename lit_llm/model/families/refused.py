@@ -39,21 +39,28 @@ REFUSALS: tuple[Refusal, ...] = (
     _refusal("state-space layers are not implemented", "granitemoehybrid", "Use Granite 3.3, whose model_type is granite"),
     _refusal("state-space layers are not implemented", "nemotron_h", "Use Llama-Nemotron or nemotron"),
     _refusal(
-        "layers with linear attention or a recurrent state are not implemented",
+        "its linear attention or recurrent state is not implemented",
         "bailing_hybrid kimi_linear minimax rwkv xlstm",
     ),
     _refusal(
-        "layers with linear attention or a recurrent state are not implemented",
+        "gated delta nets are implemented for Qwen3.5 and Qwen3-Next only, whose other layers differ",
         "qwen4_exp qwen4_exp_text",
         "Use Qwen3.5, whose model_type is qwen3_5 or qwen3_5_moe",
     ),
     _refusal(
-        "layers with linear attention or a recurrent state are not implemented", "olmo_hybrid", "Use OLMo 3, model_type olmo3"
+        "gated delta nets are implemented for Qwen3.5 and Qwen3-Next only, whose other layers differ",
+        "olmo_hybrid",
+        "Use OLMo 3, model_type olmo3",
     ),
     _refusal(
-        "layers with linear attention or a recurrent state are not implemented", "recurrent_gemma", "Use gemma2 or gemma3_text"
+        "its linear attention or recurrent state is not implemented", "recurrent_gemma", "Use gemma2 or gemma3_text"
     ),
-    _refusal("short convolutions are not implemented", "inkling2_text inkling_text lfm2_moe lfm3 zaya"),
+    _refusal("short convolutions are implemented for LFM2 only, whose other layers differ", "inkling2_text inkling_text zaya"),
+    _refusal(
+        "short convolutions are implemented for LFM2 only, whose other layers differ",
+        "lfm3",
+        "Use LFM2, whose model_type is lfm2",
+    ),
     _refusal(
         "the output of its mixture of experts has a norm, which is not implemented",
         "axk1",
@@ -70,7 +77,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "attention with sinks is implemented for GPT-OSS only, whose other layers differ",
         "flint granite_swa granitemoe_swa mimo_v2_flash",
     ),
-    _refusal("attention whose output has a gate is not implemented", "afmoe beam laguna"),
+    _refusal(
+        "attention whose output has a gate is implemented for Qwen3.5 and Qwen3-Next only, whose other layers differ",
+        "afmoe beam laguna",
+    ),
     _refusal("differential attention is not implemented", "diffllama"),
     _refusal("attention with a mask that depends on the values is not implemented", "doge"),
     _refusal("attention to hashed buckets of positions is not implemented", "reformer"),
