@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_llm.data.records import Record, asked, turns_of, variables_of
+from lit_llm.data.records import Record, asked, turns_of, unpaired_fields, variables_of
 from lit_llm.errors import DataError
 from lit_llm.text.conversation import TrainOn, check_rendered, closing_of, documents, encode, prompt_style, unrendered
 from lit_llm.text.styles import Style
@@ -93,6 +93,9 @@ def tokenize(
         DataError: if the style cannot render the record, or the tokenizer has no EOS.
     """
     style = prompt_style(style, tokenizer) if isinstance(style, str) else style
+    if fields := unpaired_fields(record):
+        what = "unpaired feedback, as KTO trains on it" if "label" in fields else "a reference to check answers, as for GRPO"
+        raise DataError(f"the record has {', '.join(fields)}: {what}. No script trains on it yet. Use conversations or pairs")
     if "text" in record:
         start = tokenizer.encode("")
         ids = tokenizer.encode(record["text"], bos=False, eos=not record.get("continues", False))

@@ -120,7 +120,8 @@ def _entries(
 def _parts(args: PrepareArgs, tasks: Sequence[Task], folder: Path) -> Generator[Path]:
     if args.ray is not None:
         return ray_parts(tasks, folder, args.ray)
-    return finished_parts(tasks, folder, args.workers or len(os.sched_getaffinity(0)))
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)  # not on a Mac
+    return finished_parts(tasks, folder, args.workers or len(allowed))
 
 
 def _evaluation(args: PrepareArgs) -> Evaluation | None:

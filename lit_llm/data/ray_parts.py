@@ -1,5 +1,6 @@
 """Prepare the parts of a source on a Ray cluster, whose nodes see the same files under the same names."""
 
+import importlib
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def ray_parts(tasks: Sequence[Task], folder: Path, address: str) -> Generator[Pa
         DataError: if Ray is missing, or as `Task.entries`.
     """
     try:
-        import ray
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise DataError("`ray` needs the package ray: pip install ray") from error
     paths, missing = part_paths(tasks, folder)

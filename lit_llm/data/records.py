@@ -12,13 +12,16 @@ from lit_llm.text.turns import check_messages
 Record = dict[str, Any]
 
 PAIR = ("prompt", "chosen", "rejected")
+FEEDBACK = ("prompt", "completion", "label")
+REWARD = ("prompt", "answer")
 VARIABLES = {"tools": list, "functions": list, "documents": list, "chat_template_kwargs": dict}
 """Fields next to the turns that chat templates read, and their types; the lists hold objects."""
 RENDERED_ELSEWHERE = ("messages", "add_generation_prompt")
 
 
 def check_record(record: Record) -> None:
-    """Raise DataError unless `record` is a complete instruction row, conversation, text or preference pair."""
+    """Raise DataError unless `record` is complete: an instruction row, conversation, text, preference pair, an answer with a
+    label, or a question with a reference answer."""
     check_unicode(record)
     if "chosen" not in record and "messages" in record:
         check_messages(record["messages"])
@@ -27,7 +30,12 @@ def check_record(record: Record) -> None:
             raise DataError("every answer has weight 0: nothing would be trained")
         return
     required = ("text",) if "text" in record else PAIR if "chosen" in record else ("instruction", "output")
+    required = unpaired_fields(record) or required
     for name in required:
+        if name == "label":
+            if not isinstance(record[name], bool):
+                raise DataError(f"'label' must be true or false, found {json.dumps(record[name])[:40]}")
+            continue
         if name == "prompt" and isinstance(record[name], list):
             check_messages([*record[name], {"role": "assistant", "content": "-"}])
             check_trained(record[name])
@@ -39,6 +47,11 @@ def check_record(record: Record) -> None:
     for name in ("input", "system"):
         if not isinstance(record.get(name) or "", str):
             raise DataError(f"{name!r} must be a string")
+
+
+def unpaired_fields(record: Record) -> tuple[str, ...]:
+    """Return the fields of a record with feedback on one answer, or with a reference to check answers with; else none."""
+    return next((names for names in (FEEDBACK, REWARD) if "prompt" in record and names[1] in record), ())
 
 
 def check_unicode(value: Any) -> None:
@@ -62,7 +75,7 @@ def asked(record: Record) -> list[Message]:
     """Return the conversation that a record, except plain text, asks to continue."""
     if "chosen" not in record and "messages" in record:
         return record["messages"][:-1]
-    asks = record["prompt" if "chosen" in record else "instruction"]
+    asks = record["prompt" if "prompt" in record else "instruction"]
     return asks if isinstance(asks, list) else question(asks, record.get("input") or "", record.get("system") or "")
 
 
@@ -75,8 +88,8 @@ def turns_of(record: Record) -> list[Message]:
 
 def answer_of(record: Record) -> str:
     """Return the answer to `asked` in a record, except plain text; without the calls of tools in it."""
-    if "chosen" in record:
-        return record["chosen"]
+    if "chosen" in record or unpaired_fields(record):
+        return record["chosen" if "chosen" in record else unpaired_fields(record)[1]]
     return record["messages"][-1]["content"] if "messages" in record else record["output"]
 
 

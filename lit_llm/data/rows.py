@@ -22,7 +22,20 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
          "bot": "assistant", "model": "assistant", "system": "system", "developer": "system", "function_call": "assistant",
          "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool"}  # fmt: skip
 TURN = ("role", "from", "content", "value", "weight")
-KNOWN = ("messages", "conversations", "history", "text", "continues", "prompt", "chosen", "rejected", *VARIABLES)
+KNOWN = (
+    "messages",
+    "conversations",
+    "history",
+    "text",
+    "continues",
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "answer",
+    *VARIABLES,
+)
 AS_JSON = ("messages", "conversations", "history", *VARIABLES)
 """Fields that tables hold as a string of JSON."""
 
@@ -89,6 +102,10 @@ def to_record(row: Any, columns: Mapping[str, str], ignored: Counter[str] | None
     if "chosen" in row:
         record = _pair(row, columns, more)
         used = {*columns.values(), "prompt", "conversations", "chosen", "rejected"} - {columns["output"]}
+    elif turns is None and "prompt" in row and own.isdisjoint(row) and ("completion" in row or "answer" in row):
+        record = _unpaired(row, row.get(columns["system"]))
+        used = {"prompt", "completion", "label", "answer", columns["system"]}
+        used -= {"answer"} if "completion" in row else {"completion", "label"}
     elif turns is not None:
         messages = _messages(row[turns], row.get(columns["system"]))
         if listed := tools_in_system(messages):  # the chat template lists them in its own way
@@ -227,6 +244,29 @@ def _pair(row: Row, columns: Mapping[str, str], ignored: Counter[str]) -> Record
         return {"prompt": prompt, **answers}
     asked = {"prompt": turns[0]["content"], "input": further, "system": opening}
     return {**{name: value for name, value in asked.items() if value}, **answers}
+
+
+def _unpaired(row: Row, system: Any) -> Record:
+    """Return the record of an answer with a label (KTO), or of a question with a reference answer; without a label, an
+    instruction or a conversation."""
+    prompt, name = row["prompt"], "completion" if "completion" in row else "answer"
+    answer = row[name]
+    if isinstance(answer, list | dict):
+        *before, last = _messages([answer] if isinstance(answer, dict) else answer, None)
+        if before or last["role"] != "assistant" or last.keys() - {*TURN}:
+            raise DataError(f"{name!r} must be a string or a turn of the assistant without further fields")
+        answer = last["content"]
+    if isinstance(prompt, list):
+        prompt = _messages(prompt, system)
+    elif system:
+        prompt = _messages([{"role": "user", "content": prompt}], system)
+    if name == "answer":
+        return {"prompt": prompt, "answer": answer}
+    if row.get("label") is not None:
+        return {"prompt": prompt, "completion": answer, "label": row["label"]}
+    if isinstance(prompt, list):
+        return {"messages": [*prompt, {"role": "assistant", "content": answer}]}
+    return {"instruction": prompt, "input": "", "output": answer}
 
 
 def _answer(row: Row, name: str, ignored: Counter[str]) -> tuple[Any, list[dict[str, Any]]]:

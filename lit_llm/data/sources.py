@@ -107,7 +107,7 @@ def _check_columns(path: Path, columns: Mapping[str, str]) -> None:
     found = csv_columns(path)
     plain = {name.strip().lower() for name in found}
     missing = [columns[name] for name in ("instruction", "output") if columns[name].strip().lower() not in plain]
-    if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations")):
+    if missing and plain.isdisjoint(("text", "chosen", "messages", "conversations", "prompt")):
         raise DataError(
             f"{path}: the columns {', '.join(missing)} are missing; found {shown_names(found)}. Is the delimiter a "
             "comma, semicolon, tab or vertical bar? Name other columns: python scripts/prepare_csv.py --csv_path "

@@ -51,7 +51,11 @@ def table_rows(batch: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table or a batch as JSON would have them.
 
     A missing value in a column of floats, which pandas writes as NaN, becomes None.
+
+    Raises:
+        pyarrow.ArrowInvalid: if the content is damaged, as by text that is not UTF-8.
     """
+    batch.validate(full=True)  # Arrow reads beyond its memory where an offset is wrong
     if not any(NOT_JSON.search(str(field.type)) for field in batch.schema):
         yield from batch.to_pylist()
         return

@@ -14,7 +14,7 @@ from typing import overload
 import torch
 
 from lit_llm.data.examples import Example, Pair, Rewritten, drop_long, tokenize
-from lit_llm.data.records import Record
+from lit_llm.data.records import Record, unpaired_fields
 from lit_llm.data.rows import iter_records
 from lit_llm.errors import DataError
 from lit_llm.files import claimed, digest_of, safetensors_header
@@ -140,6 +140,8 @@ def style_of(path: Path, tokenizer: Tokenizer) -> str:
 def token_counts(path: Path, tokenizer: Tokenizer) -> str:
     """Return a line about the lengths of a file's examples."""
     style = style_of(path, tokenizer)
+    if unpaired_fields(next(iter_records(path))):
+        return "tokens are not counted: no script trains on unpaired feedback yet"
     examples = drop_long(examples_of(path, style, tokenizer), sys.maxsize).examples
     lengths = sorted(map(len, examples))
     n_trained = sum(example.n_labels for example in examples)

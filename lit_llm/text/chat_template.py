@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,14 +31,29 @@ class ChatTemplate:
     """Variables of all renderings, as a JSON object; those of a record or a request are preferred."""
 
     def render(self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, str]) -> str:
-        """Arguments of calls are objects, or strings if it cannot render objects. Thoughts are where it reads them."""
+        """Return the conversation. Arguments of calls are objects, or strings if the template cannot render objects."""
+        return self._render(messages, generation, tokens)["text"]
+
+    def marked(self, messages: Sequence[Message], tokens: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]] | None:
+        """Return the conversation and the parts that `{% generation %}` encloses; None if the template has no such marks.
+
+        A part is its first character and the one after its last.
+        """
+        if not re.search(r"\{%-?\s*generation\b", self.source):
+            return None
+        rendered = self._render(messages, False, tokens, marks=True)
+        return rendered["text"], [(begin, end) for begin, end in rendered["marks"]]
+
+    def _render(
+        self, messages: Sequence[Message], generation: bool, tokens: Mapping[str, Any], marks: bool = False
+    ) -> dict[str, Any]:
         joined, arguments = [for_template(message) for message in messages], arguments_of(messages)
         if any(map(has_thought, messages)):
             form = self.thoughts(tokens)
             joined = [in_form(message, form) for message in joined]
-        answer = self._answer(joined, generation, tokens)
+        answer = self._answer(joined, generation, tokens, marks)
         if arguments and ("error" in answer or shows_python(answer["text"], arguments)):
-            other = self._answer([with_arguments_as_strings(message) for message in joined], generation, tokens)
+            other = self._answer([with_arguments_as_strings(message) for message in joined], generation, tokens, marks)
             answer = answer if "error" in other else other
         if "error" in answer:
             roles = ", ".join(m["role"] for m in messages[:20])
@@ -45,16 +61,18 @@ class ChatTemplate:
                 f"the checkpoint's chat template cannot render a conversation of {roles}: {answer['error']}. "
                 "Fix the data, or use another `prompt_style`"
             )
-        return answer["text"]
+        return answer
 
     def thoughts(self, tokens: Mapping[str, Any]) -> Form:
         """Return how the template renders thoughts; `tokens` as for `render`."""
         return _form(self, json.dumps({name: value for name, value in tokens.items() if name not in RECORD_LISTS}))
 
-    def _answer(self, messages: list[dict[str, Any]], generation: bool, tokens: Mapping[str, Any]) -> dict[str, str]:
+    def _answer(
+        self, messages: list[dict[str, Any]], generation: bool, tokens: Mapping[str, Any], marks: bool = False
+    ) -> dict[str, Any]:
         variables = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None}
         variables |= {**json.loads(self.kwargs), **tokens}
-        return _PROCESS.answer({"source": self.source, "variables": variables})
+        return _PROCESS.answer({"source": self.source, "variables": variables, "marks": marks})
 
 
 @lru_cache(maxsize=64)
@@ -86,8 +104,8 @@ class _Process:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def answer(self, request: Mapping[str, Any]) -> dict[str, str]:
-        """Return `text`, or `error`."""
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `text` and `marks`, or `error`."""
         line = json.dumps(request) + "\n"
         with self._lock:
             if self._process is None or self._owner != os.getpid():  # a fork has pipes of its own

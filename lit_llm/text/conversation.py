@@ -8,15 +8,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from lit_llm.errors import DataError, OptionError
-from lit_llm.text.answers import PROBE, Answer, answers_from_last, check_rendering, closed, runs, squeezed
+from lit_llm.text.answers import PROBE, Answer, answers_from_last, check_rendering, closed, last_answer, runs, squeezed
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.rendered_calls import lost_call
 from lit_llm.text.styles import STYLES, Message, Style
-from lit_llm.text.thoughts import FIELDS, Form, length_of_thought, split_thought
+from lit_llm.text.thoughts import FIELDS, Form, length_of_thought, split_thought, without_thought
 from lit_llm.text.tokenizer import Tokenizer
 
 TrainOn = Literal["all", "last", "answers", "thoughts"]
@@ -88,8 +89,8 @@ def fingerprint(style: Style, tokenizer: Tokenizer) -> str:
 class Segment(NamedTuple):
     text: str
     trained: bool
-    part: tuple[int, int] | None = None
-    """The trained characters, from the first to the one after the last; None: all of them."""
+    parts: Sequence[tuple[int, int]] | None = None
+    """The trained characters, each part from the first to the one after the last; None: all of them."""
 
 
 def question(instruction: str, input: str = "", system: str = "") -> list[Message]:
@@ -143,7 +144,7 @@ def documents(style: Style, messages: Sequence[Message], tokens: Mapping[str, An
             if answer.message.get("weight") != 0 and (train_on != "last" or len(answer.messages) == len(messages)):
                 (before, *_), (text, *_) = segments[2 * i : 2 * i + 2]
                 _check_answer(style, answer, before, text, tokens)
-                segments[2 * i + 1] = Segment(text, True, _trained_part(style, answer, text, tokens, train_on))
+                segments[2 * i + 1] = Segment(text, True, _trained_parts(style, answer, text, tokens, train_on))
         found.insert(0, segments)
         if train_on == "last":
             break
@@ -166,12 +167,43 @@ def _check_answer(style: Style, answer: Answer, before: str, text: str, tokens: 
         raise OptionError(f"the prompt style omits a part of the call of {lost[:40]!r}. Use another `prompt_style`")
 
 
-def _trained_part(
+def _trained_parts(
     style: Style, answer: Answer, text: str, tokens: Mapping[str, Any], train_on: TrainOn
-) -> tuple[int, int] | None:
-    """Return the trained characters of an answer, from the first to the one after the last; None: all of them."""
-    if train_on in ("all", "last"):
+) -> list[tuple[int, int]] | None:
+    """Return the trained parts of an answer; None: all of it."""
+    first, last = _part_of(style, answer, text, tokens, train_on)
+    marks = marked_parts(style, answer, text, tokens)
+    if marks is None:
+        return None if (first, last) == (0, len(text)) else [(first, last)]
+    return [(max(begin, first), min(end, last)) for begin, end in marks if max(begin, first) < min(end, last)]
+
+
+def marked_parts(style: Style, answer: Answer, text: str, tokens: Mapping[str, Any]) -> list[tuple[int, int]] | None:
+    """Return the parts of an answer that the `{% generation %}` marks of a template enclose; None if it has no marks.
+
+    Whatever closes the turn is a part, if there is another: a model must learn to stop. The header of an answer that the prompt
+    ends with is not, as a model never generates it.
+    """
+    if not isinstance(style, ChatTemplate):
         return None
+    for messages in (answer.messages, [*answer.messages[:-1], without_thought(answer.message)]):
+        found = style.marked(messages, tokens)
+        if found is None:
+            return None
+        if found[0] == answer.answered:
+            start = len(answer.asked)
+            inside = [(max(begin - start, 0), min(end - start, len(text))) for begin, end in found[1]]
+            parts = [(begin, end) for begin, end in inside if begin < end]
+            closing = closing_of(style, tokens)
+            closes = [(len(text) - len(closing), len(text))] if parts and closing and text.endswith(closing) else []
+            return [*parts, *closes]
+    return None  # the thought is not the template's
+
+
+def _part_of(style: Style, answer: Answer, text: str, tokens: Mapping[str, Any], train_on: TrainOn) -> tuple[int, int]:
+    """Return the first and the last character, plus 1, of the part of an answer that is trained."""
+    if train_on in ("all", "last"):
+        return (0, len(text))
     thought = "" if answer.omits_thought else split_thought(answer.message)[0]
     form = style.thoughts(tokens) if isinstance(style, ChatTemplate) else Form()
     n = length_of_thought(text, thought, form)
@@ -192,14 +224,38 @@ def unrendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, A
     """Return the names of the variables, and of the fields of each turn, without which the style renders the same.
 
     The conversation is rendered up to the turn: a template may drop fields of earlier ones. "thought" is one that an answer
-    lacks because it is asked without a thought.
+    lacks because it is asked without a thought, "system" a system turn that is not rendered, "marks" an answer only a part
+    of which the template marks.
     """
     found = [name for name in variables if _is_same_without(style, messages, tokens, variables, name, None)]
     for i, message in enumerate(messages):
         names = [name for name in message if name not in READ and not (message["role"] == "assistant" and name in FIELDS)]
         found += [name for name in names if _is_same_without(style, messages[: i + 1], tokens, variables, None, name)]
     everything = {**variables, **tokens}
-    return found + ["thought" for answer in answers_from_last(style, messages, everything) if answer.omits_thought]
+    if _omits_system(style, messages, everything):
+        found.append("system")
+    answers = [*answers_from_last(style, messages, everything)]
+    return found + ["thought"] * sum(answer.omits_thought for answer in answers) + _excluded(style, answers, everything)
+
+
+def _excluded(style: Style, answers: Sequence[Answer], tokens: Mapping[str, Any]) -> list[str]:
+    """Return "marks" for each answer of which the marks of a template exclude a part."""
+    found = []
+    for answer in answers:
+        text, _ = closed(style, answer, tokens)
+        marks = marked_parts(style, answer, text, tokens)
+        inside = {i for begin, end in marks or () for i in range(begin, end)}
+        found += ["marks"] * (marks is not None and any(i not in inside for i, c in enumerate(text) if not c.isspace()))
+    return found
+
+
+def _omits_system(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any]) -> bool:
+    """Return True if a conversation begins with a system turn that the style does not render."""
+    if messages[0]["role"] != "system":
+        return False
+    with suppress(OptionError):  # a template may need the turn
+        return style.render(messages[1:], False, tokens) == style.render(messages, False, tokens)
+    return False
 
 
 def check_rendered(style: Style, messages: Sequence[Message], tokens: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
@@ -241,7 +297,7 @@ def _is_same_without(
 
 def closing_of(style: Style, tokens: Mapping[str, Any]) -> str:
     """Return the string after a trained answer: EOS, or the string that closes a turn in this style."""
-    return documents(style, PROBE, tokens, "all")[-1][-1].text.rpartition(PROBE[-1]["content"])[2]
+    return closed(style, last_answer(style, PROBE, tokens), tokens)[0].rpartition(PROBE[-1]["content"])[2]
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -261,14 +317,16 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> tuple[list[int]
             if more[: len(own)] != own:
                 more = own + tokenizer.encode_more(segments[i + 1].text)
         ids += more
-        first, last = segments[i].part or (0, len(segments[i].text))
-        trained += [segments[i].trained and first < end <= last for end in ends] + [False] * (len(more) - len(own))
+        parts = segments[i].parts
+        parts = [(0, len(segments[i].text))] if parts is None else parts
+        trained += [segments[i].trained and any(first < end <= last for first, last in parts) for end in ends]
+        trained += [False] * (len(more) - len(own))
     return ids, trained
 
 
 def _encoded_answer(answer: Segment, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the token ids of an answer, and the character of it, counted from 1, that each ends with."""
-    if answer.part is not None:
+    if answer.parts is not None:
         return tokenizer.encode_more_with_ends(answer.text)
     ids = tokenizer.encode_more(answer.text)
     return ids, [len(answer.text)] * len(ids)

@@ -3,18 +3,21 @@
 A template is code of strangers: Jinja's sandbox keeps it from files and from Python's internals, the limits of a process from
 all memory and from endless loops.
 
-It reads requests, a line of JSON each, and writes a line of JSON for each: `text`, or `error`.
+It reads requests, a line of JSON each, and writes a line of JSON for each: `text` and `marks`, the beginnings and ends of what
+`{% generation %}` encloses, if they are requested; or `error`.
 """
 
 import contextlib
 import datetime
 import functools
 import json
+import re
 import signal
 import sys
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -26,14 +29,26 @@ CHARACTERS = 2**24
 """Length of a rendered conversation; no context is as long."""
 
 
+BEGIN, END = "\ufdd0", "\ufdd1"  # of a mark while it is rendered: they are not characters of any text
+
+
 class _Generation(Extension):
     """`{% generation %}` marks answers in a template: its content is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
+    is_marked = False
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = ([nodes.Output([nodes.TemplateData(mark)])] if self.is_marked else [] for mark in (BEGIN, END))
+        return [*begin, *body, *end]
+
+
+class _Marked(_Generation):
+    """Renders `BEGIN` and `END` around it."""
+
+    is_marked = True
 
 
 def _raise_exception(message: str) -> None:
@@ -45,27 +60,46 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # J
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
+def _compile(source: str, marks: bool) -> jinja2.Template:
     """Compile with the settings and helpers that templates expect of transformers (utils/chat_template_utils.py)."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    extensions = [_Marked if marks else _Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(source)
 
 
-def _answer(line: str) -> dict[str, str]:
+def _answer(line: str) -> dict[str, Any]:
     try:
         request = json.loads(line)
-        text = _compile(request["source"]).render(**request["variables"])
+        marks = request.get("marks", False)
+        if marks and any(json.dumps(mark)[1:-1] in line for mark in (BEGIN, END)):
+            return {"error": "the conversation has a character that marks answers, U+FDD0 or U+FDD1"}
+        text, found = _compile(request["source"], marks).render(**request["variables"]), []
+        if marks:
+            text, found = _split(text)
         text.encode()  # raises for an unpaired surrogate
         if len(text) > CHARACTERS:
             return {"error": f"it renders {len(text)} characters"}
-        return {"text": text}
+        return {"text": text, "marks": found}
     except MemoryError:
         return {"error": f"it needs more than {MEMORY // 2**20} MB of memory"}
     except Exception as error:  # whatever the template does
         return {"error": str(error) or type(error).__name__}
+
+
+def _split(rendered: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return a text without marks, and the characters between them. The end of a mark belongs to the last that began."""
+    text, begun, found = "", [], []
+    for part in re.split(f"([{BEGIN}{END}])", rendered):
+        if part == BEGIN:
+            begun.append(len(text))
+        elif part == END and begun:
+            found.append((begun.pop(), len(text)))
+        elif part != END:
+            text += part
+    return text, sorted(found)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from lit_llm.args.data import InspectDataArgs
 from lit_llm.args.finetune import TrainArgs
@@ -18,7 +19,7 @@ from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Kept, Pair, Rewritten, drop_long, unrendered_fields
 from lit_llm.data.mixture import sources_of
 from lit_llm.data.prepare import prepared
-from lit_llm.data.records import Record, asked, turns_of, variables_of
+from lit_llm.data.records import Record, asked, turns_of, unpaired_fields, variables_of
 from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
 from lit_llm.errors import DataError, OptionError
@@ -179,6 +180,8 @@ def load_examples(
             f"{records.path}: {n_thoughts:,} thoughts are not trained: the prompt style asks for answers without",
             file=sys.stderr,
         )
+    if n_marks := unrendered.pop("marks", 0):
+        print(f"{records.path}: {n_marks:,} answers are trained in part, as {{% generation %}} marks them", file=sys.stderr)
     for ignored, unit in ((records.ignored, "records"), (unrendered, "turns")):
         if ignored:
             print(f"{records.path}: {ignored_fields(ignored, unit)}", file=sys.stderr)
@@ -326,6 +329,21 @@ def show(example: Example | Pair, tokenizer: Tokenizer, colour: bool) -> str:
     return "\n--- rejected:\n".join(texts)
 
 
+def _show_unpaired(records: Records, style: str, tokenizer: Tokenizer, num_examples: int) -> None:
+    """Print prompts with their completions and labels, or their reference answers, and counts."""
+    counts = Counter[Any]()
+    for number, record in enumerate(records, 1):
+        if not (fields := unpaired_fields(record)):
+            raise DataError(f"{records.path}: record {number} has another form than the first. Use a file for each")
+        counts[record.get("label")] += 1
+        if number <= num_examples:
+            ids = prompt_ids(style, tokenizer, asked(record), True, variables_of(record))
+            print(f"--- example {number}\n{tokenizer.decode_visibly(ids)}")
+            print("\n".join(f"--- {name}: {record[name]}" for name in fields[1:]))
+    labels = f"; label true {counts[True]:,}, false {counts[False]:,}" if None not in counts else ""
+    print(f"---\nstyle           {style}\nexamples        {sum(counts.values()):,}{labels}; no script trains on them yet")
+
+
 def inspect_data(args: InspectDataArgs) -> None:
     """Print some examples, and then the counts that finetuning prints before it starts.
 
@@ -341,6 +359,8 @@ def inspect_data(args: InspectDataArgs) -> None:
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
     set_template_kwargs(tokenizer, args.template_kwargs, style)
+    if unpaired_fields(next(iter_records(paths[0]))):
+        return _show_unpaired(Records(paths[0]), style, tokenizer, args.num_examples)
     limit = min(args.max_seq_length or config.block_size, config.block_size)
     options = (style, tokenizer, args.mask_prompt, args.train_on, limit)
     found = [load_examples(Records(path), *options) for path in paths if path.is_file()]

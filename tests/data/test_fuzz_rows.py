@@ -1,6 +1,7 @@
 """Mutated rows: read alike by preparation and by finetuning, or refused by both in words; what is kept can be read again."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from lit_llm.args.data import PrepareCsvArgs, PrepareJsonArgs
 from lit_llm.data.examples import tokenize
-from lit_llm.data.file_readers import csv_rows, json_rows
+from lit_llm.data.file_readers import csv_rows, json_rows, rows_of
 from lit_llm.data.prepare import prepare_table
 from lit_llm.data.rows import COLUMNS, read_records, to_record
 from lit_llm.errors import DataError, LitError
@@ -88,6 +89,39 @@ def test_a_record_is_the_record_of_itself(row):
 def test_mutated_rows_become_tokens(tokenizer, row, style):
     with result_or_clear_error(errors=(LitError,)):
         tokenize(to_record(json.loads(json.dumps(row)), COLUMNS), style, tokenizer, True)
+
+
+def compressed(kind):
+    """Rows in a compressed file or in a table."""
+    if kind == "gz":
+        return gzip.compress(b"\n".join(map(as_json, ROWS)))
+    pyarrow = pytest.importorskip("pyarrow")
+    stream = pyarrow.BufferOutputStream()
+    if kind == "zst":
+        with pyarrow.CompressedOutputStream(stream, "zstd") as file:
+            file.write(b"\n".join(map(as_json, ROWS)))
+    else:
+        table = pyarrow.Table.from_pylist([{"messages": CHAT[:1], "instruction": "é", "output": "b", "score": 0.5}] * 9)
+        if kind == "parquet":
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(table, stream)
+        else:
+            with (pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream)(stream, table.schema) as file:
+                file.write(table)
+    return stream.getvalue().to_pybytes()
+
+
+SUFFIXES = {"gz": "jsonl.gz", "zst": "jsonl.zst", "parquet": "parquet", "file": "arrow", "stream": "arrow"}
+
+
+@fuzz(st.sampled_from([*SUFFIXES]), st.data())
+def test_mutated_compressed_files_and_tables(folder, kind, data):
+    path = folder / f"rows.{SUFFIXES[kind]}"
+    path.write_bytes(data.draw(mutated_bytes(compressed(kind))))
+    with result_or_clear_error(str(path), errors=(DataError,)):
+        for row in rows_of(path):
+            lenient(path, lambda _, row=row: [row])
 
 
 def as_csv(table, delimiter):

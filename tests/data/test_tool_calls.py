@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from tool_templates import CHATS, CLOCK, WEATHER, call
 
-from lit_llm.data.rows import COLUMNS, to_record
+from lit_llm.data.rows import COLUMNS, read_records, to_record
 
 RECORD = {"messages": CHATS["two calls"], "tools": [WEATHER, CLOCK]}
 
@@ -141,3 +141,28 @@ def test_a_pair_with_calls_is_refused():
     answer = [USER, {"role": "assistant", "content": "", "tool_calls": [call("now")]}]
     with pytest.raises(ValueError, match="an answer of a pair has 'tool_calls', which would be ignored"):
         record({"prompt": USER["content"], "chosen": answer, "rejected": [USER, END]})
+
+
+USER, END = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f"}]}, USER, END]}, "'f'.*their results 0"),
+        ({"messages": [USER, END, {"role": "tool", "content": "1"}, END]}, "a result of a tool has no call before it"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+            "the arguments of the call of 'f' are",
+        ),
+        (
+            {"messages": [USER, END], "tools": [{"name": "f", "parameters": [1]}]},
+            "the parameters of the tool 'f' are not a JSON schema",
+        ),
+    ],
+    ids=["no result", "no call", "no JSON", "no schema"],
+)
+def test_a_row_with_bad_calls_is_named_by_file_and_line(tmp_path, row, message):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": [USER, END]}) + "\n" + json.dumps(row))
+    with pytest.raises(ValueError, match=f"train.jsonl:2: .*{message}"):
+        read_records(tmp_path / "train.jsonl")

@@ -409,6 +409,12 @@ def test_a_field_that_the_style_does_not_render_is_refused_or_counted(tmp_path, 
     )
 
 
+@pytest.mark.parametrize(("template", "found"), [(TEMPLATES["helpers"], ["system"]), (TEMPLATES["chatml"], [])])
+def test_a_system_turn_that_is_not_rendered_is_counted(tmp_path, template, found):
+    tokenizer = Tokenizer(checkpoint_with(tmp_path, template))
+    assert unrendered_fields({"messages": SYSTEM}, "chat_template", tokenizer) == found
+
+
 def test_thoughts_that_leave_the_history_count_as_rendered(tmp_path):
     tokenizer = Tokenizer(checkpoint_with(tmp_path, FIELDS))
     record = {"messages": [CHAT[0], {**CHAT[1], "thinking": "first"}, CHAT[2], {**CHAT[3], "thinking": "two"}]}

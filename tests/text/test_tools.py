@@ -1,6 +1,7 @@
 """Conversations with tools: rendered as transformers does, and the calls and answers are trained, nothing else."""
 
 import json
+import re
 
 import pytest
 from tiny import make_tokenizer
@@ -8,9 +9,11 @@ from tool_templates import AS_STRINGS, CHATS, CLOCK, TOOL_TEMPLATES, WEATHER
 from transformers import AutoTokenizer
 
 from lit_llm.data.examples import answer_text, tokenize
-from lit_llm.data.records import check_record
+from lit_llm.data.records import check_record, variables_of
+from lit_llm.generation.prompt_file import as_messages, read_lines
 from lit_llm.text.conversation import documents, prompt_ids, prompt_style
 from lit_llm.text.tokenizer import Tokenizer
+from lit_llm.training.preflight import show
 
 TOOLS = [WEATHER, CLOCK]
 
@@ -86,6 +89,34 @@ def test_the_reference_of_a_call_is_the_call_as_it_is_written(template):
         "glm4.5": "<tool_call>get_weather\n<arg_key>city", "granite": "<|tool_call|>[",
     }[name])  # fmt: skip
     assert not answer.endswith(("<|im_end|>", "<|eot_id|>", "</s>", "<|END|>", "<|end|>"))
+
+
+def test_a_prompt_of_a_file_has_its_tools_and_results(template, tmp_path):
+    """With arguments as OpenAI's API has them, in strings."""
+    name, tokenizer, reference = template
+    messages = CHATS["answer"]
+    asked = as_upstream(AS_STRINGS[0], messages)[:-1]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"messages": asked, "tools": TOOLS}))
+    (prompt,) = read_lines(tmp_path / "prompts.jsonl")
+    ids = prompt_ids("chat_template", tokenizer, as_messages(prompt), True, variables_of(prompt))
+    example = tokenize({"messages": messages, "tools": TOOLS}, "chat_template", tokenizer, True)
+    assert example.ids[: len(ids)].tolist() == ids
+    text = reference.apply_chat_template(
+        as_upstream(name, messages)[:-1], tools=TOOLS, tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(ids).replace("</s>", "") == tokenizer.decode(tokenizer.encode(text)).replace("</s>", "")
+
+
+def test_what_is_shown_has_calls_within_the_marks_and_results_outside(template):
+    _, tokenizer, _ = template
+    text = show(tokenize({"messages": CHATS["answer"], "tools": TOOLS}, "chat_template", tokenizer, True), tokenizer, False)
+    call, answer = re.findall("⟦(.*?)⟧", text, re.DOTALL)
+    assert "get_weather" in call
+    assert CHATS["answer"][-1]["content"] in answer
+    assert '"degrees' not in call + answer
+    outside = re.sub("⟦.*?⟧", "", text, flags=re.DOTALL)
+    assert "degrees" in outside
+    assert "get_weather" in outside
 
 
 def test_a_style_of_the_table_refuses_calls_and_results(template):
