@@ -143,26 +143,29 @@ def test_a_pair_with_calls_is_refused():
         record({"prompt": USER["content"], "chosen": answer, "rejected": [USER, END]})
 
 
-USER, END = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f"}]}, USER, END]}, "'f'.*their results 0"),
-        ({"messages": [USER, END, {"role": "tool", "content": "1"}, END]}, "a result of a tool has no call before it"),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f"}]}, ASKED, ANSWERED]}, "'f'.*their results 0"),
         (
-            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+            {"messages": [ASKED, ANSWERED, {"role": "tool", "content": "1"}, ANSWERED]},
+            "a result of a tool has no call before it",
+        ),
+        (
+            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
             "the arguments of the call of 'f' are",
         ),
         (
-            {"messages": [USER, END], "tools": [{"name": "f", "parameters": [1]}]},
+            {"messages": [ASKED, ANSWERED], "tools": [{"name": "f", "parameters": [1]}]},
             "the parameters of the tool 'f' are not a JSON schema",
         ),
     ],
     ids=["no result", "no call", "no JSON", "no schema"],
 )
 def test_a_row_with_bad_calls_is_named_by_file_and_line(tmp_path, row, message):
-    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": [USER, END]}) + "\n" + json.dumps(row))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": [ASKED, ANSWERED]}) + "\n" + json.dumps(row))
     with pytest.raises(ValueError, match=f"train.jsonl:2: .*{message}"):
         read_records(tmp_path / "train.jsonl")
