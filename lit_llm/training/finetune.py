@@ -100,7 +100,7 @@ def _finetune(args: FinetuneArgs, method: Method | None, device: torch.device) -
     found.check()
     folder.check_same_data(data.identity, data_dir)
     if args.dry_run:
-        print(plan(job, empty, device))
+        print(f"\n{plan(job, empty, device)}")
         print(f"\n{show(data.examples[0], tokenizer, colour=sys.stdout.isatty())}")
         return folder.result()
 
