@@ -172,7 +172,8 @@ class ExampleArgs(Checked):
     """Folder of the base model, as Hugging Face publishes it or converted. Without it and data_dir: the embedded demo."""
     data_dir: Path | None = None
     """Folder with train.jsonl and optionally val.jsonl, as the prepare scripts write it; or a .csv, .tsv, .json, .jsonl,
-    .parquet or .arrow file, which is prepared first. Several, each with or without a weight: a.jsonl:0.7,data/b."""
+    .parquet or .arrow file, or a folder or pattern of them, which is prepared first. Several, each with or without a weight:
+    a.jsonl:0.7,data/b."""
     prompt_style: str | None = None
     """Style that turns a record into a prompt. Default: the one that fits the checkpoint and the records."""
     template_kwargs: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """Several sources of examples in one run, each drawn as often as its weight says."""
 
+import glob
 import math
 import re
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from lit_llm.errors import OptionError
 
 @dataclass(frozen=True)
 class Source:
-    """A file of rows or a data folder."""
+    """A data folder, or a file, folder or pattern of rows."""
 
     name: str
-    """In the columns of `metrics.csv`: that of the folder, or of the file without its suffix; different for each source."""
+    """In the columns of `metrics.csv`: that of the file without its suffix, or of the folder; different for each source."""
     path: Path
     weight: float | None
 
@@ -38,7 +39,7 @@ def sources_of(data_dir: Path) -> list[Source]:
             raise OptionError(f"`data_dir` {data_dir} lists an empty path. Separate paths by single commas")
         if any(path.resolve() == other.path.resolve() for other in sources):
             raise OptionError(f"`data_dir` lists {path} twice. List it once, with the sum of the weights")
-        name = path.stem if path.suffix else path.resolve().name
+        name = path.parent.resolve().name if glob.has_magic(path.name) else path.stem if path.suffix else path.resolve().name
         same = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other.name) is not None for other in sources)
         sources.append(Source(f"{name}-{same + 1}" if same else name, path, weight))
     given = [source.weight for source in sources if source.weight is not None]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -241,15 +242,34 @@ def prepare_table(args: PrepareCsvArgs | PrepareJsonArgs, wait: bool = False) ->
     prepare(args, csv_files(name, columns) if from_csv else row_files(name, columns), wait)
 
 
+_NO_ROWS = frozenset(("train.jsonl", "val.jsonl", "meta.json", "config.json"))
+"""Files of data folders and checkpoints."""
+
+
+def names_rows(path: Path) -> bool:
+    """Return True for a file, pattern or folder of rows, and False for a data folder."""
+    if path.is_dir():
+        names = [file.name for file in path.iterdir()]
+        return not {"train.jsonl", "val.jsonl", "meta.json", "config.json"} & {*names} and any(
+            format_of(Path(name)) in ROWS for name in names
+        )
+    return path.is_file() or (glob.has_magic(str(path)) and not path.exists())
+
+
+def data_folder(path: Path) -> Path:
+    """Return a data folder: `path`, or the one made from the rows that it names."""
+    return prepared(path) if names_rows(path) else path
+
+
 def prepared(path: Path) -> Path:
-    """Return the data folder of a file of rows, which is made unless it exists and is up to date.
+    """Return the data folder of rows, which is made unless it exists and is up to date; see `files_of`.
 
     Raises:
         DataError: if the file is plain text, or cannot be prepared.
     """
     if format_of(path) in (".txt", ".md"):
         raise DataError(f"{path} is plain text. Prepare it first: python scripts/prepare_text.py --text_path {path}")
-    name = Path(plain_name(path)).stem
+    name = path.parent.resolve().name if glob.has_magic(path.name) else Path(plain_name(path)).stem
     folder = Path("data") / f"{name}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if is_csv(path):
         prepare_table(PrepareCsvArgs(csv_path=str(path), destination_path=folder), wait=True)

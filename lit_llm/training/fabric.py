@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_llm.args.finetune import FinetuneArgs
 from lit_llm.data.mixture import sources_of
+from lit_llm.data.prepare import names_rows
 from lit_llm.devices.fsdp import shard
 from lit_llm.errors import OptionError
 from lit_llm.estimation.step_memory import STATE_BYTES
@@ -50,9 +51,13 @@ def check_devices(args: FinetuneArgs, device: torch.device) -> None:
         )
     if n_found is None and args.num_nodes > 1:
         raise OptionError(f"`num_nodes` {args.num_nodes} needs torchrun or srun on every node; see tutorials/cluster.md")
-    if started_elsewhere() and args.data_dir is not None and any(source.path.is_file() for source in sources_of(args.data_dir)):
+    if (
+        started_elsewhere()
+        and args.data_dir is not None
+        and any(names_rows(source.path) for source in sources_of(args.data_dir))
+    ):
         raise OptionError(
-            f"`data_dir` {args.data_dir} is a file, which all processes would prepare at once. Prepare it first: "
+            f"`data_dir` {args.data_dir} names rows, which all processes would prepare at once. Prepare it first: "
             "python scripts/prepare_csv.py or prepare_json.py"
         )
 

@@ -18,7 +18,7 @@ from lit_llm.checkpoint.read import read_config
 from lit_llm.data.batches import StepPlan
 from lit_llm.data.examples import Example, Kept, Pair, Rewritten, drop_long, unrendered_fields
 from lit_llm.data.mixture import sources_of
-from lit_llm.data.prepare import prepared
+from lit_llm.data.prepare import data_folder
 from lit_llm.data.records import Record, asked, turns_of, unpaired_fields, variables_of
 from lit_llm.data.rows import ignored_fields, iter_records
 from lit_llm.data.token_cache import CACHED_FROM, examples_of, style_of
@@ -355,7 +355,7 @@ def inspect_data(args: InspectDataArgs) -> None:
     source, *others = sources_of(args.data_dir)
     if others:
         raise OptionError(f"`data_dir` lists {1 + len(others)} sources. Inspect one at a time")
-    data_dir = prepared(source.path) if source.path.is_file() else source.path
+    data_dir = data_folder(source.path)
     paths = [data_dir / f"{name}.jsonl" for name in (args.split, "val")]
     style = args.prompt_style or style_of(paths[0], tokenizer)
     set_template_kwargs(tokenizer, args.template_kwargs, style)

@@ -11,7 +11,7 @@ from lit_llm.args.finetune import FinetuneArgs, TrainArgs
 from lit_llm.data.batches import MicroBatch, StepPlan, batches, pack
 from lit_llm.data.examples import Example, Kept, Pair
 from lit_llm.data.mixture import Draws, Source, n_drawn, sources_of
-from lit_llm.data.prepare import prepared
+from lit_llm.data.prepare import data_folder
 from lit_llm.data.records import PAIR, Record
 from lit_llm.errors import DataError, OptionError
 from lit_llm.methods.method import Method
@@ -22,7 +22,7 @@ from lit_llm.training.preflight import Layout, Preflight, Records, first_epoch, 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Records of a source: a data folder, or a file of rows, which is prepared first."""
+    """Records of a source: a data folder, or rows, which are prepared first."""
 
     source: Source
     train: Records
@@ -30,7 +30,7 @@ class DataFiles:
 
     @classmethod
     def open(cls, source: Source) -> "DataFiles":
-        folder = prepared(source.path) if source.path.is_file() else source.path
+        folder = data_folder(source.path)
         val = folder / "val.jsonl"
         return cls(source, Records(folder / "train.jsonl"), Records(val) if val.is_file() else None)
 

@@ -1,12 +1,13 @@
 """Runs on several sources: counts and losses of each, and a resume in the middle."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_data
+from tiny import make_data, rows
 
 from lit_llm.args.finetune import EvalArgs, LoRAFinetuneArgs, TrainArgs
 from lit_llm.errors import OptionError
@@ -83,3 +84,22 @@ def test_a_mixture_resumes_as_if_it_had_never_stopped(checkpoint, sources, tmp_p
 def test_overfitting_on_a_mixture_is_refused(checkpoint, sources, tmp_path):
     with pytest.raises(OptionError, match=r"`train\.overfit_batches` needs one `data_dir`"):
         train(checkpoint, f"{sources / 'small'},{sources / 'large'}", tmp_path / "run", overfit_batches=1)
+
+
+def test_a_pattern_and_a_folder_of_shards_are_prepared_first(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        text = "".join(json.dumps(row) + "\n" for row in rows(6, seed=number))
+        (tmp_path / f"shards/part-{number}.jsonl").write_text(text)
+    (tmp_path / "one.csv").write_text("instruction,output\n" + "".join(f"the cat {n},the dog {n}\n" for n in range(4)))
+    for name, data_dir in (("pattern", "shards/*.jsonl:0.5,one.csv"), ("folder", "shards:0.5,one.csv")):
+        train(checkpoint, data_dir, tmp_path / name, max_steps=1)
+        assert "examples_shards" in rows_of(tmp_path / name)[0]
+    first, second = (load_file(tmp_path / name / "final/adapter.safetensors") for name in ("pattern", "folder"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_checkpoint_is_not_taken_for_rows(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train.jsonl does not exist. Write it with a prepare script"):
+        train(checkpoint, checkpoint, tmp_path / "run")
