@@ -159,7 +159,7 @@ def fit_lora(model, method, examples, train, validation=(), out_dir=None):
         optimizer = make_optimizer(model, method, train, fabric.device)
         objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
         plan = StepPlan([len(e) for e in examples], train.global_batch_size, train.micro_batch_size, 256, train.packing, 0)
-        data = RunData(examples, plan, first_epoch(plan), list(validation))
+        data = RunData(examples, plan, first_epoch(plan), {"data": validation} if validation else {})
         job = Job(FinetuneArgs(train=train), method, data, RunFolder(out_dir or Path(folder)))
         return fit(fabric, objective, optimizer, job, lambda folder: None)
 

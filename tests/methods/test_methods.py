@@ -102,7 +102,7 @@ def train_two_steps(model, method, examples, out_dir):
             watch(parameter, n)
     objective, optimizer = fabric.setup(Objective(model, next_token_loss), optimizer)
     plan = StepPlan([len(e) for e in examples], 3, 1, 60, True, 0)
-    data = RunData(examples, plan, first_epoch(plan), [collate(examples)])
+    data = RunData(examples, plan, first_epoch(plan), {"data": [collate(examples)]})
     job = Job(FinetuneArgs(train=train), method, data, RunFolder(out_dir))
     state = fit(fabric, objective, optimizer, job, lambda f: None)
     assert state.step == 2
