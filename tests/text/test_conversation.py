@@ -409,8 +409,12 @@ def test_a_field_that_the_style_does_not_render_is_refused_or_counted(tmp_path, 
     )
 
 
-@pytest.mark.parametrize(("template", "found"), [(TEMPLATES["helpers"], ["system"]), (TEMPLATES["chatml"], [])])
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [(TEMPLATES["helpers"], ["system", "marks", "marks"]), (TEMPLATES["chatml"], [])],
+)
 def test_a_system_turn_that_is_not_rendered_is_counted(tmp_path, template, found):
+    """And both answers, of which the marks of the template exclude the JSON."""
     tokenizer = Tokenizer(checkpoint_with(tmp_path, template))
     assert unrendered_fields({"messages": SYSTEM}, "chat_template", tokenizer) == found
 
