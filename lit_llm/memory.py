@@ -1,5 +1,6 @@
 """Memory of this process and its device: in use, peak, available, and errors when it runs out."""
 
+import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -49,3 +50,12 @@ def peak_above(step: Callable[[], object], device: torch.device) -> float:
 def _resident() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e9
+
+
+def give_back() -> None:
+    """Return freed memory to the system where glibc allocates: the holes that temporary tensors leave between weights.
+
+    See malloc_trim(3). Without it the peak of quantizing a model while loading was up to 1.5 times its weights.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -24,6 +24,7 @@ from lit_llm.checkpoint.read import (
 )
 from lit_llm.checkpoint.tensor_names import hf_names
 from lit_llm.devices.layer_placement import place
+from lit_llm.memory import give_back
 from lit_llm.model.config import Config
 from lit_llm.model.cpu_linear import Layout, by_columns, check_layout, linears, replace
 from lit_llm.model.experts import MoE
@@ -136,6 +137,8 @@ def _fill(
     plain_dtype = None if in_parts and dtype == torch.float32 else dtype  # float32 would be larger than the file's
     first_rows = {}
     for name, tensor in tensors:
+        if converts:
+            give_back()
         path, _, leaf = name.rpartition(".")
         module, block = model.get_submodule(path), re.match(r"h\.(\d+)\.", name)
         place_of = model.placement[int(block[1])] if model.placement and block else device
