@@ -149,7 +149,7 @@ class PrepareTextArgs(PrepareArgs):
     source: ClassVar[str] = "text_path"
 
     text_path: str = field(kw_only=True)
-    """Text: a file, a folder or a pattern, each file of which is a document; a URL, or hf://datasets/ORG/NAME/FILE."""
+    """Text: a file, a folder or a pattern, where each file is a document; a URL, or hf://datasets/ORG/NAME/FILE."""
     destination_path: Path = Path("data/text")
     separator: str | None = None
     """String between two documents, e.g. <|endoftext|>; without it each file is one document."""

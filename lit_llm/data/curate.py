@@ -41,7 +41,7 @@ class Checks:
 
 
 class Selection:
-    """Filter that sees one record after another, of which it keeps an index.
+    """Filter that sees one record after another and keeps an index of them.
 
     Args:
         near_duplicates: Jaccard similarity from which records are duplicates. If None, only equal records are.

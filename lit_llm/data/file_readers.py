@@ -53,7 +53,7 @@ def json_rows(path: Path, begin: int = 0, end: int | None = None) -> Iterator[An
 
 
 def has_lines(path: Path) -> bool:
-    """Return whether a file that is not compressed holds JSON lines, any of which can be read alone."""
+    """Return whether a file that is not compressed holds JSON lines, each readable alone."""
     is_json = not is_csv(path) and format_of(path) not in (".parquet", *ARROW)
     return is_json and compression(path) is None and _first_byte(path) != b"["
 

@@ -92,7 +92,7 @@ class Draws:
     sizes: tuple[int, ...]
     """Examples of each source, whose indices follow those of the source before."""
     counts: tuple[int, ...]
-    """Examples of each source in an epoch; all sources together have as many as there are."""
+    """Examples of each source in an epoch; their sum is the number of all examples."""
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the indices of an epoch's examples in the order in which they are trained."""

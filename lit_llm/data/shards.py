@@ -75,7 +75,7 @@ def check_series(names: Iterable[str], present: Iterable[str]) -> None:
     """Raise DataError if a number is missing in names such as `train-00001-of-00005.parquet`, which count from 0 or from 1.
 
     Args:
-        present: All names in the folders of `names`, of which a pattern may leave some unread.
+        present: All names in the folders of `names`; a pattern may leave some of them unread.
     """
     numbers: dict[tuple[str, str, str], set[int]] = {}
     for series, number in filter(None, map(_numbered, present)):

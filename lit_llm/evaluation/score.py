@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lit_llm.model.gpt import CHUNK_LOGITS, GPT
+from lit_llm.text.thoughts import n_common
 
 MIN_SAVING = 256  # tokens that sharing a prefix must save: it costs two more passes, of fewer tokens each
 MAX_GROUP = 256  # most rows that share one prefix
@@ -101,7 +102,7 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
 
     where rows[m:n] is the last group and tokens(m, n) is given by `_group_tokens`.
     """
-    common = [_n_common(a.ids, b.ids) for a, b in pairwise(rows)]
+    common = [n_common(a.ids, b.ids) for a, b in pairwise(rows)]
     cost, last_start = [0], [0]
     for n in range(1, len(rows) + 1):
         candidates = [(cost[m] + tokens, m) for m, tokens in _group_tokens(rows, common, n)]
@@ -136,11 +137,6 @@ def _group_tokens(rows: Sequence[_Row], common: Sequence[int], n: int) -> Iterat
         yield m, total - (n - m - 1) * prefix + MIN_SAVING
 
 
-def _n_common(a: list[int], b: list[int]) -> int:
-    """Return the length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
     """Yield the rows of a batch, and for each its hidden states (T, C) from position `first` on."""
     single = sorted((group[0] for group in groups if len(group) == 1), key=lambda row: -len(row.ids))
@@ -158,7 +154,7 @@ def _forward(model: GPT, groups: Sequence[list[_Row]], batch_size: int) -> Itera
 def _forward_after_prefix(model: GPT, group: list[_Row], batch_size: int) -> Iterator[tuple[list[_Row], list[Tensor]]]:
     """Yield as `_forward` does, for sorted rows that continue one prefix."""
     device = model.device
-    P = min(_n_common(group[0].ids, group[-1].ids), *(row.first for row in group))
+    P = min(n_common(group[0].ids, group[-1].ids), *(row.first for row in group))
     prefix = model.make_cache(1, P)
     model.hidden(torch.tensor([group[0].ids[:P]], device=device), cache=prefix)
     group = sorted(group, key=lambda row: -len(row.ids))

@@ -147,14 +147,14 @@ class Config:
     conv_layers: list[int] | None = None
     """Layers with a gated short convolution in place of attention (https://arxiv.org/abs/2511.23404). None: no layer."""
     conv_size: int = 1
-    """Number of positions that a convolution reads, the last of which is its own."""
+    """Number of positions that a convolution reads, up to and including its own."""
     conv_bias: bool = False
     """Bias of the convolution and of the projections to and from it."""
     delta_layers: list[int] | None = None
     """Layers with a gated delta net in place of attention (https://arxiv.org/abs/2412.06464), which reads queries, keys and
     values through a convolution of `conv_size`. None: no layer."""
     delta_heads: int = 1
-    """Heads with values of their own, of which `delta_heads / delta_key_heads` share queries and keys."""
+    """Heads with values of their own; `delta_heads / delta_key_heads` of them share queries and keys."""
     delta_key_heads: int = 1
     delta_key_size: int = 1
     """Numbers per head of queries and keys."""

@@ -156,7 +156,7 @@ def chunked_delta_rule(
 
 def _documents_in_chunks(in_document: Tensor | None, T: int, L: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return which tokens of a chunk each one reads, (N, L, L); which are of a document that began before the chunk, and which
-    are of that with which the chunk ends, (N, L). With one document, masks for all chunks."""
+    are of the last document of the chunk, (N, L). With one document, masks for all chunks."""
     causal, every = torch.ones(L, L, dtype=torch.bool, device=device).tril(), torch.ones(L, dtype=torch.bool, device=device)
     if in_document is None:
         return causal, every, every

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from lit_llm.errors import OptionError
 from lit_llm.text.chat_template import ChatTemplate
 from lit_llm.text.styles import Message, Style, Turns, split_system
-from lit_llm.text.thoughts import CLOSED, OPENED, composed, split_thought, without_thought
+from lit_llm.text.thoughts import CLOSED, OPENED, composed, n_common, split_thought, without_thought
 
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "\u2603"})
 
@@ -89,7 +89,7 @@ def check_rendering(style: Style, answer: Answer, tokens: Mapping[str, Any]) -> 
     """Raise OptionError unless the style renders the answer as the end of its prompt."""
     messages, asked, answered = answer.messages, answer.asked, answer.answered
     if not answer.follows:
-        same = next((i for i, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(answered))
+        same = n_common(asked, answered)
         raise OptionError(
             f"the prompt style asks with {asked[same : same + 30]!r} but renders {answered[same : same + 30]!r} before an "
             "answer. Use another `prompt_style`"

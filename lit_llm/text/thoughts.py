@@ -1,8 +1,7 @@
 """Thoughts of answers: in a field of the turn, or between `<think>` tags at the beginning of its content."""
 
 import re
-from collections.abc import Mapping
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lit_llm.errors import DataError
@@ -108,14 +107,14 @@ def length_of_thought(answer: str, thought: str, form: Form) -> int | None:
     if not thought.strip():
         empty = EMPTY.match(answer)
         return empty.end() if empty else 0
-    start = answer.find(thought.strip(), _n_equal(answer, form.opening))
+    start = answer.find(thought.strip(), n_common(answer, form.opening))
     if start < 0:
         return None
     end = start + len(thought.strip())
     closing = re.match(r"\s*</think>\s*", answer[end:])
-    return end + (closing.end() if closing else _n_equal(answer[end:], form.closing))
+    return end + (closing.end() if closing else n_common(answer[end:], form.closing))
 
 
-def _n_equal(first: str, second: str) -> int:
-    """Return the number of characters that two strings begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+def n_common(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Return the length of the common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,10 +1,10 @@
 """Greedy generation token for token against `transformers.generate`, for every family, beyond windows and scaled contexts."""
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
+from conftest import needs_compiler
 from families import BY_NAME, CASES, make_reference, random_ids
 from greedy import LENGTHS, N_NEW, NoText, continued
 from torch._dynamo.utils import counters
@@ -40,7 +40,7 @@ def test_greedy_generation_equals_transformers(case, tmp_path):
         assert batch == theirs(reference, prompts)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral-window"])
 def test_a_compiled_model_compiles_once_and_equals_transformers(name, tmp_path):
     case = BY_NAME[name]

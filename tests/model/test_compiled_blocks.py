@@ -1,10 +1,10 @@
 """torch.compile of the blocks: the same numbers, no new compilation for other lengths, and runs that resume."""
 
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import needs_compiler
 from methods import randomize
 from safetensors.torch import load_file
 from tiny import make_checkpoint
@@ -21,8 +21,6 @@ from lit_llm.methods.loss import next_token_loss
 from lit_llm.model.compiled_blocks import compile_blocks
 from lit_llm.training.finetune import finetune
 from lit_llm.training.probe import _plain
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 def loss_and_gradients(model, lengths):

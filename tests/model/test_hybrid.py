@@ -1,11 +1,11 @@
 """Models in which some layers have no attention, but keep a state of fixed size."""
 
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import needs_compiler
 from families import BY_NAME, Case, make_reference, random_ids, relative_difference
 from greedy import NoText
 
@@ -32,7 +32,6 @@ HYBRID = [
     replace(case, sizes={**case.sizes, "max_position_embeddings": 512})
     for case in (BY_NAME["lfm2"], BY_NAME["qwen3_next"], BY_NAME["qwen3_5_text-tied"])
 ]
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(params=HYBRID, ids=str)

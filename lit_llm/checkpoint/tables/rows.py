@@ -18,7 +18,7 @@ class Fused:
     transposed: bool = False
     """Weights are stored as (in, out) (GPT-2's Conv1D)."""
     blocks: int | str = 1
-    """Rows are in this many blocks, or as many as this field of `Config` says, each with an equal share of every part. With
+    """Number of blocks of the rows, or the field of `Config` that has it; each block has an equal share of every part. With
     `n_query_groups`, a block has a key/value head and its query heads (GPT-NeoX, Falcon)."""
 
     def n_blocks(self, config: Config) -> int:
